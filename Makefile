@@ -1,0 +1,60 @@
+# One command each. Every target installs what it needs into .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export HF_HUB_OFFLINE := 1
+
+.PHONY: install test check lint types docs bench demo build clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@# torch alone first: its pinned version may be installed already as a build for this machine.
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(INSTALLED)
+
+# The tests that take seconds; `make check` runs the long ones too.
+test: $(INSTALLED)
+	$(BIN)/pytest -m 'not slow'
+
+check: lint types docs build
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+# Prints ratios of runs on this machine; DATA is a folder with the chunking_evaluation corpora.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/search_overhead.py
+	$(BIN)/python benchmarks/write_rate.py
+	$(BIN)/python benchmarks/index_overhead.py $(DATA)
+	$(BIN)/python benchmarks/recall.py $(DATA)
+
+# Answers questions about this project from its own documents, with the offline model.
+demo: $(INSTALLED)
+	@rm -rf build/demo
+	$(BIN)/pplx-vectorstore index README.md docs --model all-minilm-l6-v2 --store build/demo
+	$(BIN)/pplx-vectorstore search "Why not use cosine on the shifted bytes?" --store build/demo -k 3
+	$(BIN)/pplx-vectorstore search "What happens to a chunk longer than a window?" --store build/demo -k 3
+	$(BIN)/pplx-vectorstore info --store build/demo
+
+# The wheel, installed alone into a fresh environment and tried there.
+build: $(INSTALLED)
+	rm -rf dist build/smoke
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	build/smoke/bin/python tests/smoke.py
+
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,83 @@
+"""Contextual retrieval on Qdrant: late-chunked int8 vectors with two-stage search.
+
+Names are loaded on first use, so importing the package loads no torch, transformers or qdrant_client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from pplx_vectorstore._version import __version__
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.chunking import Chunker
+    from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
+    from pplx_vectorstore.encoders import Encoder, load_encoder
+    from pplx_vectorstore.errors import PplxVectorStoreError
+    from pplx_vectorstore.models import ModelSpec
+    from pplx_vectorstore.quantization import (
+        cosine_similarity,
+        hamming_distance,
+        pack_bits,
+        quantize_absmax,
+        quantize_tanh,
+        truncate,
+        unpack_bits,
+    )
+    from pplx_vectorstore.store import AddReport, VectorStore
+
+_HOMES = {
+    "AddReport": "store",
+    "Chunk": "documents",
+    "Chunker": "chunking",
+    "Document": "documents",
+    "Encoder": "encoders",
+    "Hit": "documents",
+    "ModelSpec": "models",
+    "PplxVectorStoreError": "errors",
+    "StoredChunk": "documents",
+    "VectorStore": "store",
+    "cosine_similarity": "quantization",
+    "hamming_distance": "quantization",
+    "load_encoder": "encoders",
+    "pack_bits": "quantization",
+    "quantize_absmax": "quantization",
+    "quantize_tanh": "quantization",
+    "truncate": "quantization",
+    "unpack_bits": "quantization",
+}
+
+__all__ = [
+    "AddReport",
+    "Chunk",
+    "Chunker",
+    "Document",
+    "Encoder",
+    "Hit",
+    "ModelSpec",
+    "PplxVectorStoreError",
+    "StoredChunk",
+    "VectorStore",
+    "__version__",
+    "cosine_similarity",
+    "hamming_distance",
+    "load_encoder",
+    "pack_bits",
+    "quantize_absmax",
+    "quantize_tanh",
+    "truncate",
+    "unpack_bits",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

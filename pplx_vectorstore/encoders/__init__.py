@@ -1,0 +1,99 @@
+"""Text → int8 codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
+from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Progress, with_options
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.models import ModelSpec
+from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.tokenization import ChunkTokenizer
+
+
+class Encoder(Protocol):
+    """What a store needs of an encoder; write your own to use any other model."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Name, dimension and quantizer of the model."""
+        ...
+
+    @property
+    def tokenizer(self) -> ChunkTokenizer:
+        """Sizes the chunks that a store cuts."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the vectors depend on."""
+        ...
+
+    def encode_documents(
+        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
+    ) -> list[Codes]:
+        """Return int8 codes of shape (n_chunks, dimension) for each document, given as its chunks."""
+        ...
+
+    def encode_queries(self, queries: Sequence[str]) -> Codes:
+        """Return int8 codes of shape (n_queries, dimension)."""
+        ...
+
+
+def load_encoder(
+    model: str,
+    *,
+    backend: Literal["torch"] = "torch",
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    dimensions: int | None = None,
+    window_tokens: int | None = None,
+    min_context: int | None = None,
+    context_weight: float | None = None,
+    batch_tokens: int | None = None,
+) -> LateChunkingEncoder:
+    """Load a model.
+
+    Args:
+        model: A known name in any letter case (``pplx-embed-context-v1-0.6b``, ``all-minilm-l6-v2``),
+            a hub id, or the path of a checkpoint folder.
+        backend: The runtime.
+        device: "auto" (cuda, then mps, then cpu) or a torch device such as "cuda:1".
+        dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "bfloat16",
+            "float32", or "float16" where the model stands it.
+        revision: Branch, tag or commit on the hub.
+        dimensions: Cut vectors to so many components (Matryoshka); None for all.
+        window_tokens: Tokens that go through the model at once; None for the model's default.
+        min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
+        context_weight: Share of the contextual vector, 0 to 1; None for the model's default.
+        batch_tokens: Tokens of a batch, padding included; None for the device's default.
+
+    Returns:
+        An encoder; see :class:`LateChunkingEncoder`.
+
+    Raises:
+        InvalidInputError: An option is out of range.
+        UnknownModelError: No such model, or no network to fetch it.
+        ModelFileError: The checkpoint is broken, altered or of an unsupported layout.
+        MissingExtraError: An extra must be installed first.
+    """
+    if backend != "torch":
+        raise InvalidInputError(f"backend must be 'torch', not {backend!r}")
+    checkpoint = locate_checkpoint(model, revision)
+    spec = with_options(
+        checkpoint.spec, dimensions=dimensions, window_tokens=window_tokens, context_weight=context_weight
+    )
+    from pplx_vectorstore.encoders.torch_model import load_torch_model
+
+    return LateChunkingEncoder(
+        load_torch_model(checkpoint, device=device, dtype=dtype),
+        ChunkTokenizer.from_folder(checkpoint.folder),
+        spec,
+        revision=checkpoint.revision,
+        min_context=min_context,
+        batch_tokens=batch_tokens,
+    )

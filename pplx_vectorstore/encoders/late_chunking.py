@@ -1,0 +1,295 @@
+"""Late chunking over any model that gives token vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.encoders.batching import plan_batches
+from pplx_vectorstore.errors import AlignmentError, InvalidInputError
+from pplx_vectorstore.models import ModelSpec
+from pplx_vectorstore.pooling import Span, blend, merge_pieces
+from pplx_vectorstore.quantization import Codes, quantize, truncate
+from pplx_vectorstore.tokenization import ChunkTokenizer
+from pplx_vectorstore.windows import Layout, TokenIds, Window, lay_out, plan_windows
+
+Vectors = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (tokens done, tokens in all) after every batch."""
+
+
+class TokenModel(Protocol):
+    """A model that turns token ids into pooled vectors: the one seam between this module and a runtime."""
+
+    @property
+    def dimension(self) -> int:
+        """Components of a token vector."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch that suit the device."""
+        ...
+
+    def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> Vectors:
+        """Run the rows as one batch and mean-pool spans of each.
+
+        Args:
+            rows: int64 ids, one array per row; padding is the model's business.
+            spans: For each row its half-open, non-empty token ranges.
+
+        Returns:
+            float32, shape (total number of spans, dimension), rows in order.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A layout with its windows, and the first of the slots that its chunks' vectors go to."""
+
+    layout: Layout
+    windows: list[Window]
+    first_slot: int
+
+
+class LateChunkingEncoder:
+    """Embeds the chunks of a document in the context of the document.
+
+    Args:
+        token_model: The runtime.
+        tokenizer: The model's tokenizer.
+        spec: How the model is used; `dimension` below the model's own cuts its vectors.
+        revision: What tells this checkpoint from others of its name.
+        min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
+        batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
+
+    Raises:
+        InvalidInputError: A setting is out of range.
+    """
+
+    def __init__(
+        self,
+        token_model: TokenModel,
+        tokenizer: ChunkTokenizer,
+        spec: ModelSpec,
+        *,
+        revision: str | None = None,
+        min_context: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self._model = token_model
+        self._revision = revision
+        self._separator_id = None if spec.separator is None else tokenizer.token_id(spec.separator)
+        self._document_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.document_prefix])])
+        self._query_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.query_prefix])])
+        self._capacity = self._window_capacity()
+        self._min_context = self._capacity // 8 if min_context is None else min_context
+        plan_windows([], 0, capacity=self._capacity, min_context=self._min_context)
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
+        self._batch_tokens = batch_tokens or token_model.batch_tokens
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the vectors depend on, for the collection they are written to."""
+        return Fingerprint(
+            model=self.spec.name,
+            revision=self._revision,
+            dimension=self.spec.dimension,
+            quantizer=self.spec.quantizer,
+            window_tokens=self.spec.window_tokens,
+            min_context=self._min_context,
+            context_weight=self.spec.context_weight,
+        )
+
+    def encode_documents(
+        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
+    ) -> list[Codes]:
+        """Embed documents given as chunks in order.
+
+        Args:
+            documents: For each document its chunks. Blank chunks get the zero vector.
+            progress: Called after every batch.
+
+        Returns:
+            One int8 array per document, shape (n_chunks, dimension), in the given order.
+
+        Raises:
+            InvalidInputError: A document is not a list of str.
+            EncodingError: The model gave NaN or infinity.
+            AlignmentError: The model gave another number of vectors than there are chunks.
+        """
+        return [quantize(vectors, self.spec.quantizer) for vectors in self.chunk_vectors(documents, progress=progress)]
+
+    def encode_queries(self, queries: Sequence[str]) -> Codes:
+        """Embed search queries, each a document of one chunk.
+
+        Args:
+            queries: Texts; a blank one gets the zero vector.
+
+        Returns:
+            int8, shape (n_queries, dimension).
+
+        Raises:
+            InvalidInputError: `queries` is not a list of str.
+            EncodingError: The model gave NaN or infinity.
+        """
+        _check_texts(queries, "queries")
+        vectors = self._encode([[query] for query in queries], self._query_prefix, None)
+        return quantize(np.concatenate([self._no_vectors(), *vectors]), self.spec.quantizer)
+
+    async def aencode_documents(
+        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
+    ) -> list[Codes]:
+        """:meth:`encode_documents` in a worker thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.encode_documents, documents, progress=progress)
+
+    async def aencode_queries(self, queries: Sequence[str]) -> Codes:
+        """:meth:`encode_queries` in a worker thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.encode_queries, queries)
+
+    def chunk_vectors(
+        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
+    ) -> list[Vectors]:
+        """Embed documents without quantizing: what :meth:`encode_documents` rounds.
+
+        Returns:
+            One float32 array per document, shape (n_chunks, dimension), unnormalised.
+        """
+        if isinstance(documents, str):
+            raise InvalidInputError("documents must be a list of lists of chunks, not a str")
+        for document in documents:
+            _check_texts(document, "a document")
+        return self._encode(documents, self._document_prefix, progress)
+
+    def _encode(
+        self, documents: Sequence[Sequence[str]], prefix: TokenIds, progress: Progress | None
+    ) -> list[Vectors]:
+        counts = [len(document) for document in documents]
+        n_chunks = sum(counts)
+        chunk_ids = self.tokenizer.encode([chunk for document in documents for chunk in document])
+        if len(chunk_ids) != n_chunks:
+            raise AlignmentError(f"the tokenizer gave {len(chunk_ids)} results for {n_chunks} chunks")
+        weight = self.spec.context_weight
+        sequences: list[_Sequence] = []
+        independent_slots = np.arange(n_chunks, 2 * n_chunks)
+        first = 0
+        for count in counts:
+            ids = chunk_ids[first : first + count]
+            if weight > 0:
+                sequences.append(self._plan(lay_out(ids, self._separator_id), first))
+            if weight == 1 or (weight > 0 and count == 1):
+                # Alone in its document, a chunk's contextual vector is its independent one.
+                independent_slots[first : first + count] = range(first, first + count)
+            else:
+                sequences.extend(
+                    self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids)
+                )
+            first += count
+        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, prefix, progress)
+        vectors = slots[:n_chunks]
+        if weight < 1:
+            vectors = blend(vectors, slots[independent_slots], weight)
+        vectors = truncate(vectors, self.spec.dimension)
+        return np.split(vectors, np.cumsum(counts)[:-1]) if counts else []
+
+    def _plan(self, layout: Layout, first_slot: int) -> _Sequence:
+        windows = plan_windows(
+            layout.chunk_spans, len(layout.ids), capacity=self._capacity, min_context=self._min_context
+        )
+        return _Sequence(layout, windows, first_slot)
+
+    def _run(
+        self, sequences: Sequence[_Sequence], n_slots: int, prefix: TokenIds, progress: Progress | None
+    ) -> Vectors:
+        """Run all windows, longest first, and merge their pieces into one vector per slot."""
+        rows: list[TokenIds] = []
+        spans: list[list[Span]] = []
+        first_piece: list[int] = []
+        piece_slots: list[int] = []
+        piece_tokens: list[int] = []
+        for sequence in sequences:
+            for window in sequence.windows:
+                inner = sequence.layout.ids[window.start : window.stop]
+                rows.append(np.concatenate([prefix, inner, self.tokenizer.suffix_ids]))
+                shift = len(prefix) - window.start
+                spans.append([(piece.start + shift, piece.stop + shift) for piece in window.pieces])
+                first_piece.append(len(piece_slots))
+                piece_slots.extend(sequence.first_slot + piece.chunk for piece in window.pieces)
+                piece_tokens.extend(piece.stop - piece.start for piece in window.pieces)
+        pieces = np.empty((len(piece_slots), self._model.dimension), dtype=np.float32)
+        total, done = sum(map(len, rows)), 0
+        for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
+            pooled = self._model.pool([rows[i] for i in batch], [spans[i] for i in batch])
+            targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
+            if len(pooled) != len(targets):
+                raise AlignmentError(f"the model gave {len(pooled)} vectors for {len(targets)} spans")
+            pieces[targets] = pooled
+            done += sum(len(rows[i]) for i in batch)
+            if progress is not None:
+                progress(done, total)
+        return merge_pieces(pieces, np.array(piece_tokens, np.int64), np.array(piece_slots, np.int64), n_slots)
+
+    def _window_capacity(self) -> int:
+        spec = self.spec
+        if not 1 <= spec.window_tokens <= spec.max_window_tokens:
+            raise InvalidInputError(
+                f"window_tokens of {spec.name} must be from 1 to {spec.max_window_tokens}, not {spec.window_tokens}"
+            )
+        frame = max(len(self._document_prefix), len(self._query_prefix)) + len(self.tokenizer.suffix_ids)
+        if spec.window_tokens <= frame:
+            raise InvalidInputError(
+                f"window_tokens of {spec.name} must be more than {frame}, its start and end tokens alone; "
+                f"{spec.window_tokens} came"
+            )
+        return spec.window_tokens - frame
+
+    def _no_vectors(self) -> Vectors:
+        return np.zeros((0, self.spec.dimension), dtype=np.float32)
+
+
+def with_options(
+    spec: ModelSpec,
+    *,
+    dimensions: int | None = None,
+    window_tokens: int | None = None,
+    context_weight: float | None = None,
+) -> ModelSpec:
+    """Change what a caller may change of a model's spec; None keeps its own value.
+
+    Raises:
+        InvalidInputError: A value is out of the model's range.
+    """
+    if dimensions is not None:
+        if not spec.min_dimension <= dimensions <= spec.dimension:
+            allowed = (
+                f"{spec.dimension}"
+                if spec.min_dimension == spec.dimension
+                else f"from {spec.min_dimension} to {spec.dimension}"
+            )
+            raise InvalidInputError(f"dimensions of {spec.name} must be {allowed}, not {dimensions}")
+        spec = replace(spec, dimension=dimensions)
+    if window_tokens is not None:
+        spec = replace(spec, window_tokens=window_tokens)
+    if context_weight is not None:
+        if not 0 <= context_weight <= 1:
+            raise InvalidInputError(f"context_weight must be from 0 to 1, not {context_weight}")
+        spec = replace(spec, context_weight=context_weight)
+    return spec
+
+
+def _check_texts(texts: object, what: str) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise InvalidInputError(f"{what} must be a list of str, not {type(texts).__name__}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidInputError(f"{what} must be a list of str; it holds a {type(text).__name__}")

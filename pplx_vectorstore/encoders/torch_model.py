@@ -1,0 +1,212 @@
+"""Token models on PyTorch: Qwen3 with bidirectional attention, and the BERT family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pplx_vectorstore.encoders.checkpoints import Checkpoint
+from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
+from pplx_vectorstore.pooling import Span
+from pplx_vectorstore.windows import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float32", "float16")
+
+
+class TorchTokenModel:
+    """Runs a transformer and pools on its device; only pooled vectors leave it.
+
+    Args:
+        model: A transformers model whose ``forward(input_ids, attention_mask)`` attends in both
+            directions and gives ``last_hidden_state``.
+        pad_id: Id that fills short rows; the attention mask keeps it from mattering.
+        bidirectional_qwen3: The attention mask must be handed over in prepared form.
+    """
+
+    def __init__(self, model: Any, pad_id: int, *, bidirectional_qwen3: bool) -> None:
+        self._model = model
+        self._pad_id = pad_id
+        self._prepared_mask = bidirectional_qwen3
+
+    @property
+    def dimension(self) -> int:
+        """Components of a token vector."""
+        return int(self._model.config.hidden_size)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch: enough to fill the device, few enough to stay in a CPU's caches."""
+        return 4096 if self._model.device.type == "cpu" else 65536
+
+    def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
+        """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""
+        import torch
+
+        longest = max(len(row) for row in rows)
+        ids = np.full((len(rows), longest), self._pad_id, dtype=np.int64)
+        for filled, row in zip(ids, rows, strict=True):
+            filled[: len(row)] = row
+        lengths = np.array([len(row) for row in rows])
+        with torch.inference_mode():
+            hidden = self._forward(torch.from_numpy(ids), lengths)
+            if hidden.shape[:2] != ids.shape:
+                raise AlignmentError(f"the model gave {tuple(hidden.shape)} for token ids of shape {ids.shape}")
+            return _pool_on_device(hidden, spans).cpu().numpy()
+
+    def _forward(self, ids: torch.Tensor, lengths: npt.NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        device = self._model.device
+        mask: Any = None
+        if lengths.min() < ids.shape[1]:  # without padding, attention runs faster with no mask at all
+            real = torch.arange(ids.shape[1])[None, :] < torch.from_numpy(lengths)[:, None]
+            mask = real.to(device)
+        if self._prepared_mask:
+            # As a dict, Qwen3Model takes the mask as it is and adds no causal one.
+            mask = {"full_attention": None if mask is None else mask[:, None, None, :]}
+        output = self._model(input_ids=ids.to(device), attention_mask=mask)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchTokenModel:
+    """Load a checkpoint's weights; its own code is never run.
+
+    Args:
+        checkpoint: Where it is and how it is used.
+        device: "auto" (cuda, then mps, then cpu) or a torch device.
+        dtype: One of :data:`DTYPES`; "auto" is bfloat16 where the hardware multiplies it natively.
+
+    Raises:
+        InvalidInputError: The device or dtype is unknown or unfit for the model.
+        MissingExtraError: torch or transformers is not installed.
+        ModelFileError: The files are truncated, incomplete or of another architecture.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("a local model", "torch") from error
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype == "float16" and not checkpoint.spec.float16:
+        raise InvalidInputError(
+            f"{checkpoint.spec.name} overflows float16 and gives NaN; use dtype='bfloat16' or 'float32'"
+        )
+    place = _choose_device(device)
+    chosen = getattr(torch, _choose_dtype(place) if dtype == "auto" else dtype)
+    settings = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
+    bidirectional_qwen3 = checkpoint.spec.layout == "pplx"
+    if bidirectional_qwen3:
+        # The published config names remote code; the weights are stock Qwen3's.
+        for key in ("auto_map", "architectures", "model_type", "dtype", "torch_dtype"):
+            settings.pop(key, None)
+        config, kind = transformers.Qwen3Config(**settings), transformers.Qwen3Model
+    else:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        kind = transformers.AutoModel
+    model = _load_weights(kind, checkpoint, config, chosen)
+    if bidirectional_qwen3:
+        for layer in model.layers:
+            layer.self_attn.is_causal = False
+    model.to(place).eval()
+    pad_id = getattr(config, "pad_token_id", None)
+    return TorchTokenModel(model, pad_id or 0, bidirectional_qwen3=bidirectional_qwen3)
+
+
+def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> Any:
+    import safetensors
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelFileError(
+            f"the weights in {checkpoint.folder} cannot be loaded (truncated or altered?): {error}; "
+            "fetch the checkpoint again"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    # transformers fills what is missing with random numbers and only warns.
+    wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
+    wrong = [key for key in wrong if not key.startswith("pooler.")]  # unused: we pool ourselves
+    if wrong:
+        raise ModelFileError(
+            f"the weights in {checkpoint.folder} lack or misfit {len(wrong)} tensors that config.json asks for, "
+            f"first {wrong[0]}; fetch the checkpoint again"
+        )
+    return model
+
+
+def _pool_on_device(hidden: torch.Tensor, spans: Sequence[Sequence[Span]]) -> torch.Tensor:
+    """Mean of each span's token vectors, float32, all spans of the batch in one pass.
+
+    Args:
+        hidden: Any float dtype, shape (n_rows, longest, dimension).
+        spans: Non-empty ranges per row.
+    """
+    import torch
+
+    longest = hidden.shape[1]
+    ranges = [(row * longest + start, row * longest + stop) for row, of in enumerate(spans) for start, stop in of]
+    picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    lengths = torch.tensor([stop - start for start, stop in ranges], device=hidden.device)
+    tokens = hidden.flatten(0, 1)[torch.from_numpy(picked).to(hidden.device)].float()
+    return torch.segment_reduce(tokens, "mean", lengths=lengths, axis=0)
+
+
+def _choose_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(f"device {device!r} is not available here ({reason}); use device='auto'") from error
+    return device
+
+
+def _choose_dtype(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        # Compute capability 8 (Ampere) is the first with bfloat16 tensor cores; older ones emulate it.
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    elif device == "cpu":
+        native = _cpu_multiplies_bfloat16()
+    else:
+        native = False
+    return "bfloat16" if native else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    # Before torch 2.12 the same facts have private names.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)

@@ -1,0 +1,1 @@
+"""Engines that stand behind the verbs of ``QdrantClient``."""

@@ -1,0 +1,372 @@
+"""Qdrant's engine in this process, behind the verbs of ``QdrantClient`` that the store uses.
+
+On disk::
+
+    FOLDER/
+      <collection>/
+        collection.json     vector settings and metadata; written once, last
+        indexed             present while every point but a few is in the index
+        shard/              the engine's own files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qdrant_edge as edge
+from qdrant_client import models
+from qdrant_client.http.models import QueryResponse  # models.QueryResponse is another class
+
+from pplx_vectorstore.engines.translation import edge_filter, edge_payload_type, edge_query, edge_vector_params
+from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreLockedError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_SETTINGS = "collection.json"
+_INDEXED = "indexed"
+_TEMPORARY = ".creating-"
+
+# The engine leaves a segment without an index below this size (its smallest setting; 0 means never).
+_INDEXING_THRESHOLD_KB = 1
+# Points written since the last indexing are scanned one by one: 20,000 of them take about a millisecond.
+_MOST_UNINDEXED = 20_000
+# Indexing rewrites a segment, so it must pay: half of the points during a load, a fiftieth at its end.
+_SHARE_WHILE_WRITING = 0.5
+_SHARE_AT_CLOSE = 0.02
+
+
+class EdgeClient:
+    """Collections of a folder, each one shard of the embedded engine.
+
+    One process can have a collection open at a time. Threads may share a client.
+
+    Args:
+        folder: Where the collections live; created when the first one is.
+
+    Raises:
+        StoreNotFoundError: The folder holds other things than collections.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._open: dict[str, _Shard] = {}
+        self._lock = threading.Lock()
+        if self.folder.exists():
+            self._require_collections()
+
+    def collection_names(self) -> list[str]:
+        """Return the collections of the folder, sorted."""
+        return sorted(path.parent.name for path in self.folder.glob(f"[!.]*/{_SETTINGS}"))
+
+    def collection_exists(self, collection_name: str) -> bool:
+        """Tell whether the collection was created; a creation cut short does not count."""
+        return (self._path(collection_name) / _SETTINGS).is_file()
+
+    def create_collection(
+        self,
+        collection_name: str,
+        *,
+        vectors_config: Mapping[str, models.VectorParams],
+        metadata: Mapping[str, Any],
+    ) -> bool:
+        """Create a collection, wholly or, when killed, not at all.
+
+        Raises:
+            StoreError: It exists already.
+        """
+        path = self._path(collection_name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_half_created()
+        config = edge.EdgeConfig(
+            vectors={name: edge_vector_params(params) for name, params in vectors_config.items()},
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=_INDEXING_THRESHOLD_KB),
+        )
+        settings = {
+            "vectors": {name: params.model_dump(mode="json") for name, params in vectors_config.items()},
+            "metadata": dict(metadata),
+        }
+        new = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
+        with _translated(path):
+            edge.EdgeShard.create(str(new / "shard"), config).close()
+        (new / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        try:
+            new.rename(path)
+        except OSError as error:
+            shutil.rmtree(new)
+            raise StoreError(f"collection {collection_name!r} cannot be created in {self.folder}: {error}") from error
+        return True
+
+    def get_collection(self, collection_name: str) -> models.CollectionInfo:
+        """Return settings, metadata and the number of points."""
+        settings = self._settings(collection_name)
+        vectors = {name: models.VectorParams(**params) for name, params in settings["vectors"].items()}
+        info = self._shard(collection_name).info()
+        return models.CollectionInfo.model_construct(
+            points_count=info.points_count,
+            indexed_vectors_count=info.indexed_vectors_count,
+            segments_count=info.segments_count,
+            payload_schema=dict.fromkeys(info.payload_schema),
+            config=models.CollectionConfig.model_construct(
+                params=models.CollectionParams.model_construct(vectors=vectors), metadata=settings["metadata"]
+            ),
+        )
+
+    def create_payload_index(self, collection_name: str, field_name: str, field_schema: str) -> None:
+        """Index a payload field; doing it again changes nothing."""
+        operation = edge.UpdateOperation.create_field_index(field_name, edge_payload_type(field_schema))
+        self._shard(collection_name).update(operation)
+
+    def upsert(self, collection_name: str, points: Sequence[models.PointStruct]) -> None:
+        """Write points; on return they are in the write-ahead log and survive a killed process."""
+        converted = [edge.Point(point.id, point.vector, point.payload) for point in points]  # type: ignore[arg-type]
+        self._shard(collection_name).upsert(converted)
+
+    def delete(
+        self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList
+    ) -> None:
+        """Delete points by filter or by ids."""
+        if isinstance(points_selector, models.FilterSelector):
+            condition = edge_filter(points_selector.filter)
+            assert condition is not None  # noqa: S101 - a selector always has a filter
+            operation = edge.UpdateOperation.delete_points_by_filter(condition)
+        else:
+            operation = edge.UpdateOperation.delete_points(list(points_selector.points))
+        self._shard(collection_name).update(operation)
+
+    def retrieve(
+        self, collection_name: str, ids: Sequence[str], *, with_payload: bool = True, with_vectors: bool = False
+    ) -> list[models.Record]:
+        """Return the points of these ids that exist, in no order."""
+        found = self._shard(collection_name).retrieve(list(ids), with_payload, with_vectors)
+        return [_record(point) for point in found]
+
+    def scroll(
+        self,
+        collection_name: str,
+        *,
+        scroll_filter: models.Filter | None = None,
+        limit: int = 10,
+        offset: str | None = None,
+        with_payload: bool = True,
+        with_vectors: bool = False,
+    ) -> tuple[list[models.Record], str | None]:
+        """Return a page of points ordered by id, and the id that the next page starts with."""
+        request = edge.ScrollRequest(
+            offset=offset,
+            limit=limit,
+            filter=edge_filter(scroll_filter),
+            with_payload=with_payload,
+            with_vector=with_vectors,
+        )
+        points, after = self._shard(collection_name).scroll(request)
+        return [_record(point) for point in points], None if after is None else str(after)
+
+    def count(
+        self, collection_name: str, *, count_filter: models.Filter | None = None, exact: bool = True
+    ) -> models.CountResult:
+        """Count points that match a filter."""
+        request = edge.CountRequest(filter=edge_filter(count_filter), exact=exact)
+        return models.CountResult(count=self._shard(collection_name).count(request))
+
+    def query_batch_points(
+        self, collection_name: str, requests: Sequence[models.QueryRequest]
+    ) -> list[QueryResponse]:
+        """Run searches together."""
+        results = self._shard(collection_name).query(requests)
+        return [
+            QueryResponse.model_construct(
+                points=[
+                    models.ScoredPoint.model_construct(id=str(hit.id), score=hit.score, payload=hit.payload)
+                    for hit in hits
+                ]
+            )
+            for hits in results
+        ]
+
+    def optimize(self, collection_name: str) -> None:
+        """Build the index over everything written so far."""
+        self._shard(collection_name).optimize()
+
+    def flush(self, collection_name: str) -> None:
+        """Write everything to disk, so that it survives a loss of power too."""
+        self._shard(collection_name).flush()
+
+    def close(self) -> None:
+        """Index what was written, if it is much, and let go of the files."""
+        with self._lock:
+            while self._open:
+                _, shard = self._open.popitem()
+                shard.close()
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _path(self, collection_name: str) -> Path:
+        if not isinstance(collection_name, str) or not _NAME.fullmatch(collection_name):
+            raise InvalidInputError(
+                "a collection's name must be 1 to 128 letters, digits, '_', '-' or '.', and not start with "
+                f"'.' or '-'; {collection_name!r} came"
+            )
+        return self.folder / collection_name
+
+    def _require_collections(self) -> None:
+        if not self.folder.is_dir():
+            raise StoreNotFoundError(f"{self.folder} is a file; an index is a folder")
+        others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        others = [name for name in others if not (self.folder / name / _SETTINGS).is_file()]
+        if others:
+            raise StoreNotFoundError(
+                f"{self.folder} is not an index: it holds {sorted(others)[0]!r}. Give an empty or new folder"
+            )
+
+    def _remove_half_created(self) -> None:
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            # No live process leaves one for longer than a moment; a killed one leaves it for good.
+            if not (path / _SETTINGS).is_file():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _settings(self, collection_name: str) -> dict[str, Any]:
+        path = self._path(collection_name) / _SETTINGS
+        try:
+            settings = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise StoreNotFoundError(f"there is no collection {collection_name!r} in {self.folder}") from error
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); index the documents into a new folder") from error
+        if not isinstance(settings, dict) or not isinstance(settings.get("vectors"), dict):
+            raise StoreError(f"{path} does not hold a collection's settings; index into a new folder")
+        return settings
+
+    def _shard(self, collection_name: str) -> _Shard:
+        shard = self._open.get(collection_name)
+        if shard is None:
+            with self._lock:
+                shard = self._open.get(collection_name)
+                if shard is None:
+                    settings = self._settings(collection_name)
+                    dimension = max(params["size"] for params in settings["vectors"].values())
+                    shard = self._open[collection_name] = _Shard(self._path(collection_name), dimension)
+        return shard
+
+
+class _Shard:
+    """One open shard, and how many of its points the index does not cover yet.
+
+    Only optimized segments have usable bits: in a segment still being written, the engine takes the
+    sign of the *unsigned* bytes, so every bit is 1 and Hamming ranking is arbitrary. While there are
+    such points, searches rank by the stored codes instead; what they find is right, only slower.
+    """
+
+    def __init__(self, path: Path, dimension: int) -> None:
+        self._path = path
+        self._marker = path / _INDEXED
+        self._leftover = -(-_INDEXING_THRESHOLD_KB * 1024 // dimension)
+        self._lock = threading.Lock()
+        self._wrote = False
+        with _translated(path):
+            self._shard = edge.EdgeShard.load(str(path / "shard"))
+        self._unindexed = self._leftover if self._marker.exists() else self._shard.info().points_count
+
+    def upsert(self, points: list[edge.Point]) -> None:
+        # One lock for both, so that no point slips in between an optimization and its book-keeping.
+        with self._lock, _translated(self._path):
+            self._marker.unlink(missing_ok=True)
+            self._wrote = True
+            # Points written twice count twice: an upper bound is all that is needed.
+            self._unindexed += len(points)
+            self._shard.update(edge.UpdateOperation.upsert_points(points))
+        if self._is_due(_SHARE_WHILE_WRITING) and self._unindexed > _MOST_UNINDEXED:
+            self.optimize()
+
+    def update(self, operation: edge.UpdateOperation) -> None:
+        with _translated(self._path):
+            self._shard.update(operation)
+
+    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[edge.ScoredPoint]]:
+        with _translated(self._path):
+            converted = [
+                edge_query(request, ignore_quantization=self._unindexed > _first_stage_limit(request))
+                for request in requests
+            ]
+            if len(converted) == 1:
+                return [self._shard.query(converted[0])]
+            return self._shard.query_batch(edge.QueryBatchRequest(converted))
+
+    def retrieve(self, ids: list[Any], with_payload: bool, with_vectors: bool) -> list[edge.Record]:
+        with _translated(self._path):
+            return self._shard.retrieve(ids, with_payload, with_vectors)
+
+    def scroll(self, request: edge.ScrollRequest) -> tuple[list[edge.Record], Any]:
+        with _translated(self._path):
+            return self._shard.scroll(request)
+
+    def count(self, request: edge.CountRequest) -> int:
+        with _translated(self._path):
+            return self._shard.count(request)
+
+    def info(self) -> edge.ShardInfo:
+        with _translated(self._path):
+            return self._shard.info()
+
+    def flush(self) -> None:
+        with _translated(self._path):
+            self._shard.flush()
+
+    def optimize(self) -> None:
+        with self._lock, _translated(self._path):
+            self._shard.optimize()
+            # Whatever was deleted or written twice: a segment that is left is below the threshold.
+            self._unindexed = min(self._unindexed, self._leftover)
+            self._shard.flush()
+            self._marker.touch()
+
+    def close(self) -> None:
+        if self._wrote and self._is_due(_SHARE_AT_CLOSE):
+            self.optimize()
+        with _translated(self._path):
+            self._shard.flush()
+            self._shard.close()
+
+    def _is_due(self, share: float) -> bool:
+        return self._unindexed > max(self._leftover, share * self._shard.info().points_count)
+
+
+def _first_stage_limit(request: models.QueryRequest) -> int:
+    prefetch = request.prefetch
+    stages = prefetch if isinstance(prefetch, list) else [prefetch] if prefetch else []
+    return min((stage.limit or 0 for stage in stages), default=0)
+
+
+def _record(point: edge.Record) -> models.Record:
+    return models.Record.model_construct(id=str(point.id), payload=point.payload or {}, vector=point.vector)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn the engine's errors into ours; it raises bare Exception for all of them."""
+    try:
+        yield
+    except (StoreError, InvalidInputError):
+        raise
+    except Exception as error:
+        if "WouldBlock" in str(error):
+            raise StoreLockedError(
+                f"{path} is open in another process or another store of this one; close it there first"
+            ) from error
+        raise StoreError(f"the engine failed on {path}: {error}") from error

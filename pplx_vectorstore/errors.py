@@ -1,0 +1,103 @@
+"""Every error this library raises on purpose.
+
+::
+
+    PplxVectorStoreError
+    ├── InvalidInputError (ValueError)      an argument or a document is not usable
+    │   ├── InvalidDocumentError
+    │   │   └── DuplicateDocumentError
+    │   └── UnsupportedFilterError
+    ├── MissingExtraError (ImportError)     an optional dependency is not installed
+    ├── ModelError
+    │   ├── UnknownModelError               no such model, or it cannot be fetched
+    │   ├── ModelFileError                  a checkpoint is broken, altered or of another layout
+    │   └── EncodingError                   the model gave something that must not be stored
+    │       └── AlignmentError              vectors and chunks do not correspond
+    ├── StoreError
+    │   ├── StoreNotFoundError              no index where one was expected
+    │   ├── StoreLockedError                another process has it open
+    │   ├── StoreClosedError
+    │   └── SchemaMismatchError             written with another model, dimension or schema
+    └── UnreadableFileError                 a file holds no text that can be indexed
+
+Messages say what was expected, what came, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class PplxVectorStoreError(Exception):
+    """Base of every error raised by this library."""
+
+
+class InvalidInputError(PplxVectorStoreError, ValueError):
+    """An argument is of the wrong type or out of range."""
+
+
+class InvalidDocumentError(InvalidInputError):
+    """A document, a chunk, an id or metadata cannot be stored as it is."""
+
+
+class DuplicateDocumentError(InvalidDocumentError):
+    """One call holds two documents, or two chunks, of the same id."""
+
+
+class UnsupportedFilterError(InvalidInputError):
+    """A filter says something the engine cannot evaluate."""
+
+
+class MissingExtraError(PplxVectorStoreError, ImportError):
+    """An optional dependency is needed and not installed.
+
+    Args:
+        purpose: What it is needed for.
+        extra: The extra of this distribution that installs it.
+    """
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs packages that are not installed: pip install 'pplx-vectorstore[{extra}]'")
+        self.extra = extra
+
+
+class ModelError(PplxVectorStoreError):
+    """Something is wrong with a model or with what it computed."""
+
+
+class UnknownModelError(ModelError):
+    """No model of this name is known, or it could not be fetched."""
+
+
+class ModelFileError(ModelError):
+    """A checkpoint's files are missing, truncated, altered or of an unsupported layout."""
+
+
+class EncodingError(ModelError):
+    """The model's output must not be stored (NaN, infinity, wrong shape)."""
+
+
+class AlignmentError(EncodingError):
+    """The number of vectors differs from the number of chunks, or a span is out of range."""
+
+
+class StoreError(PplxVectorStoreError):
+    """The store could not do what was asked."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no index at the given place, or the folder holds something else."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has the index open."""
+
+
+class StoreClosedError(StoreError):
+    """The store was closed before this call."""
+
+
+class SchemaMismatchError(StoreError):
+    """A collection was written with another model, dimension, setting or schema version."""
+
+
+class UnreadableFileError(PplxVectorStoreError):
+    """A file is binary, empty of text, or needs an extra to be read."""
