@@ -37,6 +37,8 @@ class Fingerprint:
         window_tokens: Tokens that went through the model at once.
         min_context: Tokens of context on each side of a chunk.
         context_weight: Share of the contextual vector.
+        source: What ``load_encoder`` takes to load the model again: its name, or a folder's path. Not
+            part of the identity: a checkpoint may move.
     """
 
     model: str
@@ -46,6 +48,13 @@ class Fingerprint:
     window_tokens: int
     min_context: int
     context_weight: float
+    source: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields in which two encoders must agree for their vectors to be the same."""
+        identity = asdict(self)
+        del identity["source"]
+        return identity
 
     def to_metadata(self) -> dict[str, Any]:
         """Return what the collection's metadata records, with schema and library version."""
@@ -82,7 +91,7 @@ class Fingerprint:
         Raises:
             SchemaMismatchError: Names every difference, and both values.
         """
-        recorded, wanted = asdict(self), asdict(given)
+        recorded, wanted = self.identity(), given.identity()
         different = [
             f"{name} {recorded[name]!r} in the collection, {wanted[name]!r} given"
             for name in recorded
@@ -93,6 +102,20 @@ class Fingerprint:
                 f"collection {collection!r} was written with other settings: {'; '.join(different)}. "
                 "Load the encoder with the collection's settings, or index into another collection"
             )
+
+
+def read_fingerprint(client: Any, collection: str) -> Fingerprint:
+    """Read how a collection was written.
+
+    Args:
+        client: A ``QdrantClient``, or the embedded engine's client.
+        collection: Name of an existing collection.
+
+    Raises:
+        SchemaMismatchError: The collection is not ours or of another schema version.
+        StoreNotFoundError: It does not exist (embedded engine).
+    """
+    return Fingerprint.from_metadata(client.get_collection(collection).config.metadata, collection)
 
 
 def vector_params(dimension: int) -> dict[str, models.VectorParams]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,10 +50,8 @@ def possible_point_ids(chunk_id: str) -> list[str]:
     (1, 2)
     """
     ids = [point_id_of(chunk_id)]
-    try:
+    with contextlib.suppress(ValueError):  # not a UUID: it can only be a caller's id
         ids.append(str(uuid.UUID(chunk_id)))
-    except ValueError:
-        pass  # not a UUID, so it can only be a caller's id
     return ids
 
 
@@ -62,7 +60,7 @@ def hash_document(document_id: str, chunks: Sequence[Chunk], fingerprint: Finger
 
     Metadata is left out: it changes no vector.
     """
-    digest = hashlib.sha256(json.dumps([document_id, astuple(fingerprint)]).encode())
+    digest = hashlib.sha256(json.dumps([document_id, fingerprint.identity()]).encode())
     for chunk in chunks:
         text = chunk.text.encode()
         # The length keeps chunk boundaries part of what is hashed.

@@ -46,9 +46,7 @@ def show_progress(total: int | None) -> Iterator[Advance]:
             documents, chunks = written
             of = "" if total is None else f"/{total}"
             embedding = f", embedding {share:.0%}" if share else ""
-            progress.update(
-                task, completed=documents, status=f"{documents}{of} documents, {chunks} chunks{embedding}"
-            )
+            progress.update(task, completed=documents, status=f"{documents}{of} documents, {chunks} chunks{embedding}")
 
         def documents(done: int, chunks: int) -> None:
             nonlocal written

@@ -39,7 +39,8 @@ def quantize_tanh(vectors: Floats) -> Codes:
     array([-127,    0,    0,   59,  127], dtype=int8)
     """
     _require_finite(vectors)
-    return np.rint(np.tanh(vectors) * 127).astype(np.int8)
+    codes: Codes = np.rint(np.tanh(vectors) * 127).astype(np.int8)
+    return codes
 
 
 def quantize_absmax(vectors: Floats) -> Codes:
@@ -66,7 +67,8 @@ def quantize_absmax(vectors: Floats) -> Codes:
     largest = np.max(np.abs(vectors), axis=-1, keepdims=True, initial=0)
     # Dividing first keeps the product in range even where `vectors` is near the float's maximum.
     scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
-    return np.rint(scaled * 127).astype(np.int8)
+    codes: Codes = np.rint(scaled * 127).astype(np.int8)
+    return codes
 
 
 def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
@@ -117,9 +119,7 @@ def unpack_bits(packed_bits: PackedBits, dimension: int, bitorder: BitOrder = "b
     """
     expected = -(-dimension // 8)
     if packed_bits.shape[-1] != expected:
-        raise InvalidInputError(
-            f"{dimension} dimensions pack into {expected} bytes, not {packed_bits.shape[-1]}"
-        )
+        raise InvalidInputError(f"{dimension} dimensions pack into {expected} bytes, not {packed_bits.shape[-1]}")
     bits = np.unpackbits(packed_bits, axis=-1, count=dimension, bitorder=bitorder)
     return (bits.astype(np.int8) * 2 - 1).astype(np.int8)
 
@@ -144,8 +144,9 @@ def truncate(vectors: npt.NDArray[Any], dimension: int) -> npt.NDArray[Any]:
 
 def norms(codes: Codes) -> npt.NDArray[np.float64]:
     """Euclidean norm of each code vector: float64, shape ``codes.shape[:-1]``; exact under the root."""
-    wide = codes.astype(np.int32)
-    return np.sqrt(np.einsum("...i,...i->...", wide, wide, dtype=np.int64).astype(np.float64))
+    wide = codes.astype(np.int64)
+    squared: npt.NDArray[np.float64] = np.einsum("...i,...i->...", wide, wide).astype(np.float64)
+    return np.sqrt(squared)
 
 
 def cosine_similarity(queries: Codes, codes: Codes) -> npt.NDArray[np.float64]:
@@ -180,7 +181,8 @@ def hamming_distance(queries: PackedBits, packed_bits: PackedBits) -> npt.NDArra
     array([0, 4])
     """
     differing = np.bitwise_xor(queries[..., None, :], packed_bits)
-    return _POPCOUNT[differing].sum(axis=-1, dtype=np.int64)
+    distances: npt.NDArray[np.int64] = _POPCOUNT[differing].sum(axis=-1, dtype=np.int64)
+    return distances
 
 
 def _require_finite(vectors: Floats) -> None:

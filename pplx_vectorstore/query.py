@@ -75,12 +75,14 @@ def build_query(
     squared_norm = float(wide @ wide)
     squared_distance = models.MultExpression(mult=["$score", "$score"])
     numerator = models.SumExpression(
-        sum=[squared_norm, models.MultExpression(mult=["norm", "norm"]), models.NegExpression(neg=squared_distance)]
+        sum=[
+            squared_norm,
+            models.MultExpression(mult=["norm", "norm"]),
+            models.NegExpression(neg=squared_distance),
+        ]
     )
     denominator = models.MultExpression(mult=[2.0 * math.sqrt(squared_norm), "norm"])
-    cosine = models.DivExpression(
-        div=models.DivParams(left=numerator, right=denominator, by_zero_default=0.0)
-    )
+    cosine = models.DivExpression(div=models.DivParams(left=numerator, right=denominator, by_zero_default=0.0))
     # Validating thousands of components against every form a query may have takes longer than the
     # search; model_construct skips it, and every value here is ours.
     shifted = (codes.astype(np.int16) + SHIFT).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +22,14 @@ from pplx_vectorstore.errors import (
     StoreClosedError,
     StoreNotFoundError,
 )
-from pplx_vectorstore.points import hash_document, iter_points, possible_point_ids, read_chunk, read_codes, read_hit
+from pplx_vectorstore.points import (
+    hash_document,
+    iter_points,
+    possible_point_ids,
+    read_chunk,
+    read_codes,
+    read_hit,
+)
 from pplx_vectorstore.progress import Advance, show_progress
 from pplx_vectorstore.quantization import Codes, Quantizer, quantize
 from pplx_vectorstore.query import build_filter, build_query, choose_candidates
@@ -94,7 +101,7 @@ class VectorStore:
         self._collection = collection
         self._encoder = encoder
         self._fingerprint = encoder.fingerprint
-        self._chunker = chunker or Chunker(encoder.tokenizer.tokenizer)
+        self._chunker = chunker
         self._owns_client = False
         self._closed = False
         self._least_count = 0
@@ -130,6 +137,11 @@ class VectorStore:
         store._owns_client = True
         return store
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """How the collection's vectors are made."""
+        return self._fingerprint
+
     def add(self, documents: Iterable[Document], *, progress: bool = False) -> AddReport:
         """Embed documents and write their chunks; a document already there is replaced whole.
 
@@ -156,7 +168,7 @@ class VectorStore:
             )
         n_documents = n_chunks = n_blank = 0
         empty: list[str] = []
-        total = len(documents) if isinstance(documents, Sequence) else None
+        total = len(documents) if isinstance(documents, Sized) else None
         shown = show_progress(total) if progress else contextlib.nullcontext(None)
         with shown as advance:
             for group in self._groups(documents):
@@ -168,9 +180,7 @@ class VectorStore:
                 if advance is not None:
                     advance.documents(n_documents, n_chunks)
             self._flush()
-        return AddReport(
-            documents=n_documents, chunks=n_chunks, blank_chunks=n_blank, empty_documents=tuple(empty)
-        )
+        return AddReport(documents=n_documents, chunks=n_chunks, blank_chunks=n_blank, empty_documents=tuple(empty))
 
     def search(
         self,
@@ -198,9 +208,7 @@ class VectorStore:
         Raises:
             InvalidInputError: The query is blank, or an argument is out of range.
         """
-        return self.search_batch(
-            [query], k=k, candidates=candidates, filter=filter, score_threshold=score_threshold
-        )[0]
+        return self.search_batch([query], k=k, candidates=candidates, filter=filter, score_threshold=score_threshold)[0]
 
     def search_batch(
         self,
@@ -224,15 +232,11 @@ class VectorStore:
             return []
         exact = self._covers_all(chosen)
         requests = [
-            build_query(
-                row, k=k, candidates=chosen, filter=condition, score_threshold=score_threshold, exact=exact
-            )
+            build_query(row, k=k, candidates=chosen, filter=condition, score_threshold=score_threshold, exact=exact)
             for row in codes
         ]
         responses = self._client.query_batch_points(self._collection, requests=requests)
-        return [
-            [read_hit(point.id, point.payload, point.score) for point in response.points] for response in responses
-        ]
+        return [[read_hit(point.id, point.payload, point.score) for point in response.points] for response in responses]
 
     def get(self, ids: Sequence[str], *, with_codes: bool = False) -> list[StoredChunk]:
         """Fetch chunks by id.
@@ -256,9 +260,7 @@ class VectorStore:
         found = [next((by_id[option] for option in options if option in by_id), None) for options in wanted]
         dimension = self._fingerprint.dimension
         return [
-            read_chunk(
-                record.id, record.payload, read_codes(record.vector, dimension) if with_codes else None
-            )
+            read_chunk(record.id, record.payload, read_codes(record.vector, dimension) if with_codes else None)
             for record in found
             if record is not None
         ]
@@ -287,8 +289,11 @@ class VectorStore:
         self._require_open()
         from qdrant_client import models
 
-        given = [name for name, value in (("ids", ids), ("document_ids", document_ids), ("filter", filter))
-                 if value is not None]
+        given = [
+            name
+            for name, value in (("ids", ids), ("document_ids", document_ids), ("filter", filter))
+            if value is not None
+        ]
         if len(given) != 1:
             raise InvalidInputError(
                 f"delete needs exactly one of ids, document_ids and filter; {' and '.join(given) or 'none'} came"
@@ -384,6 +389,8 @@ class VectorStore:
     def _chunks_of(self, document: Document) -> Sequence[Chunk]:
         if document.chunks is not None:
             return cast("Sequence[Chunk]", document.chunks)  # made Chunk objects by Document itself
+        if self._chunker is None:  # made late: searching needs no tokenizer
+            self._chunker = Chunker(self._encoder.tokenizer.tokenizer)
         return self._chunker.split(document.text or "", document.format)
 
     def _write_group(self, group: Sequence[tuple[Document, Sequence[Chunk]]], advance: Advance | None) -> None:
@@ -407,13 +414,9 @@ class VectorStore:
         """Embed the group's documents that come without vectors, together."""
         texts = [[chunk.text for chunk in chunks] for document, chunks in group if document.vectors is None]
         encoded = iter(
-            self._encoder.encode_documents(texts, progress=None if advance is None else advance.tokens)
-            if texts
-            else []
+            self._encoder.encode_documents(texts, progress=None if advance is None else advance.tokens) if texts else []
         )
-        return [
-            next(encoded) if document.vectors is None else self._given_codes(document) for document, _ in group
-        ]
+        return [next(encoded) if document.vectors is None else self._given_codes(document) for document, _ in group]
 
     def _given_codes(self, document: Document) -> Codes:
         vectors = cast(npt.NDArray[Any], document.vectors)
@@ -467,9 +470,7 @@ class VectorStore:
 def _documents_filter(document_ids: list[str]) -> models.Filter:
     from qdrant_client import models
 
-    return models.Filter(
-        must=[models.FieldCondition(key="document_id", match=models.MatchAny(any=document_ids))]
-    )
+    return models.Filter(must=[models.FieldCondition(key="document_id", match=models.MatchAny(any=document_ids))])
 
 
 def _as_ids(ids: object, what: str) -> list[str]:

@@ -99,9 +99,7 @@ def lay_out(chunk_ids: Sequence[TokenIds], separator_id: int | None) -> Layout:
     return Layout(ids, tuple(spans))
 
 
-def plan_windows(
-    chunk_spans: Sequence[Span], n_tokens: int, *, capacity: int, min_context: int
-) -> list[Window]:
+def plan_windows(chunk_spans: Sequence[Span], n_tokens: int, *, capacity: int, min_context: int) -> list[Window]:
     """Cover a document with windows so that every token of every chunk is pooled exactly once.
 
     A chunk of at most ``capacity - 2 * min_context`` tokens has at least `min_context` tokens of the

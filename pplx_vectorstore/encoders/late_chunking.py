@@ -67,6 +67,7 @@ class LateChunkingEncoder:
         tokenizer: The model's tokenizer.
         spec: How the model is used; `dimension` below the model's own cuts its vectors.
         revision: What tells this checkpoint from others of its name.
+        source: What ``load_encoder`` finds the model by; None for the spec's name.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
 
@@ -81,6 +82,7 @@ class LateChunkingEncoder:
         spec: ModelSpec,
         *,
         revision: str | None = None,
+        source: str | None = None,
         min_context: int | None = None,
         batch_tokens: int | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class LateChunkingEncoder:
         self.tokenizer = tokenizer
         self._model = token_model
         self._revision = revision
+        self._source = source or spec.name
         self._separator_id = None if spec.separator is None else tokenizer.token_id(spec.separator)
         self._document_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.document_prefix])])
         self._query_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.query_prefix])])
@@ -109,11 +112,10 @@ class LateChunkingEncoder:
             window_tokens=self.spec.window_tokens,
             min_context=self._min_context,
             context_weight=self.spec.context_weight,
+            source=self._source,
         )
 
-    def encode_documents(
-        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
-    ) -> list[Codes]:
+    def encode_documents(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Codes]:
         """Embed documents given as chunks in order.
 
         Args:
@@ -157,9 +159,7 @@ class LateChunkingEncoder:
         """:meth:`encode_queries` in a worker thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.encode_queries, queries)
 
-    def chunk_vectors(
-        self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
-    ) -> list[Vectors]:
+    def chunk_vectors(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Vectors]:
         """Embed documents without quantizing: what :meth:`encode_documents` rounds.
 
         Returns:
@@ -171,9 +171,7 @@ class LateChunkingEncoder:
             _check_texts(document, "a document")
         return self._encode(documents, self._document_prefix, progress)
 
-    def _encode(
-        self, documents: Sequence[Sequence[str]], prefix: TokenIds, progress: Progress | None
-    ) -> list[Vectors]:
+    def _encode(self, documents: Sequence[Sequence[str]], prefix: TokenIds, progress: Progress | None) -> list[Vectors]:
         counts = [len(document) for document in documents]
         n_chunks = sum(counts)
         chunk_ids = self.tokenizer.encode([chunk for document in documents for chunk in document])
@@ -191,9 +189,7 @@ class LateChunkingEncoder:
                 # Alone in its document, a chunk's contextual vector is its independent one.
                 independent_slots[first : first + count] = range(first, first + count)
             else:
-                sequences.extend(
-                    self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids)
-                )
+                sequences.extend(self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids))
             first += count
         slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, prefix, progress)
         vectors = slots[:n_chunks]

@@ -103,6 +103,8 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     chosen = getattr(torch, _choose_dtype(place) if dtype == "auto" else dtype)
     settings = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
     bidirectional_qwen3 = checkpoint.spec.layout == "pplx"
+    config: Any
+    kind: Any
     if bidirectional_qwen3:
         # The published config names remote code; the weights are stock Qwen3's.
         for key in ("auto_map", "architectures", "model_type", "dtype", "torch_dtype"):
@@ -125,7 +127,7 @@ def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.d
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = kind.from_pretrained(
             checkpoint.folder,
@@ -144,7 +146,7 @@ def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.d
         ) from error
     finally:
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     # transformers fills what is missing with random numbers and only warns.
     wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
     wrong = [key for key in wrong if not key.startswith("pooler.")]  # unused: we pool ourselves

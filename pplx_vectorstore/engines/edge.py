@@ -26,7 +26,12 @@ import qdrant_edge as edge
 from qdrant_client import models
 from qdrant_client.http.models import QueryResponse  # models.QueryResponse is another class
 
-from pplx_vectorstore.engines.translation import edge_filter, edge_payload_type, edge_query, edge_vector_params
+from pplx_vectorstore.engines.translation import (
+    edge_filter,
+    edge_payload_type,
+    edge_query,
+    edge_vector_params,
+)
 from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreLockedError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -132,20 +137,21 @@ class EdgeClient:
         converted = [edge.Point(point.id, point.vector, point.payload) for point in points]  # type: ignore[arg-type]
         self._shard(collection_name).upsert(converted)
 
-    def delete(
-        self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList
-    ) -> None:
+    def delete(self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList) -> None:
         """Delete points by filter or by ids."""
         if isinstance(points_selector, models.FilterSelector):
-            condition = edge_filter(points_selector.filter)
-            assert condition is not None  # noqa: S101 - a selector always has a filter
-            operation = edge.UpdateOperation.delete_points_by_filter(condition)
+            operation = edge.UpdateOperation.delete_points_by_filter(edge_filter(points_selector.filter))
         else:
             operation = edge.UpdateOperation.delete_points(list(points_selector.points))
         self._shard(collection_name).update(operation)
 
     def retrieve(
-        self, collection_name: str, ids: Sequence[str], *, with_payload: bool = True, with_vectors: bool = False
+        self,
+        collection_name: str,
+        ids: Sequence[str],
+        *,
+        with_payload: bool = True,
+        with_vectors: bool = False,
     ) -> list[models.Record]:
         """Return the points of these ids that exist, in no order."""
         found = self._shard(collection_name).retrieve(list(ids), with_payload, with_vectors)
@@ -165,7 +171,7 @@ class EdgeClient:
         request = edge.ScrollRequest(
             offset=offset,
             limit=limit,
-            filter=edge_filter(scroll_filter),
+            filter=None if scroll_filter is None else edge_filter(scroll_filter),
             with_payload=with_payload,
             with_vector=with_vectors,
         )
@@ -176,12 +182,10 @@ class EdgeClient:
         self, collection_name: str, *, count_filter: models.Filter | None = None, exact: bool = True
     ) -> models.CountResult:
         """Count points that match a filter."""
-        request = edge.CountRequest(filter=edge_filter(count_filter), exact=exact)
+        request = edge.CountRequest(filter=None if count_filter is None else edge_filter(count_filter), exact=exact)
         return models.CountResult(count=self._shard(collection_name).count(request))
 
-    def query_batch_points(
-        self, collection_name: str, requests: Sequence[models.QueryRequest]
-    ) -> list[QueryResponse]:
+    def query_batch_points(self, collection_name: str, requests: Sequence[models.QueryRequest]) -> list[QueryResponse]:
         """Run searches together."""
         results = self._shard(collection_name).query(requests)
         return [
@@ -232,7 +236,7 @@ class EdgeClient:
         others = [name for name in others if not (self.folder / name / _SETTINGS).is_file()]
         if others:
             raise StoreNotFoundError(
-                f"{self.folder} is not an index: it holds {sorted(others)[0]!r}. Give an empty or new folder"
+                f"{self.folder} is not an index: it holds {min(others)!r}. Give an empty or new folder"
             )
 
     def _remove_half_created(self) -> None:

@@ -6,7 +6,7 @@ Only what the store sends is translated; anything else is refused by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import qdrant_edge as edge
@@ -71,24 +71,22 @@ def edge_query(request: models.QueryRequest, *, ignore_quantization: bool) -> ed
         ignore_quantization: Rank by the stored vectors, not by their bits.
     """
     return edge.QueryRequest(
-        limit=request.limit,
+        limit=request.limit or 10,
         query=_scoring_query(request.query, request.using),
         prefetches=[_prefetch(prefetch, ignore_quantization) for prefetch in _as_list(request.prefetch)],
-        filter=edge_filter(request.filter),
+        filter=None if request.filter is None else edge_filter(request.filter),
         score_threshold=request.score_threshold,
         with_payload=bool(request.with_payload),
         with_vector=bool(request.with_vector),
     )
 
 
-def edge_filter(filter: models.Filter | None) -> edge.Filter | None:  # noqa: A002 - Qdrant's own word for it
+def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's own word for it
     """Translate a filter with everything in it.
 
     Raises:
         UnsupportedFilterError: A condition has no counterpart in the embedded engine.
     """
-    if filter is None:
-        return None
     min_should = filter.min_should
     return edge.Filter(
         must=_conditions(filter.must),
@@ -114,9 +112,9 @@ def _prefetch(prefetch: models.Prefetch, ignore_quantization: bool) -> edge.Pref
             ),
         )
     return edge.Prefetch(
-        limit=prefetch.limit,
+        limit=prefetch.limit or 10,
         query=_scoring_query(prefetch.query, prefetch.using),
-        filter=edge_filter(prefetch.filter),
+        filter=None if prefetch.filter is None else edge_filter(prefetch.filter),
         params=params,
         score_threshold=prefetch.score_threshold,
     )
@@ -124,7 +122,8 @@ def _prefetch(prefetch: models.Prefetch, ignore_quantization: bool) -> edge.Pref
 
 def _scoring_query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.NearestQuery):
-        return edge.Query.Nearest(query.nearest, using)
+        vector: Any = query.nearest
+        return edge.Query.Nearest(vector, using)
     if isinstance(query, models.FormulaQuery):
         return edge.Formula(_expression(query.formula), query.defaults)
     raise TypeError(f"query {type(query).__name__} is not translated")
@@ -165,8 +164,7 @@ def _condition(condition: Any) -> Any:
     if isinstance(condition, models.HasVectorCondition):
         return edge.HasVectorCondition(condition.has_vector)
     if isinstance(condition, models.NestedCondition):
-        inner = edge_filter(condition.nested.filter)
-        return edge.NestedCondition(condition.nested.key, inner or edge.Filter())
+        return edge.NestedCondition(condition.nested.key, edge_filter(condition.nested.filter))
     raise UnsupportedFilterError(f"the embedded engine does not know the condition {type(condition).__name__}")
 
 
@@ -196,9 +194,9 @@ def _match(match: Any) -> Any:
     if isinstance(match, models.MatchValue):
         return edge.MatchValue(match.value)
     if isinstance(match, models.MatchAny):
-        return edge.MatchAny(list(match.any))
+        return edge.MatchAny(cast("list[str]", list(match.any)))
     if isinstance(match, models.MatchExcept):
-        return edge.MatchExcept(list(match.except_))
+        return edge.MatchExcept(cast("list[str]", list(match.except_)))
     if isinstance(match, models.MatchText):
         return edge.MatchText(match.text)
     if isinstance(match, models.MatchTextAny):

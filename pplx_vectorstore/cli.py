@@ -1,0 +1,343 @@
+"""The command line: ``pplx-vectorstore index | search | info | delete``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pplx_vectorstore._version import __version__
+from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    PplxVectorStoreError,
+    StoreNotFoundError,
+    UnreadableFileError,
+)
+from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL
+from pplx_vectorstore.readers import find_files, locate_lines, read_document
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pplx_vectorstore.collection import Fingerprint
+    from pplx_vectorstore.documents import Document, Hit
+    from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder
+    from pplx_vectorstore.store import AddReport, VectorStore
+
+app = typer.Typer(
+    help="Index files in the context of their documents, and search them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the index.", metavar="FOLDER")]
+CollectionOption = Annotated[str, typer.Option("--collection", help="Collection in the index.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
+DtypeOption = Annotated[str, typer.Option(help="bfloat16, float32, or auto.")]
+
+_DEFAULT_STORE = Path(".pplx-vectorstore")
+_DEFAULT_COLLECTION = "documents"
+_SHOWN_SKIPS = 10
+_EXCERPT = 240
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"pplx-vectorstore {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", metavar="PATH...")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Model name, hub id or folder; by default the index's own, or {DEFAULT_MODEL} for a new index. "
+            f"{OFFLINE_MODEL} works without network."
+        ),
+    ] = None,
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = _DEFAULT_COLLECTION,
+    chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
+    window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Index files and folders: text, Markdown, reStructuredText, source code, HTML, PDF.
+
+    A file indexed before is replaced. Unreadable files are reported and skipped.
+    """
+    with _reported_errors() as console:
+        files = list(find_files(paths, skip=store))
+        if not files:
+            raise InvalidInputError("these folders hold no files (hidden ones are left out)")
+        options = {"window_tokens": window_tokens, "dimensions": dimensions, "device": device, "dtype": dtype}
+        recorded = _recorded_fingerprint(store, collection)
+        with console.status("loading the model"):
+            encoder = _load(model, recorded, options)
+        skipped: list[tuple[Path, str]] = []
+        chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
+        with _open(store, collection, encoder, chunker=chunker) as opened:
+            report = opened.add(_Reading(files, skipped), progress=True)
+            chunks = opened.count()
+        _print_report(console, report, skipped, chunks, store)
+        if not report.documents:
+            raise InvalidInputError("no file could be read; nothing was indexed")
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A question.")],
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = _DEFAULT_COLLECTION,
+    k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
+    candidates: Annotated[int | None, typer.Option(help="Points that reach the exact stage.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show whole chunks, not their beginnings.")] = False,
+    model: Annotated[str | None, typer.Option(help="Where the index's model is now, if it moved.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the chunks that answer a question best."""
+    with _reported_errors() as console:
+        recorded = _require_fingerprint(store, collection)
+        with console.status("loading the model"):
+            encoder = _load(model, recorded, {"device": device, "dtype": dtype})
+        with _open(store, collection, encoder) as opened:
+            hits = opened.search(query, k=k, candidates=candidates)
+        if as_json:
+            typer.echo(json.dumps([_hit_as_json(hit) for hit in hits], ensure_ascii=False, indent=2))
+        elif hits:
+            _print_hits(hits, full=full)
+        else:
+            typer.echo("nothing found: the index holds no chunk with a vector")
+
+
+@app.command()
+def info(
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = _DEFAULT_COLLECTION,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what an index holds and how it was made."""
+    with _reported_errors():
+        recorded = _require_fingerprint(store, collection)
+        with _open(store, collection, _NoEncoder(recorded)) as opened:
+            facts = {
+                "folder": str(store),
+                "collection": collection,
+                "documents": opened.count(_first_chunks()),
+                "chunks": opened.count(),
+                **asdict(recorded),
+                "bytes on disk": sum(file.stat().st_blocks * 512 for file in store.rglob("*") if file.is_file()),
+            }
+        if as_json:
+            typer.echo(json.dumps({key.replace(" ", "_"): value for key, value in facts.items()}, indent=2))
+        else:
+            width = max(map(len, facts))
+            for key, value in facts.items():
+                shown = f"{value:,}" if isinstance(value, int) else value
+                typer.echo(f"{key.replace('_', ' '):<{width}}  {'-' if shown is None else shown}")
+
+
+@app.command()
+def delete(
+    documents: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID...")],
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = _DEFAULT_COLLECTION,
+) -> None:
+    """Delete documents with all their chunks."""
+    with _reported_errors():
+        recorded = _require_fingerprint(store, collection)
+        with _open(store, collection, _NoEncoder(recorded)) as opened:
+            missing = [document for document in documents if not opened.delete(document_ids=[document])]
+        for document in documents:
+            if document not in missing:
+                typer.echo(f"deleted {document}")
+        if missing:
+            raise InvalidInputError(f"not in the index: {', '.join(missing)}")
+
+
+class _NoEncoder:
+    """Stands in for the model where nothing is embedded, so that nothing is loaded."""
+
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self.fingerprint = fingerprint
+
+
+class _Reading:
+    """Reads files one by one as they are indexed; knows how many there are."""
+
+    def __init__(self, files: list[Path], skipped: list[tuple[Path, str]]) -> None:
+        self._files = files
+        self._skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[Document]:
+        for file in self._files:
+            try:
+                yield read_document(file)
+            except UnreadableFileError as error:
+                self._skipped.append((file, str(error)))
+
+
+def _load(model: str | None, recorded: Fingerprint | None, options: dict[str, Any]) -> LateChunkingEncoder:
+    """Load the model asked for, or the index's own with the settings that it was written with."""
+    from pplx_vectorstore.encoders import load_encoder
+
+    if recorded is None:
+        return load_encoder(model or DEFAULT_MODEL, **options)
+    settings: dict[str, Any] = {
+        "dimensions": recorded.dimension,
+        "window_tokens": recorded.window_tokens,
+        "min_context": recorded.min_context,
+        "context_weight": recorded.context_weight,
+    }
+    if model is None:
+        from_hub = recorded.source.count("/") == 1 and not Path(recorded.source).is_absolute()
+        settings["revision"] = recorded.revision if from_hub else None
+        return load_encoder(recorded.source, **{**settings, **_given(options)})
+    # Another model's own settings differ, and then the store names every difference.
+    return load_encoder(model, **{**settings, **_given(options)} if _is_same(model, recorded) else options)
+
+
+def _is_same(model: str, recorded: Fingerprint) -> bool:
+    from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
+
+    checkpoint = locate_checkpoint(model)
+    return (checkpoint.spec.name, checkpoint.revision) == (recorded.model, recorded.revision)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _open(store: Path, collection: str, encoder: Any, *, chunker: Chunker | None = None) -> VectorStore:
+    from pplx_vectorstore.store import VectorStore
+
+    return VectorStore.open(store, encoder=encoder, collection=collection, chunker=chunker)
+
+
+def _recorded_fingerprint(store: Path, collection: str) -> Fingerprint | None:
+    """Read how the collection was written, or return None where there is none yet."""
+    from pplx_vectorstore.collection import read_fingerprint
+    from pplx_vectorstore.engines.edge import EdgeClient
+
+    with EdgeClient(store) as client:
+        return read_fingerprint(client, collection) if client.collection_exists(collection) else None
+
+
+def _require_fingerprint(store: Path, collection: str) -> Fingerprint:
+    recorded = _recorded_fingerprint(store, collection)
+    if recorded is None:
+        from pplx_vectorstore.engines.edge import EdgeClient
+
+        names = EdgeClient(store).collection_names()
+        hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
+        raise StoreNotFoundError(f"there is no index {collection!r} in {store}; {hint}")
+    return recorded
+
+
+def _first_chunks() -> Any:
+    """Match one chunk of every document."""
+    from qdrant_client import models
+
+    return models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
+
+
+def _print_report(
+    console: Console, report: AddReport, skipped: list[tuple[Path, str]], chunks: int, store: Path
+) -> None:
+    for file, reason in skipped[:_SHOWN_SKIPS]:
+        console.print(f"skipped {file}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(skipped) > _SHOWN_SKIPS:
+        console.print(f"and {len(skipped) - _SHOWN_SKIPS} more files skipped", style="yellow")
+    typer.echo(
+        f"indexed {_number(report.documents, 'document')}, {_number(report.chunks, 'chunk')}; "
+        f"{store} now holds {_number(chunks, 'chunk')}"
+    )
+
+
+def _print_hits(hits: list[Hit], *, full: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False, padding=(0, 1))
+    table.add_column("score", no_wrap=True)
+    table.add_column("where", overflow="fold", max_width=28)
+    table.add_column("text", overflow="fold", ratio=1)
+    for hit in hits:
+        text = hit.text if full else _excerpt(hit.text)
+        table.add_row(f"{hit.score:.3f}", Text(f"{hit.document_id}\n{_place(hit)}"), Text(text + "\n"))
+    Console().print(table)
+
+
+def _place(hit: Hit) -> str:
+    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
+    if lines is not None:
+        return f"lines {lines[0]}-{lines[1]}" if lines[0] != lines[1] else f"line {lines[0]}"
+    if hit.start is not None:
+        return f"characters {hit.start}-{hit.end}"
+    return f"chunk {hit.chunk_index + 1} of {hit.chunk_count}"
+
+
+def _excerpt(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _EXCERPT else words[:_EXCERPT].rsplit(" ", 1)[0] + " …"
+
+
+def _hit_as_json(hit: Hit) -> dict[str, Any]:
+    values = {name: getattr(hit, name) for name in ("id", "score", "document_id", "chunk_index", "chunk_count")}
+    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
+    return {
+        **values,
+        "start": hit.start,
+        "end": hit.end,
+        "lines": lines,
+        "metadata": hit.metadata,
+        "text": hit.text,
+    }
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _reported_errors() -> Iterator[Console]:
+    """Turn errors into one line on standard error and exit code 1, and Ctrl-C into 130."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        yield console
+    except (PplxVectorStoreError, OSError) as error:
+        message = " ".join(str(error).split())
+        console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        console.print("interrupted: what was written stays usable; run the same command again to complete it")
+        raise typer.Exit(130) from error
