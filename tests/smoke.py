@@ -1,0 +1,34 @@
+"""Tried against the built wheel in an environment with base dependencies only."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import pplx_vectorstore
+from pplx_vectorstore.errors import MissingExtraError
+
+assert "build" in Path(pplx_vectorstore.__file__).parts, pplx_vectorstore.__file__
+assert (Path(pplx_vectorstore.__file__).parent / "py.typed").is_file()
+
+codes = pplx_vectorstore.quantize_absmax(np.random.default_rng(0).normal(size=(3, 64)))
+assert pplx_vectorstore.pack_bits(codes).shape == (3, 8)
+
+command = [str(Path(sys.executable).with_name("pplx-vectorstore"))]
+for arguments in (["--version"], ["--help"], ["index", "--help"]):
+    subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+with contextlib.suppress(MissingExtraError):
+    pplx_vectorstore.load_encoder("all-minilm-l6-v2")
+    raise AssertionError("the offline model loaded without its extra")
+
+with tempfile.TemporaryDirectory() as folder:
+    (Path(folder) / "a.txt").write_text("text")
+    ran = subprocess.run([*command, "index", folder], capture_output=True, text=True, check=False, cwd=folder)
+    assert ran.returncode == 1, ran
+    assert "pip install 'pplx-vectorstore" in ran.stderr, ran.stderr
+    assert "Traceback" not in ran.stderr, ran.stderr
+print("the wheel works")

@@ -1,0 +1,163 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pplx_vectorstore import VectorStore
+from pplx_vectorstore.cli import app
+
+COMMAND = [str(Path(sys.executable).with_name("pplx-vectorstore"))]
+MODEL = ["--model", "all-minilm-l6-v2"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command line in an empty folder, as in a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture
+def corpus(run, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "cats.md").write_text("# Cats\n\nCats purr when they are happy.\n")
+    (tmp_path / "docs" / "stars.txt").write_text("The sun is a star.\nStars fuse hydrogen.\n")
+    (tmp_path / "docs" / "photo.jpg").write_bytes(b"\xff\xd8\x00\x00")
+    return run
+
+
+def test_index_search_info_delete(corpus):
+    indexed = corpus("index", "docs", *MODEL)
+    assert indexed.exit_code == 0, indexed.output
+    assert "indexed 2 documents, 2 chunks; .pplx-vectorstore now holds 2 chunks" in indexed.stdout
+    assert "skipped docs/photo.jpg: is binary" in indexed.stderr
+
+    # The store remembers its model.
+    found = corpus("search", "What do happy cats do?", "-k", "1")
+    assert found.exit_code == 0, found.output
+    assert "docs/cats.md" in found.stdout
+    assert "lines 1-3" in found.stdout
+    assert "purr" in found.stdout
+    assert max(map(len, found.stdout.splitlines())) <= 80
+
+    hits = json.loads(corpus("search", "What is the sun?", "--json").stdout)
+    assert [hit["document_id"] for hit in hits] == ["docs/stars.txt", "docs/cats.md"]
+    assert hits[0]["lines"] == [1, 2]
+    assert hits[0]["metadata"] == {"source": "docs/stars.txt"}
+    assert -1 <= hits[0]["score"] <= 1
+
+    facts = json.loads(corpus("info", "--json").stdout)
+    assert (facts["documents"], facts["chunks"], facts["model"]) == (2, 2, "all-minilm-l6-v2")
+    assert "context weight  0.3" in corpus("info").stdout
+
+    again = corpus("index", "docs")  # no model: the store's own
+    assert "now holds 2 chunks" in again.stdout
+
+    deleted = corpus("delete", "docs/cats.md", "gone")
+    assert deleted.exit_code == 1
+    assert "deleted docs/cats.md" in deleted.stdout
+    assert "not in the index: gone" in deleted.stderr
+    assert json.loads(corpus("info", "--json").stdout)["documents"] == 1
+
+
+def test_settings_are_remembered_too(corpus, minilm):
+    corpus("index", "docs", *MODEL, "--window-tokens", "128")
+    assert corpus("search", "stars").exit_code == 0
+    assert corpus("index", "docs", *MODEL).exit_code == 0  # naming the same model keeps its settings
+    refused = corpus("index", "docs", "--window-tokens", "256")
+    assert refused.exit_code == 1
+    assert "window_tokens 128 in the collection, 256 given" in refused.stderr
+
+
+def test_what_the_command_line_writes_the_library_reads(corpus, minilm):
+    corpus("index", "docs", *MODEL)
+    with VectorStore.open(".pplx-vectorstore", encoder=minilm) as store:
+        assert store.search("happy cats", k=1)[0].document_id == "docs/cats.md"
+
+
+def test_a_checkpoint_folder_is_remembered_by_its_path(corpus, pplx_checkpoint, tmp_path):
+    link = tmp_path / "tiny"
+    link.symlink_to(pplx_checkpoint)
+    assert corpus("index", "docs", "--model", str(link), "--dtype", "float32").exit_code == 0
+    assert corpus("search", "stars", "--dtype", "float32").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "x"], "there is no index 'documents' in .pplx-vectorstore"),
+        (["info", "--store", "docs"], "docs is not an index"),
+        (["index", "gone", *MODEL], "there is no file or folder 'gone'"),
+        (["index", "docs", "--model", "no-such-model"], "'all-minilm-l6-v2' works offline"),
+        (["index", "docs/photo.jpg", *MODEL], "no file could be read"),
+        (["index", "docs", *MODEL, "--chunk-tokens", "0"], "chunk_tokens must be"),
+        (["index", "docs", *MODEL, "--dtype", "int4"], "dtype must be one of"),
+        (["index", "docs", *MODEL, "--device", "warp"], "device 'warp' is not available"),
+        (["index", "docs", *MODEL, "--dimensions", "100"], "dimensions of all-minilm-l6-v2 must be 384"),
+        (["index", "docs", *MODEL, "--collection", "../x"], "a collection's name"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(corpus, arguments, message):
+    ran = corpus(*arguments)
+    assert ran.exit_code == 1, ran.output
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in ran.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["search", " "], ["search", "x", "-k", "0"], ["search", "x", "--candidates", "2"]]
+)
+def test_bad_searches_are_one_line_too(corpus, arguments):
+    corpus("index", "docs", *MODEL)
+    ran = corpus(*arguments)
+    assert ran.exit_code == 1
+    assert ran.stderr.startswith("error: ")
+
+
+def test_version_and_help(run):
+    assert run("--version").stdout.startswith("pplx-vectorstore ")
+    for command in ([], ["index"], ["search"], ["info"], ["delete"]):
+        assert "Usage" in run(*command, "--help").stdout
+
+
+def test_the_installed_command_reports_errors_without_a_traceback(tmp_path):
+    ran = subprocess.run([*COMMAND, "search", "x"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: there is no index")
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_usable_index(tmp_path, corpus, minilm):
+    for number in range(300):
+        (tmp_path / "docs" / f"{number}.txt").write_text(f"Note {number}. " + "It says a few words. " * 150)
+    child = subprocess.Popen(
+        [*COMMAND, "index", "docs", *MODEL], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    written = tmp_path / ".pplx-vectorstore" / "documents" / "collection.json"
+    deadline = time.monotonic() + 60
+    while not written.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    os.kill(child.pid, signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    with VectorStore.open(tmp_path / ".pplx-vectorstore", encoder=minilm) as store:
+        assert store.search("Note 7", k=1, candidates=1) or store.count() == 0
+    assert corpus("index", "docs").exit_code == 0
+    assert json.loads(corpus("info", "--json").stdout)["documents"] == 302

@@ -1,0 +1,104 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pplx_vectorstore
+
+PACKAGE = Path(pplx_vectorstore.__file__).parent
+
+PUBLIC_NAMES = {
+    "AddReport",
+    "Chunk",
+    "Chunker",
+    "Document",
+    "Encoder",
+    "Hit",
+    "ModelSpec",
+    "PplxVectorStoreError",
+    "StoredChunk",
+    "VectorStore",
+    "__version__",
+    "cosine_similarity",
+    "hamming_distance",
+    "load_encoder",
+    "pack_bits",
+    "quantize_absmax",
+    "quantize_tanh",
+    "truncate",
+    "unpack_bits",
+}
+
+# Imports point from later to earlier; errors stand first.
+ORDER = [
+    ["_version", "errors"],
+    ["quantization", "documents", "pooling"],
+    ["models", "windows"],
+    ["chunking", "tokenization", "collection"],
+    ["encoders"],
+    ["points", "readers", "progress"],
+    ["query"],
+    ["engines"],
+    ["store"],
+    ["cli"],
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def test_public_names_are_these():
+    assert set(pplx_vectorstore.__all__) == PUBLIC_NAMES
+    assert set(dir(pplx_vectorstore)) >= PUBLIC_NAMES
+    for name in PUBLIC_NAMES:
+        assert getattr(pplx_vectorstore, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Vektorstore'"):
+        _ = pplx_vectorstore.Vektorstore
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, pplx_vectorstore; "
+        "heavy = {'torch', 'transformers', 'qdrant_client', 'qdrant_edge', 'numpy', 'rich', 'typer'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_loading_a_store_and_the_command_line_loads_no_torch():
+    code = (
+        "import sys, pplx_vectorstore.cli, pplx_vectorstore.store, pplx_vectorstore.encoders; "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    for module in imported_modules(path):
+        if module != own:
+            assert LEVEL[module] < LEVEL[own], f"{path.name} imports {module}"
+
+
+def imported_modules(path):
+    """Own modules that a file imports at run time, at its top or within functions."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for_types_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in for_types_only:
+            package, _, module = (node.module or "").partition(".")
+            if package == "pplx_vectorstore" and module:
+                yield module.split(".")[0]

@@ -1,0 +1,155 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pplx_vectorstore.errors import InvalidInputError, UnreadableFileError
+from pplx_vectorstore.readers import FORMATS, find_files, locate_lines, name_file, read_document
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_folders_are_walked_without_what_nobody_wants(here):
+    for name in (
+        "b.md",
+        "a.txt",
+        "sub/c.py",
+        ".hidden/x.md",
+        ".env",
+        "node_modules/m.js",
+        "__pycache__/c.pyc",
+        "venv/pyvenv.cfg",
+        "venv/lib.py",
+        "index/documents/collection.json",
+    ):
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    found = [path.as_posix() for path in find_files(["."], skip=Path("index"))]
+    assert found == ["a.txt", "b.md", "sub/c.py"]
+
+
+def test_a_file_given_twice_or_hidden_is_read_once(here):
+    (here / ".notes").write_text("text")
+    (here / "link").symlink_to(".notes")
+    assert [str(path) for path in find_files([".notes", "link", ".notes"])] == [".notes"]
+
+
+def test_a_missing_path_is_refused(here):
+    with pytest.raises(InvalidInputError, match="no file or folder 'gone'"):
+        list(find_files(["gone"]))
+
+
+@pytest.mark.parametrize(("suffix", "format_"), [*FORMATS.items(), (".rst", "text"), (".txt", "text"), ("", "text")])
+def test_the_suffix_decides_how_a_file_is_cut(here, suffix, format_):
+    path = here / f"file{suffix}"
+    path.write_bytes("größe\r\nzwei\n".encode())
+    document = read_document(path)
+    assert document.format == format_
+    assert document.text == "größe\r\nzwei\n"  # line ends stay, so that offsets are those of the file
+    assert document.id == document.metadata["source"] == f"file{suffix}"
+
+
+def test_a_file_elsewhere_has_an_absolute_id(here, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "x.txt"
+    other.write_text("x")
+    assert name_file(other) == other.resolve().as_posix()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such file name")
+def test_a_file_name_that_is_no_utf8_gets_a_usable_id(here):
+    path = here / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("text")
+    assert read_document(path).id == "caf\ufffd.txt"
+
+
+def test_byte_order_marks_are_understood(here):
+    for encoding in ("utf-8-sig", "utf-16"):
+        path = here / f"{encoding}.txt"
+        path.write_bytes("grün".encode(encoding))
+        assert read_document(path).text == "grün"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.bin", b"\x00\x01\x02", "is binary"),
+        ("a.txt", "café".encode("latin-1"), "is not UTF-8 text"),
+        ("a.txt", b"", "holds no text"),
+        ("a.txt", b" \n\t ", "holds no text"),
+        ("a.html", b"<html><script>x()</script></html>", "holds no text"),
+        ("a.pdf", b"no pdf at all", "is a PDF that cannot be read"),
+        ("a.pdf", b"%PDF-1.4\n%%EOF", "is a PDF that cannot be read"),
+    ],
+)
+def test_unreadable_files_say_why(here, name, data, reason):
+    (here / name).write_bytes(data)
+    with pytest.raises(UnreadableFileError, match=reason):
+        read_document(here / name)
+
+
+def test_html_becomes_markdown_with_its_title_apart(here):
+    (here / "page.html").write_text(
+        "<html><head><title>The page</title><style>p {}</style></head>"
+        "<body><h2>Cats</h2><p>They <b>purr</b>.</p><script>evil()</script></body></html>"
+    )
+    document = read_document(here / "page.html")
+    assert document.text == "## Cats\n\nThey **purr**."
+    assert document.metadata == {"source": "page.html", "title": "The page"}
+    assert document.format == "markdown"
+
+
+def test_the_text_layer_of_a_pdf_is_read(here):
+    (here / "doc.pdf").write_bytes(make_pdf("Hello from a page"))
+    assert read_document(here / "doc.pdf").text == "Hello from a page"
+
+
+def test_a_pdf_without_text_says_so(here):
+    (here / "scan.pdf").write_bytes(make_pdf(""))
+    with pytest.raises(UnreadableFileError, match="holds no text \\(a scan\\?\\)"):
+        read_document(here / "scan.pdf")
+
+
+def test_a_missing_extra_is_named(here, monkeypatch):
+    (here / "page.html").write_text("<p>x</p>")
+    monkeypatch.setitem(sys.modules, "bs4", None)
+    with pytest.raises(UnreadableFileError, match=r"pip install 'pplx-vectorstore\[html\]'"):
+        read_document(here / "page.html")
+
+
+def test_lines_are_found_while_the_file_still_holds_the_chunk(here):
+    text = "one\ntwo\nthree\nfour\n"
+    (here / "f.txt").write_text(text)
+    start = text.index("two")
+    end = text.index("\nfour")
+    assert locate_lines("f.txt", start, end, text[start:end]) == (2, 3)
+    assert locate_lines("f.txt", None, None, "two") is None
+    assert locate_lines("gone.txt", start, end, text[start:end]) is None
+    (here / "f.txt").write_text("changed")
+    assert locate_lines("f.txt", start, end, text[start:end]) is None
+
+
+def make_pdf(text):
+    """Write a one-page PDF with a text layer, by hand."""
+    content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+    ]
+    out = b"%PDF-1.4\n"
+    offsets = []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    xref = len(out)
+    out += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    out += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return out + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, xref)
