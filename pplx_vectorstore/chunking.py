@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pplx_vectorstore.documents import Chunk
+from pplx_vectorstore.documents import Chunk, is_blank
 from pplx_vectorstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Chunker:
         return [
             Chunk(text=piece, start=start, end=start + len(piece))
             for start, piece in self._splitters[format].chunk_indices(text)
+            if not is_blank(piece)  # the splitter does not count separators such as U+001F as white space
         ]
 
     def _make_splitter(self, format: str) -> Splitter:  # noqa: A002

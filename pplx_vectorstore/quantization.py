@@ -164,7 +164,8 @@ def cosine_similarity(queries: Codes, codes: Codes) -> npt.NDArray[np.float64]:
     """
     dots = queries.astype(np.float64) @ codes.astype(np.float64).T
     lengths = np.multiply.outer(norms(queries), norms(codes))
-    return np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
+    # The root in the norms may round a cosine past its bounds by a last digit.
+    return np.clip(np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0), -1.0, 1.0)
 
 
 def hamming_distance(queries: PackedBits, packed_bits: PackedBits) -> npt.NDArray[np.int64]:

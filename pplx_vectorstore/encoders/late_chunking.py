@@ -165,8 +165,8 @@ class LateChunkingEncoder:
         Returns:
             One float32 array per document, shape (n_chunks, dimension), unnormalised.
         """
-        if isinstance(documents, str):
-            raise InvalidInputError("documents must be a list of lists of chunks, not a str")
+        if isinstance(documents, str) or not isinstance(documents, Sequence):
+            raise InvalidInputError(f"documents must be a list of lists of chunks, not {type(documents).__name__}")
         for document in documents:
             _check_texts(document, "a document")
         return self._encode(documents, self._document_prefix, progress)

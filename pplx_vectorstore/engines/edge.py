@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
 _INDEXED = "indexed"
 _TEMPORARY = ".creating-"
+_ABANDONED_SECONDS = 60
 
 # The engine leaves a segment without an index below this size (its smallest setting; 0 means never).
 _INDEXING_THRESHOLD_KB = 1
@@ -104,7 +106,10 @@ class EdgeClient:
         new = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
         with _translated(path):
             edge.EdgeShard.create(str(new / "shard"), config).close()
-        (new / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        with (new / _SETTINGS).open("w", encoding="utf-8") as file:
+            json.dump(settings, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
         try:
             new.rename(path)
         except OSError as error:
@@ -241,8 +246,8 @@ class EdgeClient:
 
     def _remove_half_created(self) -> None:
         for path in self.folder.glob(f"{_TEMPORARY}*"):
-            # No live process leaves one for longer than a moment; a killed one leaves it for good.
-            if not (path / _SETTINGS).is_file():
+            # Creating takes milliseconds; what is this old was left by a killed process.
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _settings(self, collection_name: str) -> dict[str, Any]:
