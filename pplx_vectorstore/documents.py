@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from pplx_vectorstore.errors import InvalidDocumentError
 
+# The engine reads back JSON of at most 128 levels.
+_MOST_LEVELS = 64
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -138,7 +141,7 @@ def check_id(value: object, what: str) -> None:
         )
     if not value:
         raise InvalidDocumentError(f"{what} must not be the empty string")
-    if _LONE_SURROGATE.search(value):
+    if has_lone_surrogate(value):
         raise InvalidDocumentError(f"{what} {value!r} holds a lone surrogate, which cannot be stored as UTF-8")
 
 
@@ -166,14 +169,21 @@ def check_metadata(metadata: object) -> None:
     """
     if not isinstance(metadata, Mapping):
         raise InvalidDocumentError(f"metadata must be a dict, not {type(metadata).__name__}")
-    _check_json(dict(metadata), "metadata")
+    _check_json(dict(metadata), "metadata", 0)
 
 
-def _check_json(value: object, path: str) -> None:
+def has_lone_surrogate(text: str) -> bool:
+    """Tell whether a text cannot be written as UTF-8."""
+    return not text.isascii() and _LONE_SURROGATE.search(text) is not None
+
+
+def _check_json(value: object, path: str, level: int) -> None:
+    if level > _MOST_LEVELS:
+        raise InvalidDocumentError(f"metadata is nested more than {_MOST_LEVELS} levels deep; flatten it")
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
-        if _LONE_SURROGATE.search(value):
+        if has_lone_surrogate(value):
             raise InvalidDocumentError(f"{path} holds a lone surrogate, which cannot be stored as UTF-8")
     elif isinstance(value, int) and type(value) is int:
         if not -(2**63) <= value < 2**63:
@@ -183,12 +193,12 @@ def _check_json(value: object, path: str) -> None:
             raise InvalidDocumentError(f"{path} is {value}, which JSON cannot hold; leave it out or store None")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_json(item, f"{path}[{index}]")
+            _check_json(item, f"{path}[{index}]", level + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str) or _LONE_SURROGATE.search(key):
+            if not isinstance(key, str) or has_lone_surrogate(key):
                 raise InvalidDocumentError(f"{path} has the key {key!r}; keys must be str of valid Unicode")
-            _check_json(item, f"{path}[{key!r}]")
+            _check_json(item, f"{path}[{key!r}]", level + 1)
     else:
         raise InvalidDocumentError(
             f"{path} is of type {type(value).__name__}, which would not come back as it is; "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from pplx_vectorstore.collection import VECTOR_NAME
+from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.points import SHIFT
 from pplx_vectorstore.quantization import Codes
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
+_MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
+
+_UNQUOTABLE = re.compile(r'["\\]')  # a quoted key of a JSON path has no escapes
 
 
 def choose_candidates(k: int, candidates: int | None) -> int:
@@ -36,11 +41,41 @@ def choose_candidates(k: int, candidates: int | None) -> int:
     """
     if not _is_count(k) or k < 1:
         raise InvalidInputError(f"k must be a whole number of at least 1, not {k!r}")
+    if k > _MOST:
+        raise InvalidInputError(f"k must be at most {_MOST}, not {k}")
     if candidates is None:
         return max(MIN_CANDIDATES, CANDIDATES_PER_RESULT * k)
     if not _is_count(candidates) or candidates < k:
         raise InvalidInputError(f"candidates must be a whole number of at least k = {k}, not {candidates!r}")
+    if candidates > _MOST:
+        raise InvalidInputError(f"candidates must be at most {_MOST}, not {candidates}")
     return candidates
+
+
+def check_threshold(score_threshold: float | None) -> None:
+    """Refuse a least score that is no finite number.
+
+    Raises:
+        InvalidInputError: It is not None, an int or a finite float.
+    """
+    if score_threshold is None:
+        return
+    if isinstance(score_threshold, bool) or not isinstance(score_threshold, (int, float)):
+        raise InvalidInputError(f"score_threshold must be a number or None, not {type(score_threshold).__name__}")
+    if not math.isfinite(score_threshold):
+        raise InvalidInputError(f"score_threshold must be finite, not {score_threshold}")
+
+
+def is_empty(filter: models.Filter) -> bool:  # noqa: A002
+    """Tell whether a filter says nothing, so that it would match every point."""
+    from qdrant_client import models
+
+    inner = [
+        condition
+        for clause in (filter.must, filter.should, filter.must_not, filter.min_should and filter.min_should.conditions)
+        for condition in (clause if isinstance(clause, list) else [clause] if clause else [])
+    ]
+    return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
 
 
 def build_query(
@@ -135,8 +170,10 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
 def _conditions(parent: str, key: object, value: object) -> list[Any]:
     from qdrant_client import models
 
-    if not isinstance(key, str) or not key or '"' in key:
-        raise UnsupportedFilterError(f"a filter's key must be a non-empty str without double quotes, not {key!r}")
+    if not isinstance(key, str) or not key or _UNQUOTABLE.search(key) or has_lone_surrogate(key):
+        raise UnsupportedFilterError(
+            f"a filter's key must be a non-empty str without quotes, backslashes and lone surrogates, not {key!r}"
+        )
     path = f'{parent}."{key}"'
     if isinstance(value, Mapping):
         return [condition for name, inner in value.items() for condition in _conditions(path, name, inner)]
@@ -144,18 +181,23 @@ def _conditions(parent: str, key: object, value: object) -> list[Any]:
         return [models.IsEmptyCondition(is_empty=models.PayloadField(key=path))]
     if isinstance(value, float) and math.isfinite(value):
         return [models.FieldCondition(key=path, range=models.Range(gte=value, lte=value))]
-    if isinstance(value, (bool, int, str)):
-        return [models.FieldCondition(key=path, match=models.MatchValue(value=value))]
-    if isinstance(value, list) and value and (_all_of(value, str) or _all_of(value, int)):
+    if _is_matchable(value):
+        return [models.FieldCondition(key=path, match=models.MatchValue(value=cast(Any, value)))]
+    if isinstance(value, list) and value and all(map(_is_matchable, value)) and len(set(map(type, value))) == 1:
+        if isinstance(value[0], bool):  # engines match any of texts or of whole numbers only
+            matches = [models.FieldCondition(key=path, match=models.MatchValue(value=one)) for one in value]
+            return [models.Filter(should=cast(Any, matches))]
         return [models.FieldCondition(key=path, match=models.MatchAny(any=value))]
     raise UnsupportedFilterError(
         f"filter on {path} cannot match {value!r}; use a str, bool, int, finite float, None, "
-        "a list of str or of int, or a dict of inner fields"
+        "a list of one of str, int or bool, or a dict of inner fields (whole numbers of 64 bits, valid Unicode)"
     )
 
 
-def _all_of(values: list[object], kind: type) -> bool:
-    return all(type(value) is kind for value in values)
+def _is_matchable(value: object) -> bool:
+    if isinstance(value, str):
+        return not has_lone_surrogate(value)
+    return isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**63)
 
 
 def _is_count(value: object) -> bool:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import PAYLOAD_INDEXES, Fingerprint, vector_params
-from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk, is_blank
+from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk, has_lone_surrogate, is_blank
 from pplx_vectorstore.errors import (
+    AlignmentError,
     DuplicateDocumentError,
     InvalidDocumentError,
     InvalidInputError,
@@ -32,7 +33,7 @@ from pplx_vectorstore.points import (
 )
 from pplx_vectorstore.progress import Advance, show_progress
 from pplx_vectorstore.quantization import Codes, Quantizer, quantize
-from pplx_vectorstore.query import build_filter, build_query, choose_candidates
+from pplx_vectorstore.query import build_filter, build_query, check_threshold, choose_candidates, is_empty
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -180,6 +181,7 @@ class VectorStore:
                 if advance is not None:
                     advance.documents(n_documents, n_chunks)
             self._flush()
+            self._least_count = 0  # replaced documents may have shrunk
         return AddReport(documents=n_documents, chunks=n_chunks, blank_chunks=n_blank, empty_documents=tuple(empty))
 
     def search(
@@ -226,6 +228,7 @@ class VectorStore:
         """
         self._require_open()
         chosen = choose_candidates(k, candidates)
+        check_threshold(score_threshold)
         condition = build_filter(filter)
         codes = self._query_codes(queries)
         if not len(codes):
@@ -300,7 +303,7 @@ class VectorStore:
             )
         if filter is not None:
             condition = build_filter(filter)
-            if condition is None or condition == models.Filter():
+            if condition is None or is_empty(condition):
                 raise InvalidInputError("an empty filter would delete every chunk; say what to delete")
         elif document_ids is not None:
             condition = _documents_filter(_as_ids(document_ids, "document_ids"))
@@ -413,10 +416,20 @@ class VectorStore:
     def _codes_of(self, group: Sequence[tuple[Document, Sequence[Chunk]]], advance: Advance | None) -> list[Codes]:
         """Embed the group's documents that come without vectors, together."""
         texts = [[chunk.text for chunk in chunks] for document, chunks in group if document.vectors is None]
-        encoded = iter(
-            self._encoder.encode_documents(texts, progress=None if advance is None else advance.tokens) if texts else []
-        )
+        codes = []
+        if texts:
+            codes = self._encoder.encode_documents(texts, progress=None if advance is None else advance.tokens)
+        if len(codes) != len(texts):
+            raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
+        for chunks, some in zip(texts, codes, strict=True):
+            self._require_codes(some, len(chunks))
+        encoded = iter(codes)
         return [next(encoded) if document.vectors is None else self._given_codes(document) for document, _ in group]
+
+    def _require_codes(self, codes: Codes, n: int) -> None:
+        expected = (n, self._fingerprint.dimension)
+        if codes.shape != expected or codes.dtype != np.int8:
+            raise AlignmentError(f"the encoder gave {codes.dtype} of shape {codes.shape}; int8 of {expected} is needed")
 
     def _given_codes(self, document: Document) -> Codes:
         vectors = cast(npt.NDArray[Any], document.vectors)
@@ -447,7 +460,9 @@ class VectorStore:
                 shape = f"{query.dtype} {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
                 raise InvalidInputError(f"a query must be a str or int8 codes of shape ({dimension},), not {shape}")
         if texts:
-            codes[list(texts)] = self._encoder.encode_queries(list(texts.values()))
+            encoded = self._encoder.encode_queries(list(texts.values()))
+            self._require_codes(encoded, len(texts))
+            codes[list(texts)] = encoded
         if not codes.any(axis=1).all():
             raise InvalidInputError("a query's vector is all zero, so its cosine with anything is undefined")
         return codes
@@ -478,6 +493,6 @@ def _as_ids(ids: object, what: str) -> list[str]:
         raise InvalidInputError(f"{what} must be a list of str, not {type(ids).__name__}")
     listed = list(ids)
     for one in listed:
-        if not isinstance(one, str):
-            raise InvalidInputError(f"{what} must be a list of str; it holds a {type(one).__name__}")
+        if not isinstance(one, str) or has_lone_surrogate(one):
+            raise InvalidInputError(f"{what} must be a list of str of valid Unicode; it holds {one!r}")
     return listed

@@ -13,6 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A model's first call takes seconds, and the machine may be busy.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 HERE = Path(__file__).parent
 
@@ -61,12 +66,21 @@ def tests_folder():
 
 @pytest.fixture(scope="session")
 def pplx_checkpoint(tmp_path_factory):
-    """A tiny random checkpoint in the published layout of pplx-embed-context-v1."""
+    """A tiny random checkpoint in the published layout of pplx-embed-context-v1, 64 dimensions."""
+    return _make_pplx_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-pplx-embed-context", 64)
+
+
+@pytest.fixture(scope="session")
+def wide_pplx_checkpoint(tmp_path_factory):
+    """The same with 192 dimensions, so that vectors may be cut (to 128 at least)."""
+    return _make_pplx_checkpoint(tmp_path_factory.mktemp("checkpoints") / "wide-pplx-embed-context", 192)
+
+
+def _make_pplx_checkpoint(folder, hidden_size):
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen3Config, Qwen3Model
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-pplx-embed-context"
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -82,7 +96,7 @@ def pplx_checkpoint(tmp_path_factory):
     tokenizer.save(str(folder / "tokenizer.json"))
 
     settings = {
-        "hidden_size": 64,
+        "hidden_size": hidden_size,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

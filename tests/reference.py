@@ -40,10 +40,12 @@ class Reference:
             windows: A function (chunk spans, number of tokens) → windows, for documents longer than
                 one; None to put the whole document through the model at once.
         """
-        late = self.late(chunks, windows)
-        alone = [self.late([chunk], windows)[0] for chunk in chunks]
-        mixed = [self.context_weight * a + (1 - self.context_weight) * b for a, b in zip(late, alone, strict=True)]
-        return np.array(mixed, np.float32).reshape(len(chunks), -1)
+        vectors = self.late(chunks, windows)
+        if self.context_weight < 1:
+            alone = [self.late([chunk], windows)[0] for chunk in chunks]
+            weight = self.context_weight
+            vectors = [weight * a + (1 - weight) * b for a, b in zip(vectors, alone, strict=True)]
+        return np.array(vectors, np.float32).reshape(len(chunks), self.dimension)
 
     def late(self, chunks, windows=None):
         ids, spans = self.lay_out(chunks)
@@ -61,9 +63,8 @@ class Reference:
                 hidden = self.forward(self.prefix + ids[start:stop] + self.suffix)
                 hidden = hidden[len(self.prefix) :]
                 for chunk, first, last in pieces:
-                    for token in range(first, last):
-                        sums[chunk] = sums[chunk] + hidden[token - start].astype(np.float64)
-                        counts[chunk] += 1
+                    sums[chunk] = sums[chunk] + hidden[first - start : last - start].sum(axis=0, dtype=np.float64)
+                    counts[chunk] += last - first
         dimension = self.dimension
         return [total / count if count else np.zeros(dimension) for total, count in zip(sums, counts, strict=True)]
 
@@ -99,8 +100,15 @@ class Forward:
         self.model = model.eval()
         self.qwen3_mask = qwen3_mask
         self.dimension = model.config.hidden_size
+        self.known = {}
 
     def __call__(self, ids):
+        key = tuple(ids)
+        if key not in self.known:
+            self.known[key] = self.run(ids)
+        return self.known[key]
+
+    def run(self, ids):
         # As a dict, Qwen3Model takes the mask as it is; None is no mask at all.
         mask = {"attention_mask": {"full_attention": None}} if self.qwen3_mask else {}
         with torch.inference_mode():

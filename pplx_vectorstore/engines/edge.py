@@ -5,7 +5,7 @@ On disk::
     FOLDER/
       <collection>/
         collection.json     vector settings and metadata; written once, last
-        indexed             present while every point but a few is in the index
+        unindexed           most points that the index lacks; present while nobody writes
         shard/              the engine's own files
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
-_INDEXED = "indexed"
+_UNINDEXED = "unindexed"
 _TEMPORARY = ".creating-"
 _ABANDONED_SECONDS = 60
 
@@ -120,7 +120,6 @@ class EdgeClient:
     def get_collection(self, collection_name: str) -> models.CollectionInfo:
         """Return settings, metadata and the number of points."""
         settings = self._settings(collection_name)
-        vectors = {name: models.VectorParams(**params) for name, params in settings["vectors"].items()}
         info = self._shard(collection_name).info()
         return models.CollectionInfo.model_construct(
             points_count=info.points_count,
@@ -128,7 +127,8 @@ class EdgeClient:
             segments_count=info.segments_count,
             payload_schema=dict.fromkeys(info.payload_schema),
             config=models.CollectionConfig.model_construct(
-                params=models.CollectionParams.model_construct(vectors=vectors), metadata=settings["metadata"]
+                params=models.CollectionParams.model_construct(vectors=settings["vectors"]),
+                metadata=settings["metadata"],
             ),
         )
 
@@ -253,13 +253,18 @@ class EdgeClient:
     def _settings(self, collection_name: str) -> dict[str, Any]:
         path = self._path(collection_name) / _SETTINGS
         try:
-            settings = json.loads(path.read_text("utf-8"))
+            text = path.read_text("utf-8")
         except FileNotFoundError as error:
             raise StoreNotFoundError(f"there is no collection {collection_name!r} in {self.folder}") from error
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); index the documents into a new folder") from error
-        if not isinstance(settings, dict) or not isinstance(settings.get("vectors"), dict):
-            raise StoreError(f"{path} does not hold a collection's settings; index into a new folder")
+        try:
+            settings = json.loads(text)
+            vectors = {name: models.VectorParams(**params) for name, params in settings["vectors"].items()}
+            settings = {"vectors": vectors, "metadata": dict(settings["metadata"])}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"{path} is damaged ({reason}); index the documents into a new folder") from error
+        if not vectors:
+            raise StoreError(f"{path} is damaged (no vectors); index the documents into a new folder")
         return settings
 
     def _shard(self, collection_name: str) -> _Shard:
@@ -268,8 +273,8 @@ class EdgeClient:
             with self._lock:
                 shard = self._open.get(collection_name)
                 if shard is None:
-                    settings = self._settings(collection_name)
-                    dimension = max(params["size"] for params in settings["vectors"].values())
+                    vectors = self._settings(collection_name)["vectors"]
+                    dimension = max(params.size for params in vectors.values())
                     shard = self._open[collection_name] = _Shard(self._path(collection_name), dimension)
         return shard
 
@@ -284,13 +289,16 @@ class _Shard:
 
     def __init__(self, path: Path, dimension: int) -> None:
         self._path = path
-        self._marker = path / _INDEXED
+        self._marker = path / _UNINDEXED
         self._leftover = -(-_INDEXING_THRESHOLD_KB * 1024 // dimension)
         self._lock = threading.Lock()
         self._wrote = False
         with _translated(path):
             self._shard = edge.EdgeShard.load(str(path / "shard"))
-        self._unindexed = self._leftover if self._marker.exists() else self._shard.info().points_count
+        try:
+            self._unindexed = int(self._marker.read_text("ascii"))
+        except (FileNotFoundError, ValueError):  # a killed process leaves none
+            self._unindexed = self._shard.info().points_count
 
     def upsert(self, points: list[edge.Point]) -> None:
         # One lock for both, so that no point slips in between an optimization and its book-keeping.
@@ -343,14 +351,16 @@ class _Shard:
             # Whatever was deleted or written twice: a segment that is left is below the threshold.
             self._unindexed = min(self._unindexed, self._leftover)
             self._shard.flush()
-            self._marker.touch()
+            self._marker.write_text(str(self._unindexed), "ascii")
 
     def close(self) -> None:
         if self._wrote and self._is_due(_SHARE_AT_CLOSE):
             self.optimize()
-        with _translated(self._path):
+        with self._lock, _translated(self._path):
             self._shard.flush()
             self._shard.close()
+            if self._wrote:
+                self._marker.write_text(str(self._unindexed), "ascii")
 
     def _is_due(self, share: float) -> bool:
         return self._unindexed > max(self._leftover, share * self._shard.info().points_count)

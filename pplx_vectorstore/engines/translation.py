@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID
 
+import numpy as np
 import qdrant_edge as edge
 from qdrant_client import models
 
 from pplx_vectorstore.errors import UnsupportedFilterError
+
+_EUCLID_WIDENING = 8
 
 _PAYLOAD_TYPES = {
     "keyword": edge.PayloadSchemaType.Keyword,
@@ -68,7 +71,8 @@ def edge_query(request: models.QueryRequest, *, ignore_quantization: bool) -> ed
 
     Args:
         request: As built by :func:`pplx_vectorstore.query.build_query`.
-        ignore_quantization: Rank by the stored vectors, not by their bits.
+        ignore_quantization: Let the first stage rank by the stored vectors instead of their bits, and
+            hand on more of them: Euclidean distance knows less of the cosine where norms differ.
     """
     return edge.QueryRequest(
         limit=request.limit or 10,
@@ -100,10 +104,11 @@ def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's 
 
 def _prefetch(prefetch: models.Prefetch, ignore_quantization: bool) -> edge.Prefetch:
     params = None
+    widening = _EUCLID_WIDENING if ignore_quantization else 1
     if prefetch.params is not None:
         quantization = prefetch.params.quantization or models.QuantizationSearchParams()
         params = edge.SearchParams(
-            hnsw_ef=prefetch.params.hnsw_ef,
+            hnsw_ef=None if prefetch.params.hnsw_ef is None else widening * prefetch.params.hnsw_ef,
             exact=bool(prefetch.params.exact),
             quantization=edge.QuantizationSearchParams(
                 ignore=ignore_quantization or bool(quantization.ignore),
@@ -112,7 +117,7 @@ def _prefetch(prefetch: models.Prefetch, ignore_quantization: bool) -> edge.Pref
             ),
         )
     return edge.Prefetch(
-        limit=prefetch.limit or 10,
+        limit=widening * (prefetch.limit or 10),
         query=_scoring_query(prefetch.query, prefetch.using),
         filter=None if prefetch.filter is None else edge_filter(prefetch.filter),
         params=params,
@@ -192,7 +197,9 @@ def _match(match: Any) -> Any:
     if match is None:
         return None
     if isinstance(match, models.MatchValue):
-        return edge.MatchValue(match.value)
+        # The engine takes a Python bool for an integer, which matches nothing; a numpy one it knows.
+        value: Any = np.bool_(match.value) if isinstance(match.value, bool) else match.value
+        return edge.MatchValue(value)
     if isinstance(match, models.MatchAny):
         return edge.MatchAny(cast("list[str]", list(match.any)))
     if isinstance(match, models.MatchExcept):

@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pplx_vectorstore import __version__
+from pplx_vectorstore.collection import METADATA_KEY, VECTOR_NAME, Fingerprint, vector_params
+from pplx_vectorstore.errors import SchemaMismatchError
+
+FINGERPRINT = Fingerprint(
+    model="perplexity-ai/pplx-embed-context-v1-0.6b",
+    revision="b42df969",
+    dimension=1024,
+    quantizer="tanh",
+    window_tokens=4096,
+    min_context=512,
+    context_weight=1.0,
+    source="perplexity-ai/pplx-embed-context-v1-0.6b",
+)
+OTHERS = {
+    "model": "all-minilm-l6-v2",
+    "revision": None,
+    "dimension": 128,
+    "quantizer": "absmax",
+    "window_tokens": 512,
+    "min_context": 64,
+    "context_weight": 0.3,
+}
+
+
+def test_comes_back_from_metadata():
+    metadata = json.loads(json.dumps(FINGERPRINT.to_metadata()))
+    assert Fingerprint.from_metadata(metadata, "docs") == FINGERPRINT
+    assert metadata[METADATA_KEY]["library"] == __version__
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"other": 1}, {METADATA_KEY: "text"}])
+def test_a_foreign_collection_is_refused(metadata):
+    with pytest.raises(SchemaMismatchError, match="'docs' was not written by pplx-vectorstore"):
+        Fingerprint.from_metadata(metadata, "docs")
+
+
+@pytest.mark.parametrize("schema", [0, 2, None, "1"])
+def test_another_schema_version_is_refused(schema):
+    metadata = FINGERPRINT.to_metadata()
+    metadata[METADATA_KEY] |= {"schema": schema, "library": "9.9"}
+    with pytest.raises(SchemaMismatchError, match=r"schema version .* \(written by pplx-vectorstore 9\.9\)"):
+        Fingerprint.from_metadata(metadata, "docs")
+
+
+@pytest.mark.parametrize("field", sorted(OTHERS))
+def test_altered_metadata_is_refused(field):
+    metadata = FINGERPRINT.to_metadata()
+    del metadata[METADATA_KEY][field]
+    with pytest.raises(SchemaMismatchError, match=f"does not record its {field}"):
+        Fingerprint.from_metadata(metadata, "docs")
+
+
+@pytest.mark.parametrize("field", sorted(OTHERS))
+def test_every_difference_is_refused_and_both_values_named(field):
+    with pytest.raises(SchemaMismatchError) as caught:
+        FINGERPRINT.require_same(replace(FINGERPRINT, **{field: OTHERS[field]}), "docs")
+    message = str(caught.value)
+    assert "'docs'" in message
+    assert f"{field} {getattr(FINGERPRINT, field)!r} in the collection, {OTHERS[field]!r} given" in message
+
+
+def test_several_differences_are_all_named():
+    with pytest.raises(SchemaMismatchError, match=r"model .* dimension .* quantizer "):
+        FINGERPRINT.require_same(replace(FINGERPRINT, **OTHERS), "docs")
+
+
+def test_same_is_accepted_wherever_the_checkpoint_lies():
+    FINGERPRINT.require_same(replace(FINGERPRINT, source="/models/moved"), "docs")
+
+
+def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
+    """Shifted codes keep Euclid but not the cosine (design, section 5)."""
+    from qdrant_client import models
+
+    (name,) = params = vector_params(384)
+    assert name == VECTOR_NAME
+    assert params[name].size == 384
+    assert params[name].distance == models.Distance.EUCLID
+    assert params[name].datatype == models.Datatype.UINT8
+    assert isinstance(params[name].quantization_config, models.BinaryQuantization)

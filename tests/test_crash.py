@@ -1,0 +1,199 @@
+"""kill -9 while documents are written: what was acknowledged is there, and the same run again repairs the rest."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.points import derive_point_id
+
+pytestmark = pytest.mark.slow
+
+N_KILLS = 20
+N_KILLS_WHILE_INDEXING = 6  # of those
+DIMENSION = 64
+N_DOCUMENTS = 60
+MOST_TOGETHER = 4
+
+# What the killed process runs. Two rounds: the second replaces documents by versions of more, fewer or no
+# chunks. A line is printed when an add has returned, and when an optimization starts.
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hash_encoder import make_encoder
+from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.engines import edge
+
+edge._MOST_UNINDEXED = 20
+edge._SHARE_WHILE_WRITING = 0.05
+optimize = edge._Shard.optimize
+
+def tell_and_optimize(shard):
+    print("indexing", flush=True)
+    optimize(shard)
+
+edge._Shard.optimize = tell_and_optimize
+
+def chunks_of(number, version):
+    n_chunks = (number * 7 + version * 3) % 6
+    return [f"chunk {i} of {number} in version {version}" for i in range(n_chunks)]
+
+if __name__ == "__main__":
+    with VectorStore.open(sys.argv[2], encoder=make_encoder(64)) as store:
+        for version in (1, 2):
+            number = 0
+            while number < 60:
+                together = 1 + number % 4
+                numbers = range(number, min(60, number + together))
+                store.add(Document(id=f"d{n}", chunks=chunks_of(n, version)) for n in numbers)
+                for n in numbers:
+                    print("added", n, version, flush=True)
+                number += together
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def folder():
+    """A new folder, in memory where that is possible: a killed process loses nothing there either."""
+    in_memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def command(folder, tests_folder):
+    script = folder / "child.py"
+    script.write_text(CHILD, "utf-8")
+    return [sys.executable, str(script), str(tests_folder)]
+
+
+def chunks_of(number, version):
+    n_chunks = (number * 7 + version * 3) % 6
+    return [f"chunk {i} of {number} in version {version}" for i in range(n_chunks)]
+
+
+def run(command, index, kill_at=None, delay=0.0):
+    """Run the child to its end, or kill it `delay` seconds after its line number `kill_at`.
+
+    Returns:
+        The lines that it printed.
+    """
+    lines = []
+    with subprocess.Popen([*command, str(index)], stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            lines.append(line.strip())
+            if len(lines) == kill_at:
+                time.sleep(delay)
+                child.send_signal(signal.SIGKILL)
+                lines += child.stdout.read().split("\n")  # what it said before it died
+                break
+    assert child.returncode == (0 if kill_at is None else -signal.SIGKILL)
+    return [line for line in lines if line]
+
+
+def read_all(index, encoder):
+    """Every chunk in the index: id → (text, document, index, count, codes)."""
+    with VectorStore.open(index, encoder=encoder, create=False) as store:
+        points, _ = store._client.scroll("documents", limit=100_000)
+        chunks = store.get([point.id for point in points], with_codes=True)
+        assert len(chunks) == len(points) == store.count()
+    return {
+        chunk.id: (chunk.text, chunk.document_id, chunk.chunk_index, chunk.chunk_count, chunk.codes.tobytes())
+        for chunk in chunks
+    }
+
+
+def assert_whole(found, number, version, encoder):
+    """The document is there in this version: every chunk, no other, each with the codes of this context."""
+    texts = chunks_of(number, version)
+    own = {place: chunk for place, chunk in found.items() if chunk[1] == f"d{number}"}
+    (codes,) = encoder.encode_documents([texts])
+    assert own == {
+        derive_point_id(f"d{number}", i): (text, f"d{number}", i, len(texts), codes[i].tobytes())
+        for i, text in enumerate(texts)
+    }
+
+
+def moments(lines, rng):
+    """Choose the lines after which to kill, and how long after: spread over the run, some while indexing."""
+    indexing = [number for number, line in enumerate(lines, start=1) if line == "indexing"]
+    assert len(indexing) > 2 * N_KILLS_WHILE_INDEXING
+    n_anywhere = N_KILLS - N_KILLS_WHILE_INDEXING
+    width = (len(lines) - 1) / n_anywhere
+    anywhere = [(1 + int(width * (i + rng.random())), rng.uniform(0, 0.02)) for i in range(n_anywhere)]
+    while_indexing = [(line, rng.uniform(0, 0.015)) for line in rng.sample(indexing, N_KILLS_WHILE_INDEXING)]
+    return anywhere + while_indexing
+
+
+def test_killed_processes_lose_nothing_and_running_again_repairs(command, folder, hash_encoder):
+    encoder = hash_encoder(DIMENSION)
+    lines_of_all = run(command, folder / "undisturbed")
+    expected = read_all(folder / "undisturbed", encoder)
+    assert len(expected) == sum(len(chunks_of(number, 2)) for number in range(N_DOCUMENTS)) > 100
+    n_unfinished = 0
+    for round_, (kill_at, delay) in enumerate(moments(lines_of_all, random.Random(20240613))):
+        index = folder / f"killed-{round_}"
+        lines = run(command, index, kill_at, delay)
+        n_unfinished += lines[-1] != "done"
+        added = [tuple(map(int, line.split()[1:])) for line in lines if line.startswith("added")]
+        acknowledged = dict(added)  # number → the latest version
+        # One add may have been running, of the documents that come next; they are old, new or mixed.
+        following = added[-1][0] + 1 if added else 0
+        running = {(following + i) % N_DOCUMENTS for i in range(MOST_TOGETHER)}
+
+        found = read_all(index, encoder)
+        for number, version in acknowledged.items():
+            if number not in running:
+                assert_whole(found, number, version, encoder)
+        for text, document_id, i, _, _ in found.values():
+            number = int(document_id[1:])
+            assert number in acknowledged or number in running
+            assert text in {text for version in (1, 2) for text in chunks_of(number, version)[i : i + 1]}
+
+        with VectorStore.open(index, encoder=encoder) as store:
+            for number in [number for number in acknowledged if number not in running][::6]:
+                (codes,) = encoder.encode_documents([chunks_of(number, acknowledged[number])])
+                for row in codes:
+                    (hit,) = store.search(row, k=1, candidates=10)
+                    assert (hit.document_id, hit.score) == (f"d{number}", pytest.approx(1, abs=1e-6))
+
+        assert run(command, index)[-1] == "done"
+        assert read_all(index, encoder) == expected
+    assert n_unfinished >= N_KILLS - 4
+
+
+def test_a_process_killed_while_it_creates_a_collection_leaves_no_half_of_one(folder, tests_folder, hash_encoder):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from hash_encoder import make_encoder\n"
+        "from pplx_vectorstore import Document, VectorStore\n"
+        "print('start', flush=True)\n"
+        "with VectorStore.open(sys.argv[2], encoder=make_encoder(64)) as store:\n"
+        "    store.add([Document(id='d', chunks=['a'])])\n"
+        "print('done', flush=True)\n"
+    )
+    rng = random.Random(5)
+    for round_ in range(5):
+        index = folder / str(round_)
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tests_folder), str(index)], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout.readline() == "start\n"
+            # Opening imports the engine first; that takes most of the time.
+            deadline = time.monotonic() + 30
+            while not index.exists() and child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.03))
+            child.kill()
+        with VectorStore.open(index, encoder=hash_encoder(64)) as store:
+            assert store.count() in (0, 1)
+            store.add(Document(id=name, chunks=["a"]) for name in "de")
+            assert store.count() == 2
+            assert {hit.document_id for hit in store.search("a", k=5)} == {"d", "e"}

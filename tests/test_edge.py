@@ -1,0 +1,791 @@
+"""What only the embedded engine does: Hamming ranking, indexing, folders, locks, translated filters.
+
+The same store on both engines is in test_store.py, killed processes are in test_crash.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qdrant_client import QdrantClient, models
+
+from pplx_vectorstore import Chunk, Document, VectorStore, cosine_similarity, hamming_distance, pack_bits
+from pplx_vectorstore.collection import SCHEMA_VERSION, VECTOR_NAME
+from pplx_vectorstore.engines import edge
+from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    SchemaMismatchError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+    UnsupportedFilterError,
+)
+
+
+def new_folder():
+    """A new folder, in memory where that is possible: the engine syncs files to disk all the time."""
+    in_memory = "/dev/shm"
+    return tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None)
+
+
+@pytest.fixture
+def folder():
+    with new_folder() as path:
+        yield Path(path) / "index"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240612)
+
+
+def clustered_codes(rng, n, dimension, norm_spread=0.0):
+    """Codes as a tanh-quantized model gives them, around shared centres, about 30 to a cluster.
+
+    Args:
+        norm_spread: Standard deviation of the logarithm of the floats' lengths.
+    """
+    centres = np.random.default_rng(dimension).normal(size=(100, dimension))
+    vectors = centres[rng.integers(100, size=n)] + 0.5 * rng.normal(size=(n, dimension))
+    vectors *= np.exp(norm_spread * rng.normal(size=(n, 1)))
+    return np.rint(np.tanh(0.4 * vectors) * 127).astype(np.int8)
+
+
+class Indexed:
+    """A store next to the codes that it should hold; row i is the chunk of id ``c<i>``."""
+
+    def __init__(self, folder, encoder):
+        self.folder, self.encoder = folder, encoder
+        self.store = VectorStore.open(folder, encoder=encoder)
+        self.codes = np.zeros((0, encoder.spec.dimension), np.int8)
+
+    def add(self, codes):
+        first = len(self.codes)
+        self.codes = np.concatenate([self.codes, codes])
+        self.write(range(first, len(self.codes)))
+
+    def write(self, rows):
+        self.store.add(
+            Document(id=f"d{i}", chunks=[Chunk(text="x", id=f"c{i}")], vectors=self.codes[i : i + 1]) for i in rows
+        )
+
+    def replace(self, rows, codes):
+        self.codes[rows] = codes
+        self.write(rows)
+
+    def reopen(self):
+        self.store.close()
+        self.store = VectorStore.open(self.folder, encoder=self.encoder)
+
+    def rows(self, query, **options):
+        return [int(hit.id[1:]) for hit in self.store.search(query, **options)]
+
+    def recall(self, queries, k=10, gone=(), **options):
+        """Share of the k best that were found; any choice among equal scores is right."""
+        found = 0
+        all_scores = cosine_similarity(queries, self.codes)
+        all_scores[:, list(gone)] = -2
+        for query, scores in zip(queries, all_scores, strict=True):
+            least = np.sort(scores)[-k]
+            rows = self.rows(query, k=k, **options)
+            assert len(set(rows)) == len(rows) == k
+            found += int((scores[rows] >= least - 1e-6).sum())
+        return found / (k * len(queries))
+
+    def assert_found(self, rows):
+        """Each is the best hit for its own codes, even with few candidates."""
+        for row in rows:
+            (best,) = self.rows(self.codes[row], k=1, candidates=10)
+            assert np.array_equal(self.codes[best], self.codes[row]), row
+
+
+@pytest.fixture(params=[64, 384])
+def indexed(request, folder, hash_encoder):
+    made = Indexed(folder, hash_encoder(request.param))
+    yield made
+    made.store.close()
+
+
+def similar(rng, codes, n):
+    """Queries close to some of the codes, as questions are to chunks."""
+    chosen = codes[rng.integers(len(codes), size=n)].astype(int)
+    return np.clip(chosen + rng.integers(-25, 26, size=chosen.shape), -128, 127).astype(np.int8)
+
+
+def shard_of(store):
+    return store._client._shard("documents")
+
+
+# --- recall in every state -----------------------------------------------------------------------------
+#
+# In a segment that is not optimized the engine's bits are all 1, and Hamming ranking is arbitrary. What
+# follows would find it out: recall would be candidates / points.
+
+
+def test_recall_from_the_first_add_to_a_reopened_index(indexed, rng):
+    codes = clustered_codes(rng, 3000, indexed.codes.shape[1])
+    queries = similar(rng, codes, 40)
+    sample = range(0, 3000, 60)
+
+    indexed.add(codes)
+    assert indexed.recall(queries) >= 0.97
+    indexed.assert_found(sample)
+    indexed.store.optimize()
+    assert indexed.recall(queries) >= 0.97
+    indexed.assert_found(sample)
+    indexed.reopen()
+    assert indexed.recall(queries) >= 0.97
+    indexed.assert_found(sample)
+
+
+@pytest.mark.parametrize("n_new", [1, 2, 3, 50])
+def test_points_written_after_indexing_are_found(indexed, rng, n_new):
+    dimension = indexed.codes.shape[1]
+    indexed.add(clustered_codes(rng, 2000, dimension))
+    indexed.store.optimize()
+    for _ in range(3):  # the second and third round find leftovers of the one before
+        indexed.add(clustered_codes(rng, n_new, dimension))
+        new = range(len(indexed.codes) - n_new, len(indexed.codes))
+        queries = np.concatenate([similar(rng, indexed.codes, 20), similar(rng, indexed.codes[new], 5)])
+        for _ in range(2):
+            indexed.assert_found(new)
+            assert indexed.recall(queries) >= 0.97
+            # Few candidates, and more of them than there are new points, and fewer.
+            for candidates in sorted({1, n_new, n_new + 1, n_new + 20}):
+                for row in [*new][:10]:
+                    (best,) = indexed.rows(indexed.codes[row], k=1, candidates=candidates)
+                    assert np.array_equal(indexed.codes[best], indexed.codes[row])
+            indexed.store.optimize()
+
+
+@pytest.mark.parametrize("ending", ["clean", "killed"])
+def test_points_written_after_indexing_are_found_after_reopening(indexed, rng, ending):
+    dimension = indexed.codes.shape[1]
+    indexed.add(clustered_codes(rng, 2000, dimension))
+    indexed.store.optimize()
+    indexed.add(clustered_codes(rng, 30, dimension))
+    queries = similar(rng, indexed.codes, 30)
+    indexed.store.close()
+    if ending == "killed":
+        (indexed.folder / "documents" / "unindexed").unlink()  # written on closing
+    indexed.store = VectorStore.open(indexed.folder, encoder=indexed.encoder)
+    indexed.assert_found([*range(0, 2000, 100), *range(2000, 2030)])
+    assert indexed.recall(queries) >= 0.97
+    indexed.add(clustered_codes(rng, 3, dimension))
+    indexed.assert_found(range(2000, 2033))
+    assert indexed.recall(queries) >= 0.97
+
+
+def test_updated_points_are_found_by_their_new_codes(indexed, rng):
+    dimension = indexed.codes.shape[1]
+    indexed.add(clustered_codes(rng, 2000, dimension))
+    indexed.store.optimize()
+    for n_updated in (1, 40, 300):
+        rows = rng.choice(2000, size=n_updated, replace=False)
+        old = indexed.codes[rows].copy()
+        indexed.replace(rows, clustered_codes(rng, n_updated, dimension))
+        for _ in range(2):
+            indexed.assert_found(rows[:60])
+            assert indexed.recall(np.concatenate([old[:20], similar(rng, indexed.codes, 20)])) >= 0.97
+            assert indexed.store.count() == 2000
+            indexed.store.optimize()
+
+
+def test_deleted_points_are_gone_and_the_others_are_found(indexed, rng):
+    indexed.add(clustered_codes(rng, 2000, indexed.codes.shape[1]))
+    indexed.store.optimize()
+    gone = rng.choice(2000, size=900, replace=False)
+    assert indexed.store.delete(ids=[f"c{i}" for i in gone]) == 900
+    kept = sorted(set(range(2000)) - set(gone.tolist()))
+    queries = np.concatenate([similar(rng, indexed.codes, 20), indexed.codes[gone[:10]]])
+    for _ in range(2):
+        indexed.assert_found(kept[::40])
+        assert indexed.recall(queries, gone=gone) >= 0.97
+        indexed.store.optimize()
+    indexed.reopen()
+    assert indexed.recall(queries, gone=gone) >= 0.97
+
+
+def test_filtered_search_is_as_good_as_both_stages_in_numpy(indexed, rng):
+    codes = indexed.codes = clustered_codes(rng, 2400, indexed.codes.shape[1])
+    queries = similar(rng, codes, 30)
+    documents = [
+        Document(id=f"d{i}", chunks=[Chunk(text="x", id=f"c{i}")], metadata={"part": i % 4}, vectors=codes[i : i + 1])
+        for i in range(2400)
+    ]
+    indexed.store.add(documents[:2300])
+    indexed.store.optimize()
+    indexed.store.add(documents[2300:])
+    kept = np.arange(2, 2400, 4)
+    others = sorted(set(range(2400)) - set(kept.tolist()))
+    best = 0
+    for query in queries:
+        scores = cosine_similarity(query, codes[kept])
+        nearest = np.argsort(hamming_distance(pack_bits(query), pack_bits(codes[kept])), kind="stable")[:100]
+        best += int((scores[nearest] >= np.sort(scores)[-10] - 1e-6).sum())
+    for _ in range(2):
+        assert indexed.recall(queries, gone=others, filter={"part": 2}) >= best / 300 - 0.02
+        assert indexed.recall(queries, gone=others, filter={"part": 2}, candidates=400) >= 0.97
+        indexed.store.optimize()
+
+
+@pytest.mark.parametrize(("norm_spread", "loss"), [(0.2, 0.01), (0.5, 0.05)])
+def test_search_before_indexing_is_as_good_as_after_where_norms_differ(indexed, rng, norm_spread, loss):
+    """Without usable bits the first stage ranks by Euclid, which is not the cosine's order.
+
+    It hands on more points to make up for that; norms that differ as wildly as the second case still
+    cost a little.
+    """
+    codes = clustered_codes(rng, 3000, indexed.codes.shape[1], norm_spread)
+    queries = similar(rng, codes, 40)
+    indexed.add(codes)
+    before = indexed.recall(queries)
+    indexed.store.optimize()
+    after = indexed.recall(queries)
+    assert after >= 0.97
+    assert before >= after - loss
+
+
+def test_indexing_leaves_at_most_what_the_shard_believes(indexed, rng):
+    dimension = indexed.codes.shape[1]
+    indexed.add(clustered_codes(rng, 500, dimension))
+    for n_new in (0, 1, 5, 17, 3, 60, 2, 2, 2, 2):
+        if n_new:
+            indexed.add(clustered_codes(rng, n_new, dimension))
+        indexed.store.optimize()
+        info = indexed.store._client.get_collection("documents")
+        assert info.points_count == len(indexed.codes)
+        unindexed = info.points_count - info.indexed_vectors_count
+        assert unindexed <= shard_of(indexed.store)._unindexed <= shard_of(indexed.store)._leftover
+
+
+def test_a_large_load_is_indexed_while_it_is_written(folder, hash_encoder, rng, monkeypatch):
+    monkeypatch.setattr(edge, "_MOST_UNINDEXED", 500)
+    loaded = Indexed(folder, hash_encoder(64))
+    loaded.add(clustered_codes(rng, 3000, 64))
+    assert loaded.store._client.get_collection("documents").indexed_vectors_count > 0
+    queries = similar(rng, loaded.codes, 20)
+    loaded.assert_found(range(0, 3000, 100))
+    assert loaded.recall(queries) >= 0.97
+    loaded.store.close()
+
+
+def test_closing_after_a_load_indexes_it(indexed, rng):
+    indexed.add(clustered_codes(rng, 1000, indexed.codes.shape[1]))
+    indexed.reopen()
+    assert indexed.store._client.get_collection("documents").indexed_vectors_count > 900
+    assert shard_of(indexed.store)._unindexed <= shard_of(indexed.store)._leftover
+
+
+def test_closing_after_a_small_write_does_not_forget_that_the_rest_is_indexed(indexed, rng):
+    dimension = indexed.codes.shape[1]
+    indexed.add(clustered_codes(rng, 2000, dimension))
+    indexed.reopen()
+    indexed.add(clustered_codes(rng, 2, dimension))
+    indexed.reopen()
+    info = indexed.store._client.get_collection("documents")
+    actually = info.points_count - info.indexed_vectors_count
+    assert actually <= 2
+    # Otherwise every search until the next large write ignores the bits of the whole index.
+    assert shard_of(indexed.store)._unindexed < 100
+
+
+# --- the two stages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dimension", [384, 1024])
+def test_an_indexed_search_ranks_by_hamming_distance_then_by_cosine(folder, hash_encoder, rng, dimension):
+    store = Indexed(folder, hash_encoder(dimension))
+    codes = np.clip(rng.normal(scale=60, size=(1500, dimension)), -127, 127).astype(np.int8)
+    store.add(codes)
+    store.store.optimize()
+    packed = pack_bits(codes)
+    k, same, by_cosine = 20, 0, 0
+    for query in similar(rng, codes, 30):
+        hits = store.store.search(query, k=k, candidates=k)
+        rows = [int(hit.id[1:]) for hit in hits]
+        distances = hamming_distance(pack_bits(query), packed)
+        scores = cosine_similarity(query, codes)
+        same += sorted(distances[rows]) == sorted(distances)[:k]
+        by_cosine += sorted(scores[rows]) == sorted(scores)[-k:]
+        np.testing.assert_allclose([hit.score for hit in hits], scores[rows], rtol=0, atol=1e-6)
+        assert rows == sorted(rows, key=lambda row: -scores[row])
+    assert same >= 28  # the graph may miss one
+    assert by_cosine <= 2  # so it was not the codes that chose them
+    store.store.close()
+
+
+def test_more_candidates_find_more(indexed, rng):
+    indexed.add(np.clip(rng.normal(scale=60, size=(2000, indexed.codes.shape[1])), -127, 127).astype(np.int8))
+    indexed.store.optimize()
+    queries = similar(rng, indexed.codes, 40)
+    few, many, everything = (indexed.recall(queries, candidates=n) for n in (20, 300, 2000))
+    assert few < many - 0.1
+    assert many <= everything == 1.0
+
+
+# --- folders and locks ---------------------------------------------------------------------------------
+
+
+def make_index(folder, encoder):
+    with VectorStore.open(folder, encoder=encoder) as store:
+        store.add([Document(id="d", chunks=["a", "b"])])
+
+
+def settings_of(folder):
+    return folder / "documents" / "collection.json"
+
+
+def test_opening_creates_the_folder_with_its_parents(folder, hash_encoder):
+    deep = folder / "one" / "two"
+    make_index(deep, hash_encoder())
+    assert settings_of(deep).is_file()
+    with VectorStore.open(str(deep), encoder=hash_encoder(), create=False) as store:
+        assert store.count() == 2
+
+
+def test_opening_without_create_leaves_nothing_behind(folder, hash_encoder):
+    with pytest.raises(StoreNotFoundError, match="no collection 'documents'"):
+        VectorStore.open(folder, encoder=hash_encoder(), create=False)
+    assert not folder.exists()
+    make_index(folder, hash_encoder())
+    with pytest.raises(StoreNotFoundError, match="no collection 'others'"):
+        VectorStore.open(folder, encoder=hash_encoder(), collection="others", create=False)
+    assert [path.name for path in folder.iterdir()] == ["documents"]
+
+
+def test_collections_of_one_folder_are_apart(folder, hash_encoder):
+    with (
+        VectorStore.open(folder, encoder=hash_encoder(), collection="one") as one,
+        VectorStore.open(folder, encoder=hash_encoder(32, name="other"), collection="two") as two,
+    ):
+        one.add([Document(id="d", chunks=["a"])])
+        two.add([Document(id="d", chunks=["b", "c"])])
+        assert (one.count(), two.count()) == (1, 2)
+    assert EdgeClient(folder).collection_names() == ["one", "two"]
+
+
+def test_a_folder_of_other_things_is_not_an_index(folder, hash_encoder):
+    folder.mkdir()
+    (folder / "thesis.docx").write_text("x")
+    with pytest.raises(StoreNotFoundError, match=r"not an index: it holds 'thesis\.docx'"):
+        VectorStore.open(folder, encoder=hash_encoder())
+    assert [path.name for path in folder.iterdir()] == ["thesis.docx"]
+    (folder / "thesis.docx").unlink()
+    (folder / "photos").mkdir()
+    with pytest.raises(StoreNotFoundError, match="it holds 'photos'"):
+        VectorStore.open(folder, encoder=hash_encoder())
+
+
+def test_hidden_files_do_not_matter(folder, hash_encoder):
+    folder.mkdir()
+    (folder / ".gitignore").write_text("*")
+    make_index(folder, hash_encoder())
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:
+        assert store.count() == 2
+
+
+def test_a_file_is_not_an_index(folder, hash_encoder):
+    folder.write_text("x")
+    with pytest.raises(StoreNotFoundError, match="is a file; an index is a folder"):
+        VectorStore.open(folder, encoder=hash_encoder())
+    assert folder.read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "-a", "a b", "x" * 129, "ä", 3, None])
+def test_names_that_are_no_file_names_are_refused(folder, hash_encoder, name):
+    with pytest.raises(InvalidInputError, match="a collection's name must be"):
+        VectorStore.open(folder, encoder=hash_encoder(), collection=name)
+    assert not folder.exists()
+
+
+def test_the_same_folder_twice_in_one_process_is_refused(folder, hash_encoder):
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:
+        with pytest.raises(StoreLockedError, match="open in another process or another store"):
+            VectorStore.open(folder, encoder=hash_encoder())
+        store.add([Document(id="d", chunks=["a"])])  # the first is unharmed
+        assert store.count() == 1
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:
+        assert store.count() == 1
+
+
+def test_a_second_process_is_refused_until_the_first_has_closed(folder, hash_encoder, tests_folder):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from hash_encoder import make_encoder\n"
+        "from pplx_vectorstore import Document, VectorStore\n"
+        "with VectorStore.open(sys.argv[2], encoder=make_encoder()) as store:\n"
+        "    store.add([Document(id='d', chunks=['a', 'b'])])\n"
+        "    print('open', flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tests_folder), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout.readline() == "open\n"
+        with pytest.raises(StoreLockedError, match="open in another process"):
+            VectorStore.open(folder, encoder=hash_encoder())
+        first.communicate("\n", timeout=60)
+    assert first.returncode == 0
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:
+        assert store.count() == 2
+
+
+def test_a_killed_process_leaves_no_lock_and_loses_nothing(folder, hash_encoder, tests_folder):
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from hash_encoder import make_encoder\n"
+        "from pplx_vectorstore import Document, VectorStore\n"
+        "store = VectorStore.open(sys.argv[2], encoder=make_encoder())\n"
+        "store.add(Document(id=f'{i}', chunks=[f'{i}']) for i in range(600))\n"
+        "store.optimize()\n"
+        "store.add(Document(id=f'{i}', chunks=[f'{i}']) for i in range(590, 640))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code, str(tests_folder), str(folder)], timeout=60, check=False)
+    assert child.returncode == -signal.SIGKILL
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:
+        assert store.count() == 640
+        for i in [*range(0, 590, 20), *range(590, 640)]:
+            (hit,) = store.search(f"{i}", k=1, candidates=10)
+            assert (hit.text, hit.score) == (f"{i}", pytest.approx(1, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", '{"vectors": {', "null", "[]", "{}", '{"vectors": null}', "\0\0\0"],
+)
+def test_damaged_settings_are_told_apart_from_a_new_index(folder, hash_encoder, damage):
+    make_index(folder, hash_encoder())
+    settings_of(folder).write_text(damage)
+    with pytest.raises(StoreError, match=r"collection\.json is damaged .*new folder"):
+        VectorStore.open(folder, encoder=hash_encoder())
+    assert settings_of(folder).read_text() == damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda settings: settings.pop("metadata"),
+        lambda settings: settings.update(metadata=None),
+        lambda settings: settings.update(metadata=[]),
+        lambda settings: settings.update(vectors={}),
+        lambda settings: settings.update(vectors={"codes": {}}),
+        lambda settings: settings.update(vectors={"codes": None}),
+        lambda settings: settings["metadata"]["pplx_vectorstore"].pop("dimension"),
+        lambda settings: settings["metadata"].update(pplx_vectorstore=3),
+    ],
+    ids=["no metadata", "null", "list", "no vectors", "no size", "vector null", "no dimension", "no fingerprint"],
+)
+def test_altered_settings_raise_an_error_of_ours(folder, hash_encoder, damage):
+    make_index(folder, hash_encoder())
+    altered = json.loads(settings_of(folder).read_text())
+    damage(altered)
+    settings_of(folder).write_text(json.dumps(altered))
+    with pytest.raises(StoreError):
+        VectorStore.open(folder, encoder=hash_encoder())
+
+
+def test_a_missing_shard_is_an_error_and_not_an_empty_index(folder, hash_encoder):
+    make_index(folder, hash_encoder())
+    shutil.rmtree(folder / "documents" / "shard")
+    with pytest.raises(StoreError):
+        VectorStore.open(folder, encoder=hash_encoder())
+
+
+def test_another_schema_version_is_refused(folder, hash_encoder):
+    make_index(folder, hash_encoder())
+    altered = json.loads(settings_of(folder).read_text())
+    altered["metadata"]["pplx_vectorstore"] |= {"schema": SCHEMA_VERSION + 1, "library": "9.9"}
+    settings_of(folder).write_text(json.dumps(altered))
+    with pytest.raises(SchemaMismatchError, match=rf"schema version {SCHEMA_VERSION + 1}.*pplx-vectorstore 9\.9"):
+        VectorStore.open(folder, encoder=hash_encoder())
+
+
+def test_every_difference_to_the_collections_model_is_named(folder, hash_encoder):
+    make_index(folder, hash_encoder())
+    other = hash_encoder(32, name="other", revision="2")
+    other.fingerprint = replace(
+        other.fingerprint, quantizer="tanh", window_tokens=1024, min_context=1, context_weight=0.5, source="elsewhere"
+    )
+    with pytest.raises(SchemaMismatchError) as raised:
+        VectorStore.open(folder, encoder=other)
+    for difference in (
+        "model 'hash-encoder' in the collection, 'other' given",
+        "revision '1' in the collection, '2' given",
+        "dimension 64 in the collection, 32 given",
+        "quantizer 'absmax' in the collection, 'tanh' given",
+        "window_tokens 512 in the collection, 1024 given",
+        "min_context 64 in the collection, 1 given",
+        "context_weight 1.0 in the collection, 0.5 given",
+    ):
+        assert difference in str(raised.value)
+    assert "elsewhere" not in str(raised.value)
+    with VectorStore.open(folder, encoder=hash_encoder()) as store:  # the refused one left no lock
+        assert store.count() == 2
+
+
+def test_a_model_that_only_moved_is_the_same(folder, hash_encoder):
+    make_index(folder, hash_encoder())
+    moved = hash_encoder()
+    moved.fingerprint = replace(moved.fingerprint, source="/elsewhere")
+    with VectorStore.open(folder, encoder=moved) as store:
+        assert store.count() == 2
+
+
+def test_a_creation_cut_short_is_cleaned_up(folder, hash_encoder):
+    for name in (".creating-old", ".creating-other-process"):
+        (folder / name / "shard").mkdir(parents=True)
+    os.utime(folder / ".creating-old", (0, 0))
+    make_index(folder, hash_encoder())
+    # The younger one may be of a process that is creating a collection right now.
+    assert sorted(path.name for path in folder.iterdir()) == [".creating-other-process", "documents"]
+    assert EdgeClient(folder).collection_names() == ["documents"]
+
+
+def test_a_collection_appears_whole_or_not_at_all(folder, hash_encoder, monkeypatch):
+    def fail(self, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreError, match="no space left"):
+        VectorStore.open(folder, encoder=hash_encoder())
+    monkeypatch.undo()
+    assert list(folder.iterdir()) == []
+    make_index(folder, hash_encoder())
+
+
+def test_payload_indexes_missing_after_a_kill_are_made_on_opening(folder, hash_encoder):
+    encoder = hash_encoder()
+    from pplx_vectorstore.collection import PAYLOAD_INDEXES, vector_params
+
+    with EdgeClient(folder) as client:  # what a process leaves that is killed right after create_collection
+        client.create_collection(
+            "documents", vectors_config=vector_params(64), metadata=encoder.fingerprint.to_metadata()
+        )
+    with VectorStore.open(folder, encoder=encoder) as store:
+        assert set(store._client.get_collection("documents").payload_schema) >= set(PAYLOAD_INDEXES)
+
+
+# --- filters: the same points as QdrantClient(":memory:") ----------------------------------------------
+
+VALUES = [0, 1, 2, -1, 7, "x", "y", "1", "", True, False, 0.5, 1.0, 2.5, None, [], ["x"], ["x", "y"], [1, 2], [True]]
+OBJECTS = [{"p": 1, "q": "x"}, {"p": 2, "q": "x"}, {"p": 1, "q": "y"}, {"p": 2}, {}]
+N_POINTS = 120
+
+
+def payloads():
+    rng = np.random.default_rng(5)
+
+    def choose(options):
+        return options[rng.integers(len(options))]
+
+    for _ in range(N_POINTS):
+        payload = {key: choose(VALUES) for key in ("a", "b", "c.d") if rng.random() < 0.8}
+        payload["n"] = {"a": choose(VALUES)} if rng.random() < 0.5 else choose(VALUES)
+        if rng.random() < 0.7:
+            payload["objects"] = [choose(OBJECTS) for _ in range(rng.integers(3))]
+        payload["rank"] = float(rng.integers(10)) / 2
+        yield payload
+
+
+def point_id(i):
+    return f"00000000-0000-4000-8000-{i:012d}"
+
+
+@pytest.fixture(scope="module")
+def both_clients():
+    points = [
+        models.PointStruct(id=point_id(i), vector={VECTOR_NAME: [i % 256, 1]}, payload=payload)
+        for i, payload in enumerate(payloads())
+    ]
+    params = {VECTOR_NAME: models.VectorParams(size=2, distance="Euclid", datatype="uint8")}
+    with new_folder() as path:
+        embedded = EdgeClient(Path(path) / "index")
+        memory = QdrantClient(":memory:")
+        embedded.create_collection("c", vectors_config=params, metadata={})
+        memory.create_collection("c", vectors_config=params)
+        for client in (embedded, memory):
+            client.upsert("c", points=points)
+        yield embedded, memory
+        embedded.close()
+        memory.close()
+
+
+KEYS = st.sampled_from(["a", "b", '"c.d"', "n.a", "objects[].p", "objects[].q", "rank", "absent"])
+EQUALS = st.sampled_from([0, 1, 2, 7, "x", "y", "1", "", True, False]).map(lambda value: models.MatchValue(value=value))
+MATCHES = st.one_of(
+    EQUALS,
+    EQUALS,
+    st.lists(st.sampled_from(["x", "y", "1"]), min_size=1, max_size=3).map(lambda some: models.MatchAny(any=some)),
+    st.lists(st.sampled_from([0, 1, 2, 7]), min_size=1, max_size=3).map(lambda some: models.MatchAny(any=some)),
+    st.lists(st.sampled_from(["x", "y"]), min_size=1, max_size=2).map(
+        lambda some: models.MatchExcept(**{"except": some})
+    ),
+    st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=2).map(
+        lambda some: models.MatchExcept(**{"except": some})
+    ),
+)
+BOUNDS = st.none() | st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 2.5])
+RANGES = st.builds(models.Range, gte=BOUNDS, gt=BOUNDS, lte=BOUNDS, lt=BOUNDS)
+INNER = st.builds(
+    models.Filter,
+    must=st.lists(
+        st.one_of(
+            st.builds(models.FieldCondition, key=st.sampled_from(["p", "q"]), match=MATCHES),
+            st.builds(models.FieldCondition, key=st.just("p"), range=RANGES),
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+)
+LEAVES = st.one_of(
+    st.builds(models.FieldCondition, key=KEYS, match=MATCHES),
+    st.builds(models.FieldCondition, key=KEYS, match=EQUALS),
+    st.builds(models.FieldCondition, key=KEYS, range=RANGES),
+    KEYS.map(lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))),
+    KEYS.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
+    st.lists(st.integers(0, N_POINTS + 5).map(point_id), max_size=40).map(
+        lambda ids: models.HasIdCondition(has_id=ids)
+    ),
+    INNER.map(lambda inner: models.NestedCondition(nested=models.Nested(key="objects", filter=inner))),
+)
+
+
+def filters_over(conditions):
+    """Filters of one or two clauses; with more, hardly any point would be left to compare."""
+    some = st.lists(conditions, min_size=1, max_size=3)
+    # The engine mistakes a min_count above the number of conditions where another clause has ids.
+    at_least = some.flatmap(
+        lambda chosen: st.builds(models.MinShould, conditions=st.just(chosen), min_count=st.integers(1, len(chosen)))
+    )
+    clauses = {"must": st.lists(conditions, min_size=1, max_size=2), "should": some, "must_not": some}
+    clauses["min_should"] = at_least
+    pairs = st.lists(st.sampled_from(sorted(clauses)), min_size=1, max_size=2, unique=True)
+    return pairs.flatmap(lambda names: st.builds(models.Filter, **{name: clauses[name] for name in names}))
+
+
+FILTERS = st.recursive(filters_over(LEAVES), lambda inner: filters_over(LEAVES | inner), max_leaves=6)
+
+
+def matching(client, given_filter):
+    points, after = client.scroll("c", scroll_filter=given_filter, limit=N_POINTS + 10, with_payload=False)
+    assert after is None
+    return sorted(int(str(point.id)[-12:]) for point in points)
+
+
+@settings(max_examples=250, deadline=None)
+@given(given_filter=FILTERS)
+def test_any_filter_keeps_the_same_points_on_both_engines(both_clients, given_filter):
+    embedded, memory = both_clients
+    expected = matching(memory, given_filter)
+    assert matching(embedded, given_filter) == expected
+    assert embedded.count("c", count_filter=given_filter, exact=True).count == len(expected)
+
+
+@pytest.mark.parametrize("value", VALUES[:11], ids=repr)
+@pytest.mark.parametrize("key", ["a", "n.a"])
+def test_a_value_matches_itself_and_its_type_alone(both_clients, key, value):
+    embedded, memory = both_clients
+    given_filter = models.Filter(must=[models.FieldCondition(key=key, match=models.MatchValue(value=value))])
+    expected = matching(memory, given_filter)
+    assert expected
+    assert matching(embedded, given_filter) == expected
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        models.FieldCondition(key="a", is_empty=True),
+        models.FieldCondition(key="a", is_null=True),
+        models.FieldCondition(key="objects", values_count=models.ValuesCount(gte=2)),
+        models.HasVectorCondition(has_vector=VECTOR_NAME),
+        models.HasIdCondition(has_id=[]),
+    ],
+    ids=lambda condition: repr(condition)[:40],
+)
+def test_other_conditions(both_clients, condition):
+    embedded, memory = both_clients
+    given_filter = models.Filter(must=[condition])
+    assert matching(embedded, given_filter) == matching(memory, given_filter)
+
+
+def test_a_single_condition_need_not_be_in_a_list(both_clients):
+    embedded, memory = both_clients
+    condition = models.FieldCondition(key="a", match=models.MatchValue(value="x"))
+    for place in ("must", "should", "must_not"):
+        given_filter = models.Filter(**{place: condition})
+        assert matching(embedded, given_filter) == matching(memory, given_filter)
+
+
+def test_dates_and_places_are_translated(folder):
+    with EdgeClient(folder) as client:
+        params = {VECTOR_NAME: models.VectorParams(size=2, distance="Euclid", datatype="uint8")}
+        client.create_collection("c", vectors_config=params, metadata={})
+        days = ["2024-01-01T00:00:00Z", "2024-06-01T12:00:00Z", "2025-01-01T00:00:00Z"]
+        towns = [(52.52, 13.4), (48.85, 2.35), (40.71, -74.0)]
+        client.upsert(
+            "c",
+            points=[
+                models.PointStruct(
+                    id=point_id(i), vector={VECTOR_NAME: [i, 1]}, payload={"day": day, "at": {"lat": lat, "lon": lon}}
+                )
+                for i, (day, (lat, lon)) in enumerate(zip(days, towns, strict=True))
+            ],
+        )
+
+        def kept(**condition):
+            key = "at" if next(iter(condition)).startswith("geo") else "day"
+            return matching(client, models.Filter(must=[models.FieldCondition(key=key, **condition)]))
+
+        assert kept(range=models.DatetimeRange(gte="2024-02-01T00:00:00Z", lt="2025-01-01T00:00:00Z")) == [1]
+        assert kept(range=models.DatetimeRange(lte="2024-06-01T14:00:00+02:00")) == [0, 1]
+        berlin = models.GeoPoint(lat=52.5, lon=13.4)
+        assert kept(geo_radius=models.GeoRadius(center=berlin, radius=20_000)) == [0]
+        box = models.GeoBoundingBox(
+            top_left=models.GeoPoint(lat=60, lon=0), bottom_right=models.GeoPoint(lat=45, lon=20)
+        )
+        assert kept(geo_bounding_box=box) == [0, 1]
+        corners = [(45, 0), (45, 5), (50, 5), (50, 0), (45, 0)]
+        ring = models.GeoLineString(points=[models.GeoPoint(lat=lat, lon=lon) for lat, lon in corners])
+        assert kept(geo_polygon=models.GeoPolygon(exterior=ring)) == [1]
+
+
+def test_conditions_that_the_engine_lacks_are_refused_by_name(both_clients):
+    embedded, _ = both_clients
+
+    class Unknown:
+        pass
+
+    for given_filter in (
+        models.Filter.model_construct(must=[Unknown()], should=None, must_not=None, min_should=None),
+        models.Filter(must=[models.FieldCondition.model_construct(**blank_condition(match=Unknown()))]),
+    ):
+        with pytest.raises(UnsupportedFilterError, match="Unknown"):
+            embedded.count("c", count_filter=given_filter)
+
+
+def blank_condition(**given_fields):
+    return dict.fromkeys(models.FieldCondition.model_fields) | {"key": "a"} | given_fields
+
+
+def test_scrolling_gives_every_point_once(both_clients):
+    embedded, _ = both_clients
+    seen, offset = [], None
+    while True:
+        points, offset = embedded.scroll("c", limit=7, offset=offset)
+        seen += [point.id for point in points]
+        if offset is None:
+            break
+    assert seen == [point_id(i) for i in range(N_POINTS)]

@@ -1,0 +1,195 @@
+"""Chunks and codes → points, and back."""
+
+import uuid
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pplx_vectorstore import Chunk, Document
+from pplx_vectorstore.collection import VECTOR_NAME, Fingerprint
+from pplx_vectorstore.errors import AlignmentError
+from pplx_vectorstore.points import (
+    derive_point_id,
+    hash_document,
+    iter_points,
+    point_id_of,
+    possible_point_ids,
+    read_chunk,
+    read_codes,
+    read_hit,
+)
+
+FINGERPRINT = Fingerprint(
+    model="m",
+    revision="1",
+    dimension=4,
+    quantizer="tanh",
+    window_tokens=512,
+    min_context=64,
+    context_weight=1.0,
+    source="m",
+)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+def make_points(document, codes, document_hash="h"):
+    return list(iter_points(document, document.chunks, np.asarray(codes, np.int8), document_hash))
+
+
+def test_ids_never_change():
+    # Ids of points that are already written: a change here orphans every index there is.
+    assert derive_point_id("handbook", 0) == "450084db-9f05-5a77-9dbb-e99f0322fe78"
+    assert point_id_of("intro") == "322ed363-00a2-5a6c-8eba-17bbf585a188"
+
+
+@given(TEXTS, st.integers(0, 2**31), TEXTS, st.integers(0, 2**31))
+def test_derived_ids_are_uuids_that_differ_where_document_or_index_differ(first, i, second, j):
+    one, other = derive_point_id(first, i), derive_point_id(second, j)
+    assert uuid.UUID(one).version == 5
+    assert (one == other) == ((first, i) == (second, j))
+
+
+@pytest.mark.parametrize(("one", "other"), [("a", "a,0"), ('a",0', "a"), ("1", "[1]"), ("ä", "a\u0308"), ("a\0", "a")])
+def test_ids_that_look_alike_are_not_mixed_up(one, other):
+    assert derive_point_id(one, 0) != derive_point_id(other, 0)
+    assert point_id_of(one) != point_id_of(other)
+    assert point_id_of(one) != derive_point_id(one, 0)
+
+
+def test_an_id_of_the_caller_or_a_derived_one_finds_its_point():
+    derived = derive_point_id("handbook", 3)
+    assert possible_point_ids("intro") == [point_id_of("intro")]
+    assert derived in possible_point_ids(derived)
+    assert point_id_of(derived) in possible_point_ids(derived)
+
+
+CHUNKS = (Chunk(text="one", start=0, end=3), Chunk(text="two", start=4, end=7, id="x"))
+
+
+@pytest.mark.parametrize(
+    ("document_id", "chunks", "fingerprint"),
+    [
+        ("e", CHUNKS, FINGERPRINT),
+        ("d", CHUNKS[:1], FINGERPRINT),
+        ("d", CHUNKS[::-1], FINGERPRINT),
+        ("d", (replace(CHUNKS[0], text="One"), CHUNKS[1]), FINGERPRINT),
+        ("d", (replace(CHUNKS[0], end=4), CHUNKS[1]), FINGERPRINT),
+        ("d", (replace(CHUNKS[0], id="y"), CHUNKS[1]), FINGERPRINT),
+        ("d", (*CHUNKS, Chunk(text="")), FINGERPRINT),
+        ("d", CHUNKS, replace(FINGERPRINT, model="n")),
+        ("d", CHUNKS, replace(FINGERPRINT, revision=None)),
+        ("d", CHUNKS, replace(FINGERPRINT, window_tokens=256)),
+        ("d", CHUNKS, replace(FINGERPRINT, context_weight=0.5)),
+    ],
+)
+def test_the_hash_changes_with_all_that_the_points_depend_on(document_id, chunks, fingerprint):
+    assert hash_document(document_id, chunks, fingerprint) != hash_document("d", CHUNKS, FINGERPRINT)
+
+
+def test_the_hash_does_not_change_with_metadata_or_where_the_model_lies():
+    moved = replace(FINGERPRINT, source="elsewhere")
+    tagged = tuple(replace(chunk, metadata={"a": 1}) for chunk in CHUNKS)
+    assert hash_document("d", tagged, moved) == hash_document("d", CHUNKS, FINGERPRINT)
+
+
+@given(st.lists(TEXTS), st.lists(TEXTS))
+def test_the_hash_knows_where_chunks_end(first, second):
+    hashes = [hash_document("d", [Chunk(text=text) for text in texts], FINGERPRINT) for texts in (first, second)]
+    assert (hashes[0] == hashes[1]) == (first == second)
+
+
+def test_a_chunks_end_cannot_be_forged_in_text():
+    # What separates two chunks in the hash, spelled out in the text of one.
+    joined = [Chunk(text="a\n1 None None null\nb")]
+    assert hash_document("d", joined, FINGERPRINT) != hash_document(
+        "d", [Chunk(text="a"), Chunk(text="b")], FINGERPRINT
+    )
+
+
+def test_a_point_holds_all_of_a_chunk():
+    document = Document(
+        id="d",
+        chunks=[Chunk(text="one", start=2, end=5, metadata={"a": 2, "c": [1]}), Chunk(text="two", id="mine")],
+        metadata={"a": 1, "b": {"x": None}},
+    )
+    first, second = make_points(document, [[3, 4, 0, 0], [-128, -1, 0, 127]])
+    assert first.id == derive_point_id("d", 0)
+    assert first.vector == {VECTOR_NAME: [131, 132, 128, 128]}
+    assert first.payload == {
+        "text": "one",
+        "document_id": "d",
+        "chunk_index": 0,
+        "chunk_count": 2,
+        "start": 2,
+        "end": 5,
+        "document_hash": "h",
+        "norm": 5.0,
+        "metadata": {"a": 2, "b": {"x": None}, "c": [1]},
+    }
+    assert second.id == point_id_of("mine")
+    assert second.vector == {VECTOR_NAME: [0, 127, 128, 255]}
+    assert second.payload["id"] == "mine"
+    assert second.payload["metadata"] == {"a": 1, "b": {"x": None}}
+
+
+def test_the_callers_metadata_is_not_touched():
+    shared = {"a": 1}
+    chunk = Chunk(text="x", metadata={"b": 2})
+    make_points(Document(id="d", chunks=[chunk], metadata=shared), [[1, 0, 0, 0]])
+    assert shared == {"a": 1}
+    assert chunk.metadata == {"b": 2}
+
+
+def test_a_zero_vector_is_left_out():
+    (point,) = make_points(Document(id="d", chunks=[" "]), [[0, 0, 0, 0]])
+    assert point.vector == {}
+    assert point.payload["norm"] == 0.0
+
+
+@given(st.lists(st.lists(st.integers(-128, 127), min_size=4, max_size=4), max_size=6))
+def test_codes_come_back(rows):
+    document = Document(id="d", chunks=["x"] * len(rows))
+    codes = np.array(rows, np.int8).reshape(len(rows), 4)
+    for point, row in zip(make_points(document, codes), codes, strict=True):
+        back = read_codes(point.vector, 4)
+        assert back.dtype == np.int8
+        assert back.tolist() == row.tolist()
+
+
+@pytest.mark.parametrize("vector", [None, {}, {"other": [1.0]}, []])
+def test_a_point_without_codes_reads_as_zeros(vector):
+    assert read_codes(vector, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("n_codes", [0, 1, 3])
+def test_numbers_of_codes_and_chunks_must_agree(n_codes):
+    with pytest.raises(AlignmentError, match=f"{n_codes} vectors for 2 chunks of document 'd'"):
+        make_points(Document(id="d", chunks=["a", "b"]), np.ones((n_codes, 4)))
+
+
+def test_more_chunks_than_are_converted_at_once_keep_their_codes():
+    codes = np.random.default_rng(0).integers(-128, 128, size=(600, 4)).astype(np.int8)
+    document = Document(id="d", chunks=[str(i) for i in range(600)])
+    points = make_points(document, codes)
+    assert [point.payload["chunk_index"] for point in points] == list(range(600))
+    assert [point.payload["text"] for point in points] == [str(i) for i in range(600)]
+    assert np.array_equal(np.stack([read_codes(point.vector, 4) for point in points]), codes)
+
+
+def test_points_read_back_as_chunks_and_hits():
+    document = Document(id="d", chunks=[Chunk(text="one", start=2, end=5, id="mine"), "two"], metadata={"a": 1})
+    first, second = make_points(document, [[1, 0, 0, 0]] * 2)
+    chunk = read_chunk(first.id, first.payload)
+    assert (chunk.id, chunk.text, chunk.start, chunk.end, chunk.chunk_index) == ("mine", "one", 2, 5, 0)
+    hit = read_hit(second.id, second.payload, 0.5)
+    assert (hit.id, hit.document_id, hit.chunk_count, hit.metadata) == (second.id, "d", 2, {"a": 1})
+    assert (hit.start, hit.end, hit.codes) == (None, None, None)
+
+
+@pytest.mark.parametrize(("score", "kept"), [(1.0000001, 1.0), (-1.0000001, -1.0), (0.25, 0.25)])
+def test_a_hits_score_is_a_cosine(score, kept):
+    (point,) = make_points(Document(id="d", chunks=["x"]), [[1, 0, 0, 0]])
+    assert read_hit(point.id, point.payload, score).score == kept
