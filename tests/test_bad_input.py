@@ -1,5 +1,6 @@
 """Whatever comes in: one clear error of ours, or what the docstrings promise; never a damaged index."""
 
+import contextlib
 import math
 import os
 import tempfile
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pplx_vectorstore import Chunk, Document, PplxVectorStoreError, VectorStore
+from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.errors import (
     EncodingError,
     InvalidDocumentError,
@@ -96,7 +97,7 @@ def test_lone_surrogates_elsewhere_are_refused(where):
         "key": lambda: Chunk(text="x", metadata={bad: 1}),
         "deep": lambda: Document(id="d", chunks=[], metadata={"k": [{"x": [bad]}]}),
     }
-    with pytest.raises(InvalidDocumentError, match="surrogate|valid Unicode"):
+    with pytest.raises(InvalidDocumentError, match=r"surrogate|valid Unicode"):
         made[where]()
 
 
@@ -181,7 +182,7 @@ def test_items_must_be_documents(store, item):
 
 @pytest.mark.parametrize("kwargs", [{}, {"text": "a", "chunks": ["a"]}, {"text": "", "chunks": []}], ids=repr)
 def test_a_document_has_text_or_chunks(kwargs):
-    with pytest.raises(InvalidDocumentError, match="needs either text or chunks; (neither|both) came"):
+    with pytest.raises(InvalidDocumentError, match=r"needs either text or chunks; (neither|both) came"):
         Document(id="d", **kwargs)
 
 
@@ -402,7 +403,7 @@ def test_k_must_be_a_positive_whole_number(store, k):
 
 @pytest.mark.parametrize("candidates", [0, -5, 4, True, 50.0, "50", math.nan], ids=repr)
 def test_candidates_must_be_a_whole_number_of_at_least_k(store, candidates):
-    with pytest.raises(InvalidInputError, match="candidates must be .*k = 5"):
+    with pytest.raises(InvalidInputError, match=r"candidates must be .*k = 5"):
         store.search("x", k=5, candidates=candidates)
 
 
@@ -574,8 +575,6 @@ def test_any_argument_is_used_or_refused(store, anything):
         lambda: store.delete(ids=anything),
         lambda: store.delete(document_ids=anything),
     ):
-        try:
+        with contextlib.suppress(InvalidInputError):
             call()
-        except PplxVectorStoreError as error:
-            assert isinstance(error, InvalidInputError), error
     assert store.count() == 1

@@ -56,9 +56,7 @@ class TestPplxLayout:
 
 class TestRevision:
     def test_of_a_folder_is_of_its_weights_not_of_its_place(self, copy, pplx_checkpoint, wide_pplx_checkpoint):
-        original, moved, other = map(
-            locate_checkpoint, map(str, (pplx_checkpoint, copy, wide_pplx_checkpoint))
-        )
+        original, moved, other = map(locate_checkpoint, map(str, (pplx_checkpoint, copy, wide_pplx_checkpoint)))
         assert original.revision == moved.revision != other.revision
         assert len(original.revision) == 16
         assert original.source == str(pplx_checkpoint.resolve())

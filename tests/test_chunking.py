@@ -21,7 +21,7 @@ NASTY = [
     "<|endoftext|> [CLS] [SEP]",
     "# Heading\n\n- item\n  - nested\n\n```python\nx = 1\n```\n\n| a | b |\n|---|---|\n",
     "def f(x):\n    '''doc'''\n    return x\n\n\nclass C:\n    pass\n",
-    "}}}{{{((\n\t\"unterminated",
+    '}}}{{{((\n\t"unterminated',
     "word " * 12,
     "\r\n\r\n",
     "x" * 50,

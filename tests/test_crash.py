@@ -170,30 +170,49 @@ def test_killed_processes_lose_nothing_and_running_again_repairs(command, folder
     assert n_unfinished >= N_KILLS - 4
 
 
-def test_a_process_killed_while_it_creates_a_collection_leaves_no_half_of_one(folder, tests_folder, hash_encoder):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from hash_encoder import make_encoder\n"
-        "from pplx_vectorstore import Document, VectorStore\n"
-        "print('start', flush=True)\n"
-        "with VectorStore.open(sys.argv[2], encoder=make_encoder(64)) as store:\n"
-        "    store.add([Document(id='d', chunks=['a'])])\n"
-        "print('done', flush=True)\n"
-    )
-    rng = random.Random(5)
-    for round_ in range(5):
-        index = folder / str(round_)
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(tests_folder), str(index)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout.readline() == "start\n"
-            # Opening imports the engine first; that takes most of the time.
-            deadline = time.monotonic() + 30
-            while not index.exists() and child.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.0005)
-            time.sleep(rng.uniform(0, 0.03))
-            child.kill()
-        with VectorStore.open(index, encoder=hash_encoder(64)) as store:
-            assert store.count() in (0, 1)
-            store.add(Document(id=name, chunks=["a"]) for name in "de")
-            assert store.count() == 2
-            assert {hit.document_id for hit in store.search("a", k=5)} == {"d", "e"}
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("json.dump", 1),
+        ("os.fsync", 1),
+        ("pathlib.Path.rename", 1),
+        ("EdgeClient.create_payload_index", 1),
+        ("EdgeClient.create_payload_index", 2),
+        ("EdgeClient.upsert", 1),
+    ],
+)
+def test_a_process_killed_while_it_creates_a_collection_leaves_none_or_a_usable_one(
+    folder, tests_folder, hash_encoder, name, calls
+):
+    """It kills itself before that call of that function."""
+    code = f"""
+import json, os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+from hash_encoder import make_encoder
+from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.engines.edge import EdgeClient
+
+owner, _, name = {name!r}.rpartition(".")
+owner = eval(owner)
+left = [{calls}]
+function = getattr(owner, name)
+
+def count_down(*args, **kwargs):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args, **kwargs)
+
+setattr(owner, name, count_down)
+with VectorStore.open(sys.argv[2], encoder=make_encoder(64)) as store:
+    store.add([Document(id="d", chunks=["a"])])
+"""
+    index = folder / "index"
+    child = subprocess.run([sys.executable, "-c", code, str(tests_folder), str(index)], timeout=60, check=False)
+    assert child.returncode == -signal.SIGKILL
+    with VectorStore.open(index, encoder=hash_encoder(64)) as store:
+        assert store.count() == 0
+        store.add(Document(id=document_id, chunks=["a"]) for document_id in "de")
+        assert {hit.document_id for hit in store.search("a", k=5)} == {"d", "e"}
+    with VectorStore.open(index, encoder=hash_encoder(64), create=False) as store:
+        assert store.delete(document_ids=["d"]) == 1

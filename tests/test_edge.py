@@ -450,15 +450,16 @@ def test_a_killed_process_leaves_no_lock_and_loses_nothing(folder, hash_encoder,
         "store = VectorStore.open(sys.argv[2], encoder=make_encoder())\n"
         "store.add(Document(id=f'{i}', chunks=[f'{i}']) for i in range(600))\n"
         "store.optimize()\n"
-        "store.add(Document(id=f'{i}', chunks=[f'{i}']) for i in range(590, 640))\n"
+        "store.add(Document(id=f'{i}', chunks=[f'{i}']) for i in range(590, 740))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     child = subprocess.run([sys.executable, "-c", code, str(tests_folder), str(folder)], timeout=60, check=False)
     assert child.returncode == -signal.SIGKILL
     with VectorStore.open(folder, encoder=hash_encoder()) as store:
-        assert store.count() == 640
-        for i in [*range(0, 590, 20), *range(590, 640)]:
-            (hit,) = store.search(f"{i}", k=1, candidates=10)
+        assert store.count() == 740
+        # 20 candidates are more than the index may lack, and fewer than what it lacks here.
+        for i, candidates in [(i, n) for i in (*range(0, 590, 20), *range(590, 740)) for n in (10, 20)]:
+            (hit,) = store.search(f"{i}", k=1, candidates=candidates)
             assert (hit.text, hit.score) == (f"{i}", pytest.approx(1, abs=1e-6))
 
 

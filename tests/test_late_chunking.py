@@ -506,9 +506,7 @@ class TestFingerprint:
         assert (fingerprint.window_tokens, fingerprint.min_context) == (512, 510 // 8)
         assert fingerprint.context_weight == 0.3
 
-    @pytest.mark.parametrize(
-        "options", [{"window_tokens": 64}, {"min_context": 3}, {"context_weight": 0.5}], ids=str
-    )
+    @pytest.mark.parametrize("options", [{"window_tokens": 64}, {"min_context": 3}, {"context_weight": 0.5}], ids=str)
     def test_changes_with_every_option_that_changes_vectors(self, load_like, token_encoder, options):
         assert load_like(**options).fingerprint.identity() != token_encoder.fingerprint.identity()
 

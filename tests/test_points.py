@@ -101,9 +101,12 @@ def test_the_hash_knows_where_chunks_end(first, second):
     assert (hashes[0] == hashes[1]) == (first == second)
 
 
-def test_a_chunks_end_cannot_be_forged_in_text():
+@pytest.mark.parametrize(
+    "between", ["\n1 None None null\n", "\n None None null\n", "\nNone None null\n", "\n"], ids=repr
+)
+def test_a_chunks_end_cannot_be_forged_in_text(between):
     # What separates two chunks in the hash, spelled out in the text of one.
-    joined = [Chunk(text="a\n1 None None null\nb")]
+    joined = [Chunk(text=f"a{between}b")]
     assert hash_document("d", joined, FINGERPRINT) != hash_document(
         "d", [Chunk(text="a"), Chunk(text="b")], FINGERPRINT
     )

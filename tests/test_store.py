@@ -323,7 +323,7 @@ def test_a_document_with_fewer_chunks_leaves_no_stale_one(new_store, optimized):
     if optimized:
         store.optimize()
     store.add([Document(id="d", chunks=["a", "B"])])
-    kept = [chunk for chunk in store.get([derive_point_id("d", i) for i in range(3)])]
+    kept = store.get([derive_point_id("d", i) for i in range(3)])
     assert [(chunk.text, chunk.chunk_count) for chunk in kept] == [("a", 2), ("B", 2)]
     assert store.count() == 4
     assert {hit.text for hit in store.search("c", k=100)} == {"a", "B", "x", "y"}

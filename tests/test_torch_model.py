@@ -103,7 +103,9 @@ class TestDtypes:
         """Published configs say bfloat16; on most CPUs that is the slower choice."""
         folder = copy_checkpoint(pplx_checkpoint)
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}), "utf-8")
+        (folder / "config.json").write_text(
+            json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}), "utf-8"
+        )
         loaded = load_encoder(str(folder), dtype="float32")
         assert {parameter.dtype for parameter in loaded._model._model.parameters()} == {torch.float32}
 

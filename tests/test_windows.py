@@ -20,9 +20,7 @@ def plans(draw):
 
 def plan(lengths, separator_id, capacity, min_context):
     layout = lay_out([np.full(length, 7) for length in lengths], separator_id)
-    windows = plan_windows(
-        layout.chunk_spans, len(layout.ids), capacity=capacity, min_context=min_context
-    )
+    windows = plan_windows(layout.chunk_spans, len(layout.ids), capacity=capacity, min_context=min_context)
     return layout, windows
 
 
@@ -61,9 +59,7 @@ class TestPlanWindows:
             for token in range(piece.start, piece.stop)
         ]
         expected = [
-            (chunk, token)
-            for chunk, (start, stop) in enumerate(layout.chunk_spans)
-            for token in range(start, stop)
+            (chunk, token) for chunk, (start, stop) in enumerate(layout.chunk_spans) for token in range(start, stop)
         ]
         assert pooled == expected  # exactly once, and in document order
 

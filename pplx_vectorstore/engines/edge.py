@@ -212,7 +212,7 @@ class EdgeClient:
         self._shard(collection_name).flush()
 
     def close(self) -> None:
-        """Index what was written, if it is much, and let go of the files."""
+        """Index what is not indexed yet, if it is much, and let go of the files."""
         with self._lock:
             while self._open:
                 _, shard = self._open.popitem()
@@ -292,7 +292,6 @@ class _Shard:
         self._marker = path / _UNINDEXED
         self._leftover = -(-_INDEXING_THRESHOLD_KB * 1024 // dimension)
         self._lock = threading.Lock()
-        self._wrote = False
         with _translated(path):
             self._shard = edge.EdgeShard.load(str(path / "shard"))
         try:
@@ -304,7 +303,6 @@ class _Shard:
         # One lock for both, so that no point slips in between an optimization and its book-keeping.
         with self._lock, _translated(self._path):
             self._marker.unlink(missing_ok=True)
-            self._wrote = True
             # Points written twice count twice: an upper bound is all that is needed.
             self._unindexed += len(points)
             self._shard.update(edge.UpdateOperation.upsert_points(points))
@@ -354,13 +352,12 @@ class _Shard:
             self._marker.write_text(str(self._unindexed), "ascii")
 
     def close(self) -> None:
-        if self._wrote and self._is_due(_SHARE_AT_CLOSE):
+        if self._is_due(_SHARE_AT_CLOSE):
             self.optimize()
         with self._lock, _translated(self._path):
             self._shard.flush()
             self._shard.close()
-            if self._wrote:
-                self._marker.write_text(str(self._unindexed), "ascii")
+            self._marker.write_text(str(self._unindexed), "ascii")
 
     def _is_due(self, share: float) -> bool:
         return self._unindexed > max(self._leftover, share * self._shard.info().points_count)
