@@ -13,7 +13,7 @@ from pplx_vectorstore._version import __version__
 if TYPE_CHECKING:
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
-    from pplx_vectorstore.encoders import Encoder, load_encoder
+    from pplx_vectorstore.encoders import Encoder, PrecomputedEncoder, load_encoder
     from pplx_vectorstore.errors import PplxVectorStoreError
     from pplx_vectorstore.models import ModelSpec
     from pplx_vectorstore.quantization import (
@@ -36,6 +36,7 @@ _HOMES = {
     "Hit": "documents",
     "ModelSpec": "models",
     "PplxVectorStoreError": "errors",
+    "PrecomputedEncoder": "encoders",
     "StoredChunk": "documents",
     "VectorStore": "store",
     "cosine_similarity": "quantization",
@@ -57,6 +58,7 @@ __all__ = [
     "Hit",
     "ModelSpec",
     "PplxVectorStoreError",
+    "PrecomputedEncoder",
     "StoredChunk",
     "VectorStore",
     "__version__",

@@ -30,6 +30,16 @@ GRAMMARS = {
 }
 
 
+def check_chunk_tokens(chunk_tokens: int) -> None:
+    """Refuse a chunk size that is not a positive whole number.
+
+    Raises:
+        InvalidInputError: Says what came.
+    """
+    if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool) or chunk_tokens < 1:
+        raise InvalidInputError(f"chunk_tokens must be a whole number of at least 1, not {chunk_tokens!r}")
+
+
 class Chunker:
     """Cuts text into chunks of at most so many tokens, as large as fit, at the best boundary there is.
 
@@ -43,8 +53,7 @@ class Chunker:
     """
 
     def __init__(self, tokenizer: Tokenizer, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
-        if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool) or chunk_tokens < 1:
-            raise InvalidInputError(f"chunk_tokens must be a whole number of at least 1, not {chunk_tokens!r}")
+        check_chunk_tokens(chunk_tokens)
         self.chunk_tokens = chunk_tokens
         self._tokenizer = tokenizer
         self._splitters: dict[str, Splitter] = {}

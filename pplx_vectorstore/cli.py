@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pplx_vectorstore._version import __version__
-from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker
+from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker, check_chunk_tokens
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, WEIGHTS_PREFIX
+from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.errors import (
     InvalidInputError,
     PplxVectorStoreError,
     StoreNotFoundError,
+    UnknownModelError,
     UnreadableFileError,
 )
-from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL
+from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
 from pplx_vectorstore.readers import find_files, locate_lines, read_document
 
 if TYPE_CHECKING:
@@ -27,7 +34,8 @@ if TYPE_CHECKING:
 
     from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.documents import Document, Hit
-    from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder
+    from pplx_vectorstore.encoders import LateChunkingEncoder
+    from pplx_vectorstore.engines.edge import EdgeClient
     from pplx_vectorstore.store import AddReport, VectorStore
 
 app = typer.Typer(
@@ -45,13 +53,19 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 DtypeOption = Annotated[str, typer.Option(help="bfloat16, float32, or auto.")]
 
 _DEFAULT_STORE = Path(".pplx-vectorstore")
-_DEFAULT_COLLECTION = "documents"
 _SHOWN_SKIPS = 10
 _EXCERPT = 240
+# What a terminal would obey instead of showing; line ends and tabs are harmless.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Set to see where an unexpected error comes from.
+_DEBUG = "PPLX_VECTORSTORE_DEBUG"
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     app()
 
 
@@ -75,7 +89,7 @@ def index(
         ),
     ] = None,
     store: StoreOption = _DEFAULT_STORE,
-    collection: CollectionOption = _DEFAULT_COLLECTION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
@@ -87,17 +101,20 @@ def index(
     Reads text, Markdown, reStructuredText, source code, HTML and PDF. A file
     indexed before is replaced; files that cannot be read are reported and skipped.
     """
+    from pplx_vectorstore.engines.edge import EdgeClient
+    from pplx_vectorstore.store import VectorStore
+
     with _reported_errors() as console:
+        check_chunk_tokens(chunk_tokens)
         files = list(find_files(paths, skip=store))
         if not files:
             raise InvalidInputError("these folders hold no files (hidden ones are left out)")
         options = {"window_tokens": window_tokens, "dimensions": dimensions, "device": device, "dtype": dtype}
-        recorded = _recorded_fingerprint(store, collection)
-        with console.status("loading the model"):
-            encoder = _load(model, recorded, options)
         skipped: list[tuple[Path, str]] = []
-        chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
-        with _open(store, collection, encoder, chunker=chunker) as opened:
+        with EdgeClient(store) as client:
+            encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
+            chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
+            opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
             report = opened.add(_Reading(files, skipped), progress=True)
             chunks = opened.count()
         _print_report(console, report, skipped, chunks, store)
@@ -109,7 +126,7 @@ def index(
 def search(
     query: Annotated[str, typer.Argument(help="A question.")],
     store: StoreOption = _DEFAULT_STORE,
-    collection: CollectionOption = _DEFAULT_COLLECTION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
     k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
     candidates: Annotated[int | None, typer.Option(help="Points that reach the exact stage.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Show whole chunks, not their beginnings.")] = False,
@@ -119,14 +136,20 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the chunks that answer a question best."""
+    from pplx_vectorstore.engines.edge import EdgeClient
+    from pplx_vectorstore.query import choose_candidates
+    from pplx_vectorstore.store import VectorStore
+
     with _reported_errors() as console:
-        recorded = _require_fingerprint(store, collection)
-        with console.status("loading the model"):
-            encoder = _load(model, recorded, {"device": device, "dtype": dtype})
-        with _open(store, collection, encoder) as opened:
-            hits = opened.search(query, k=k, candidates=candidates)
+        choose_candidates(k, candidates)  # before the model is loaded for nothing
+        if is_blank(query):
+            raise InvalidInputError("a query must not be blank")
+        with EdgeClient(store) as client:
+            recorded = _require_fingerprint(client, collection)
+            encoder = _load(console, model, recorded, {"device": device, "dtype": dtype})
+            hits = VectorStore(client, collection, encoder=encoder).search(query, k=k, candidates=candidates)
         if as_json:
-            typer.echo(json.dumps([_hit_as_json(hit) for hit in hits], ensure_ascii=False, indent=2))
+            typer.echo(json.dumps([_hit_as_json(hit) for hit in hits], indent=2))
         elif hits:
             _print_hits(hits, full=full)
         else:
@@ -136,20 +159,19 @@ def search(
 @app.command()
 def info(
     store: StoreOption = _DEFAULT_STORE,
-    collection: CollectionOption = _DEFAULT_COLLECTION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what an index holds and how it was made."""
     with _reported_errors():
-        recorded = _require_fingerprint(store, collection)
-        with _open(store, collection, _NoEncoder(recorded)) as opened:
+        with _reader(store, collection) as (opened, recorded):
             facts = {
                 "folder": str(store),
                 "collection": collection,
                 "documents": opened.count(_first_chunks()),
                 "chunks": opened.count(),
                 **asdict(recorded),
-                "bytes on disk": sum(file.stat().st_blocks * 512 for file in store.rglob("*") if file.is_file()),
+                "bytes on disk": sum(_bytes_on_disk(file) for file in store.rglob("*")),
             }
         if as_json:
             typer.echo(json.dumps({key.replace(" ", "_"): value for key, value in facts.items()}, indent=2))
@@ -164,25 +186,17 @@ def info(
 def delete(
     documents: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID")],
     store: StoreOption = _DEFAULT_STORE,
-    collection: CollectionOption = _DEFAULT_COLLECTION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
 ) -> None:
     """Delete documents with all their chunks."""
     with _reported_errors():
-        recorded = _require_fingerprint(store, collection)
-        with _open(store, collection, _NoEncoder(recorded)) as opened:
+        with _reader(store, collection) as (opened, _):
             missing = [document for document in documents if not opened.delete(document_ids=[document])]
         for document in documents:
             if document not in missing:
                 typer.echo(f"deleted {document}")
         if missing:
             raise InvalidInputError(f"not in the index: {', '.join(missing)}")
-
-
-class _NoEncoder:
-    """Stands in for the model where nothing is embedded, so that nothing is loaded."""
-
-    def __init__(self, fingerprint: Fingerprint) -> None:
-        self.fingerprint = fingerprint
 
 
 class _Reading:
@@ -203,61 +217,68 @@ class _Reading:
                 self._skipped.append((file, str(error)))
 
 
-def _load(model: str | None, recorded: Fingerprint | None, options: dict[str, Any]) -> LateChunkingEncoder:
+def _load(
+    console: Console, model: str | None, recorded: Fingerprint | None, options: dict[str, Any]
+) -> LateChunkingEncoder:
     """Load the model asked for, or the index's own with the settings that it was written with."""
     from pplx_vectorstore.encoders import load_encoder
 
-    if recorded is None:
-        return load_encoder(model or DEFAULT_MODEL, **options)
-    settings: dict[str, Any] = {
-        "dimensions": recorded.dimension,
-        "window_tokens": recorded.window_tokens,
-        "min_context": recorded.min_context,
-        "context_weight": recorded.context_weight,
-    }
-    if model is None:
-        from_hub = recorded.source.count("/") == 1 and not Path(recorded.source).is_absolute()
-        settings["revision"] = recorded.revision if from_hub else None
-        return load_encoder(recorded.source, **{**settings, **_given(options)})
-    # Another model's own settings differ, and then the store names every difference.
-    return load_encoder(model, **{**settings, **_given(options)} if _is_same(model, recorded) else options)
+    name = model or (recorded.source if recorded else DEFAULT_MODEL)
+    settings: dict[str, Any] = {}
+    # Another model has settings of its own; they differ, and then the store names every difference.
+    if recorded is not None and (model is None or _is_same(model, recorded)):
+        settings = {
+            "dimensions": recorded.dimension,
+            "window_tokens": recorded.window_tokens,
+            "min_context": recorded.min_context,
+            "context_weight": recorded.context_weight,
+        }
+        if not str(recorded.revision).startswith(WEIGHTS_PREFIX):
+            settings["revision"] = recorded.revision
+    if model is None and Path(name).is_absolute() and not Path(name).exists():
+        raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
+    given = {option: value for option, value in options.items() if value is not None}
+    with console.status("loading the model") if console.is_terminal else contextlib.nullcontext():
+        return load_encoder(name, **{**settings, **given})
 
 
 def _is_same(model: str, recorded: Fingerprint) -> bool:
     from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
 
-    checkpoint = locate_checkpoint(model)
-    return (checkpoint.spec.name, checkpoint.revision) == (recorded.model, recorded.revision)
+    if recorded.source in (model, str(Path(model).resolve())):
+        return True
+    known = find_spec(model)
+    if known is not None:
+        return known.name == recorded.model
+    return Path(model).is_dir() and locate_checkpoint(model).revision == recorded.revision
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _open(store: Path, collection: str, encoder: Any, *, chunker: Chunker | None = None) -> VectorStore:
-    from pplx_vectorstore.store import VectorStore
-
-    return VectorStore.open(store, encoder=encoder, collection=collection, chunker=chunker)
-
-
-def _recorded_fingerprint(store: Path, collection: str) -> Fingerprint | None:
+def _recorded_fingerprint(client: EdgeClient, collection: str) -> Fingerprint | None:
     """Read how the collection was written, or return None where there is none yet."""
     from pplx_vectorstore.collection import read_fingerprint
+
+    return read_fingerprint(client, collection) if client.collection_exists(collection) else None
+
+
+def _require_fingerprint(client: EdgeClient, collection: str) -> Fingerprint:
+    recorded = _recorded_fingerprint(client, collection)
+    if recorded is None:
+        names = client.collection_names()
+        hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
+        raise StoreNotFoundError(f"there is no index {collection!r} in {client.folder}; {hint}")
+    return recorded
+
+
+@contextlib.contextmanager
+def _reader(store: Path, collection: str) -> Iterator[tuple[VectorStore, Fingerprint]]:
+    """Open an index for what needs no model."""
+    from pplx_vectorstore.encoders import PrecomputedEncoder
     from pplx_vectorstore.engines.edge import EdgeClient
+    from pplx_vectorstore.store import VectorStore
 
     with EdgeClient(store) as client:
-        return read_fingerprint(client, collection) if client.collection_exists(collection) else None
-
-
-def _require_fingerprint(store: Path, collection: str) -> Fingerprint:
-    recorded = _recorded_fingerprint(store, collection)
-    if recorded is None:
-        from pplx_vectorstore.engines.edge import EdgeClient
-
-        names = EdgeClient(store).collection_names()
-        hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
-        raise StoreNotFoundError(f"there is no index {collection!r} in {store}; {hint}")
-    return recorded
+        recorded = _require_fingerprint(client, collection)
+        yield VectorStore(client, collection, encoder=PrecomputedEncoder.of_collection(recorded)), recorded
 
 
 def _first_chunks() -> Any:
@@ -291,7 +312,7 @@ def _print_hits(hits: list[Hit], *, full: bool) -> None:
     table.add_column("where", overflow="fold", max_width=28)
     table.add_column("text", overflow="fold", ratio=1)
     for hit in hits:
-        text = hit.text if full else _excerpt(hit.text)
+        text = _CONTROL.sub("\ufffd", hit.text) if full else _excerpt(hit.text)
         table.add_row(f"{hit.score:.3f}", Text(f"{hit.document_id}\n{_place(hit)}"), Text(text + "\n"))
     Console().print(table)
 
@@ -306,7 +327,7 @@ def _place(hit: Hit) -> str:
 
 
 def _excerpt(text: str) -> str:
-    words = " ".join(text.split())
+    words = _CONTROL.sub("\ufffd", " ".join(text.split()))
     return words if len(words) <= _EXCERPT else words[:_EXCERPT].rsplit(" ", 1)[0] + " …"
 
 
@@ -321,6 +342,12 @@ def _hit_as_json(hit: Hit) -> dict[str, Any]:
         "metadata": hit.metadata,
         "text": hit.text,
     }
+
+
+def _bytes_on_disk(file: Path) -> int:
+    """Return what a file takes on disk, which for the engine's sparse files is less than their size."""
+    status = file.lstat()
+    return int(status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
 
 
 def _number(count: int, noun: str) -> str:
@@ -340,5 +367,16 @@ def _reported_errors() -> Iterator[Console]:
         console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        console.print("interrupted: what was written stays usable; run the same command again to complete it")
+        console.print(
+            "interrupted: what was written stays usable; run the same command again to complete it", soft_wrap=True
+        )
         raise typer.Exit(130) from error
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f"error: unexpected {reason} (set {_DEBUG}=1 to see where)"
+        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error

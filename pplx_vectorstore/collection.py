@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Changes when stored points mean something else; a collection of another version is refused."""
 
+DEFAULT_COLLECTION = "documents"
 VECTOR_NAME = "codes"
+WEIGHTS_PREFIX = "sha256:"
+"""Marks a revision that is computed from the weights themselves."""
+
 METADATA_KEY = "pplx_vectorstore"
 
 PAYLOAD_INDEXES = {
@@ -92,6 +96,8 @@ class Fingerprint:
             SchemaMismatchError: Names every difference, and both values.
         """
         recorded, wanted = self.identity(), given.identity()
+        if self.revision == given.revision and str(self.revision).startswith(WEIGHTS_PREFIX):
+            del recorded["model"], wanted["model"]  # the same weights, in a folder of another name
         different = [
             f"{name} {recorded[name]!r} in the collection, {wanted[name]!r} given"
             for name in recorded

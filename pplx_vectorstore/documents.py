@@ -46,6 +46,8 @@ class Chunk:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise InvalidDocumentError(f"{name} of a chunk must be a character offset ≥ 0, not {value!r}")
+        if self.start is not None and self.end is not None and self.end < self.start:
+            raise InvalidDocumentError(f"a chunk cannot start at {self.start} and end before, at {self.end}")
         check_metadata(self.metadata)
 
 
@@ -82,6 +84,8 @@ class Document:
         if (self.text is None) == (self.chunks is None):
             given = "neither" if self.text is None else "both"
             raise InvalidDocumentError(f"document {self.id!r} needs either text or chunks; {given} came")
+        if not isinstance(self.format, str):
+            raise InvalidDocumentError(f"format of document {self.id!r} must be a str, not {self.format!r}")
         if self.text is not None:
             object.__setattr__(self, "text", clean_text(self.text, f"text of document {self.id!r}"))
         if self.chunks is not None:

@@ -38,7 +38,7 @@ def show_progress(total: int | None) -> Iterator[Advance]:
         TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("indexing", total=total, status="")
         written = (0, 0)
 

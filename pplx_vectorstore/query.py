@@ -175,7 +175,7 @@ def _conditions(parent: str, key: object, value: object) -> list[Any]:
             f"a filter's key must be a non-empty str without quotes, backslashes and lone surrogates, not {key!r}"
         )
     path = f'{parent}."{key}"'
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return [condition for name, inner in value.items() for condition in _conditions(path, name, inner)]
     if value is None:
         return [models.IsEmptyCondition(is_empty=models.PayloadField(key=path))]

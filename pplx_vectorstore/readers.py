@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,11 +50,12 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, skip: Path | None = N
 
     Args:
         paths: Files, taken as they are, and folders, of which hidden entries, ``node_modules``,
-            ``__pycache__`` and virtual environments are left out.
+            ``__pycache__``, virtual environments and indexes are left out.
         skip: A folder to leave out, such as the index itself.
 
     Yields:
-        Each file once, in sorted order within a folder.
+        Each file once, in sorted order within a folder; also links to folders, and folders that may not
+        be entered, so that whoever reads them can report them.
 
     Raises:
         InvalidInputError: A path does not exist.
@@ -86,6 +88,10 @@ def read_document(path: Path) -> Document:
         UnreadableFileError: The file is binary, broken, holds no text, or needs an extra.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise UnreadableFileError("is a folder that is linked to or may not be entered")
+    if path.exists() and not path.is_file():
+        raise UnreadableFileError("is no regular file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -114,7 +120,7 @@ def name_file(path: Path) -> str:
     here = Path.cwd()
     named = resolved.relative_to(here) if resolved.is_relative_to(here) else resolved
     # A file name may hold bytes that are no UTF-8; an id may not.
-    return os.fsencode(named.as_posix()).decode("utf-8", "replace")
+    return os.fsencode(named.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def locate_lines(document_id: str, start: int | None, end: int | None, text: str) -> tuple[int, int] | None:
@@ -136,12 +142,13 @@ def locate_lines(document_id: str, start: int | None, end: int | None, text: str
 
 
 def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    refused: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=refused.append):
         here = Path(parent)
         folders[:] = sorted(name for name in folders if not _is_left_out(here / name, skip))
-        for name in sorted(files):
-            if not name.startswith(".") and (here / name).is_file():
-                yield here / name
+        links = [name for name in folders if (here / name).is_symlink()]  # not followed: they may go in circles
+        yield from (here / name for name in sorted([*files, *links]) if not name.startswith("."))
+    yield from (Path(error.filename) for error in refused)
 
 
 def _is_left_out(folder: Path, skip: Path | None) -> bool:
@@ -150,6 +157,7 @@ def _is_left_out(folder: Path, skip: Path | None) -> bool:
         or folder.name in _SKIPPED_FOLDERS
         or (folder / "pyvenv.cfg").exists()
         or (skip is not None and folder.resolve() == skip)
+        or any((settings.parent / "shard").is_dir() for settings in folder.glob("*/collection.json"))
     )
 
 
@@ -170,11 +178,16 @@ def _read_html(data: bytes) -> tuple[str, str | None]:
         from markdownify import MarkdownConverter
     except ImportError as error:
         raise MissingExtraError("reading HTML", "html") from error
-    soup = BeautifulSoup(data, "html.parser")
-    title = soup.title.get_text(" ", strip=True) if soup.title else None
-    for tag in soup(["head", "script", "style", "noscript", "template", "svg"]):
-        tag.decompose()
-    return str(MarkdownConverter(heading_style="ATX").convert_soup(soup)).strip(), title or None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bs4 warns of pages that look like something else
+            soup = BeautifulSoup(data, "html.parser")
+            title = soup.title.get_text(" ", strip=True) if soup.title else None
+            for tag in soup(["head", "script", "style", "noscript", "template", "svg"]):
+                tag.decompose()
+            return str(MarkdownConverter(heading_style="ATX").convert_soup(soup)).strip(), title or None
+    except Exception as error:  # such as RecursionError, where elements are nested a thousand deep
+        raise UnreadableFileError(f"is HTML that cannot be read ({type(error).__name__})") from error
 
 
 def _read_pdf(path: Path) -> str:

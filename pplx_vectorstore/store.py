@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pplx_vectorstore.chunking import Chunker
-from pplx_vectorstore.collection import PAYLOAD_INDEXES, Fingerprint, vector_params
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, PAYLOAD_INDEXES, Fingerprint, vector_params
 from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk, has_lone_surrogate, is_blank
 from pplx_vectorstore.errors import (
     AlignmentError,
@@ -26,6 +27,7 @@ from pplx_vectorstore.errors import (
 from pplx_vectorstore.points import (
     hash_document,
     iter_points,
+    point_id_of,
     possible_point_ids,
     read_chunk,
     read_codes,
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
     from pplx_vectorstore.encoders import Encoder
-
-DEFAULT_COLLECTION = "documents"
 
 # What is embedded and acknowledged together: enough text to fill length-sorted batches, little enough
 # to keep memory flat however large the corpus is.
@@ -106,6 +106,7 @@ class VectorStore:
         self._owns_client = False
         self._closed = False
         self._least_count = 0
+        self._write_lock = threading.Lock()
         self._prepare_collection(create)
 
     @classmethod
@@ -181,7 +182,6 @@ class VectorStore:
                 if advance is not None:
                     advance.documents(n_documents, n_chunks)
             self._flush()
-            self._least_count = 0  # replaced documents may have shrunk
         return AddReport(documents=n_documents, chunks=n_chunks, blank_chunks=n_blank, empty_documents=tuple(empty))
 
     def search(
@@ -310,11 +310,12 @@ class VectorStore:
         else:
             points = [point for chunk_id in _as_ids(ids, "ids") for point in possible_point_ids(chunk_id)]
             condition = models.Filter(must=[models.HasIdCondition(has_id=cast(Any, points))])
-        count = self._client.count(self._collection, count_filter=condition, exact=True).count
-        if count:
-            self._client.delete(self._collection, points_selector=models.FilterSelector(filter=condition))
-            self._flush()
-            self._least_count = 0
+        with self._write_lock:
+            count = self._client.count(self._collection, count_filter=condition, exact=True).count
+            if count:
+                self._client.delete(self._collection, points_selector=models.FilterSelector(filter=condition))
+                self._flush()
+                self._least_count = 0
         return int(count)
 
     def count(self, filter: models.Filter | Mapping[str, Any] | None = None) -> int:  # noqa: A002
@@ -407,11 +408,35 @@ class VectorStore:
             for (document, chunks), codes, document_hash in zip(group, all_codes, hashes, strict=True)
             for point in iter_points(document, chunks, codes, document_hash)
         )
-        while batch := list(islice(points, _UPSERT_POINTS)):
-            self._client.upsert(self._collection, points=batch)
         stale = _documents_filter([document.id for document, _ in group])
         stale.must_not = [models.FieldCondition(key="document_hash", match=models.MatchAny(any=hashes))]
-        self._client.delete(self._collection, points_selector=models.FilterSelector(filter=stale))
+        # One writer at a time: between another's upsert and its delete, ours would look stale to it.
+        with self._write_lock:
+            self._require_own_chunk_ids(group)
+            while batch := list(islice(points, _UPSERT_POINTS)):
+                self._client.upsert(self._collection, points=batch)
+            self._client.delete(self._collection, points_selector=models.FilterSelector(filter=stale))
+            self._least_count = 0  # replaced documents may have shrunk
+
+    def _require_own_chunk_ids(self, group: Sequence[tuple[Document, Sequence[Chunk]]]) -> None:
+        """Refuse chunk ids that would overwrite a chunk of a document outside the group."""
+        owners = {
+            point_id_of(chunk.id): (chunk.id, document.id)
+            for document, chunks in group
+            for chunk in chunks
+            if chunk.id is not None
+        }
+        if not owners:
+            return
+        replaced = {document.id for document, _ in group}
+        for record in self._client.retrieve(self._collection, ids=list(owners), with_payload=["document_id"]):
+            holder = record.payload["document_id"]
+            if holder not in replaced:
+                chunk_id, document_id = owners[str(record.id)]
+                raise DuplicateDocumentError(
+                    f"chunk id {chunk_id!r} of document {document_id!r} belongs to document {holder!r} already; "
+                    "use ids that are unique in the collection, or delete that document first"
+                )
 
     def _codes_of(self, group: Sequence[tuple[Document, Sequence[Chunk]]], advance: Advance | None) -> list[Codes]:
         """Embed the group's documents that come without vectors, together."""
@@ -424,14 +449,17 @@ class VectorStore:
         for chunks, some in zip(texts, codes, strict=True):
             self._require_codes(some, len(chunks))
         encoded = iter(codes)
-        return [next(encoded) if document.vectors is None else self._given_codes(document) for document, _ in group]
+        return [
+            next(encoded) if document.vectors is None else self._given_codes(document, chunks)
+            for document, chunks in group
+        ]
 
     def _require_codes(self, codes: Codes, n: int) -> None:
         expected = (n, self._fingerprint.dimension)
         if codes.shape != expected or codes.dtype != np.int8:
             raise AlignmentError(f"the encoder gave {codes.dtype} of shape {codes.shape}; int8 of {expected} is needed")
 
-    def _given_codes(self, document: Document) -> Codes:
+    def _given_codes(self, document: Document, chunks: Sequence[Chunk]) -> Codes:
         vectors = cast(npt.NDArray[Any], document.vectors)
         dimension = self._fingerprint.dimension
         if vectors.shape[1] != dimension:
@@ -440,8 +468,11 @@ class VectorStore:
                 f"collection {self._collection!r} holds {dimension} (model {self._fingerprint.model!r})"
             )
         if vectors.dtype == np.int8:
-            return vectors
-        return quantize(vectors, cast(Quantizer, self._fingerprint.quantizer))
+            codes = vectors.copy()
+        else:
+            codes = quantize(vectors, cast(Quantizer, self._fingerprint.quantizer))
+        codes[[is_blank(chunk.text) for chunk in chunks]] = 0  # a blank chunk is never found
+        return codes
 
     def _query_codes(self, queries: Sequence[Query]) -> Codes:
         if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):

@@ -78,6 +78,11 @@ class ChunkTokenizer:
             ids.extend(np.array(encoding.ids, dtype=np.int64) for encoding in encodings)
         return ids
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id that it can give."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
     def token_id(self, token: str) -> int:
         """Look up a token of the vocabulary.
 

@@ -41,14 +41,14 @@ def tokenizers(pplx_checkpoint, minilm_folder):
 
 
 @pytest.mark.parametrize("tokenizer_name", ["pplx", "minilm"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("text_format", FORMATS)
 @settings(max_examples=20)
 @given(text=TEXTS, chunk_tokens=st.integers(1, 30))
 @example(text="".join(NASTY), chunk_tokens=5)
 @example(text="a\n" * 40, chunk_tokens=7)
-def test_offsets_sizes_and_nothing_lost(tokenizers, tokenizer_name, format, text, chunk_tokens):
+def test_offsets_sizes_and_nothing_lost(tokenizers, tokenizer_name, text_format, text, chunk_tokens):
     tokenizer = tokenizers[tokenizer_name]
-    chunks = Chunker(tokenizer.tokenizer, chunk_tokens).split(text, format)
+    chunks = Chunker(tokenizer.tokenizer, chunk_tokens).split(text, text_format)
     position = 0
     for chunk in chunks:
         assert text[chunk.start : chunk.end] == chunk.text
@@ -63,11 +63,11 @@ def test_offsets_sizes_and_nothing_lost(tokenizers, tokenizer_name, format, text
     assert not text[position:].strip()
 
 
-@pytest.mark.parametrize("format", ["text", "markdown", "python"])
+@pytest.mark.parametrize("text_format", ["text", "markdown", "python"])
 @pytest.mark.parametrize("text", ["", " ", "\n\n\t", "\u2003", "\x1f", " \x1c\x1d\x1e\n"])
 @pytest.mark.parametrize("tokenizer_name", ["pplx", "minilm"])
-def test_blank_text_gives_no_chunk(tokenizers, tokenizer_name, format, text):
-    assert Chunker(tokenizers[tokenizer_name].tokenizer).split(text, format) == []
+def test_blank_text_gives_no_chunk(tokenizers, tokenizer_name, text_format, text):
+    assert Chunker(tokenizers[tokenizer_name].tokenizer).split(text, text_format) == []
 
 
 def test_chunks_are_as_large_as_fit(tokenizers):
@@ -92,7 +92,7 @@ def test_markdown_is_cut_at_headings(tokenizers):
     text = "# One\n\nalpha beta\n\ngamma delta\n\n# Two\n\nepsilon zeta\n\neta theta\n"
     tokenizer = tokenizers["minilm"]
     size = len(tokenizer.encode([text])[0]) - 3  # room for all but the last paragraph
-    markdown, plain = (Chunker(tokenizer.tokenizer, size).split(text, format) for format in ("markdown", "text"))
+    markdown, plain = (Chunker(tokenizer.tokenizer, size).split(text, kind) for kind in ("markdown", "text"))
     assert [chunk.text.startswith("#") for chunk in markdown] == [True, True]
     assert not all(chunk.text.startswith("#") for chunk in plain)
 
@@ -109,7 +109,7 @@ def test_code_is_cut_at_functions_not_at_blank_lines(tokenizers, language):
     text = PROGRAMS[language]
     tokenizer = tokenizers["minilm"]
     size = len(tokenizer.encode([text])[0]) - 2  # room for all but the end of the second function
-    code, plain = (Chunker(tokenizer.tokenizer, size).split(text, format) for format in (language, "text"))
+    code, plain = (Chunker(tokenizer.tokenizer, size).split(text, kind) for kind in (language, "text"))
     assert [chunk.text.startswith(("def ", "func")) for chunk in code] == [True, True]
     assert not all(chunk.text.startswith(("def ", "func")) for chunk in plain)
 

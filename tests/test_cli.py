@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,53 @@ def test_a_checkpoint_folder_is_remembered_by_its_path(corpus, pplx_checkpoint, 
     link.symlink_to(pplx_checkpoint)
     assert corpus("index", "docs", "--model", str(link), "--dtype", "float32").exit_code == 0
     assert corpus("search", "stars", "--dtype", "float32").exit_code == 0
+
+
+def test_a_checkpoint_that_moved_is_named_by_hand(corpus, pplx_checkpoint, tmp_path):
+    shutil.copytree(pplx_checkpoint, tmp_path / "old")
+    assert corpus("index", "docs", "--model", "old", "--dtype", "float32").exit_code == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    lost = corpus("search", "stars")
+    assert lost.exit_code == 1
+    assert "name its new folder with --model" in lost.stderr
+    assert corpus("search", "stars", "--dtype", "float32", "--model", "new").exit_code == 0
+
+
+def test_a_folder_that_bears_the_models_name_is_not_taken_for_it(corpus, tmp_path):
+    corpus("index", "docs", *MODEL)
+    (tmp_path / "all-minilm-l6-v2").mkdir()
+    assert corpus("search", "stars").exit_code == 0
+
+
+def test_a_console_of_another_encoding_and_control_characters_do_no_harm(corpus, tmp_path):
+    (tmp_path / "docs" / "odd.txt").write_text("Smörgås \x1b]0;title\x07 " + "and more words " * 40)
+    corpus("index", "docs", *MODEL)
+    ran = subprocess.run(
+        [*COMMAND, "search", "smörgås"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert b"\x1b]" not in ran.stdout
+    assert b"Sm?rg?s" in ran.stdout
+
+
+def test_an_index_within_a_folder_is_not_indexed(corpus, tmp_path):
+    corpus("index", "docs", *MODEL, "--store", "docs/my-index")
+    again = corpus("index", "docs", *MODEL)
+    assert "indexed 2 documents" in again.stdout, again.output
+
+
+def test_what_nobody_expected_is_one_line_too(corpus, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr("pplx_vectorstore.encoders.load_encoder", fail)
+    ran = corpus("index", "docs", *MODEL)
+    assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
+    assert "error: unexpected ZeroDivisionError: a b" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -412,7 +412,7 @@ def test_names_that_are_no_file_names_are_refused(folder, hash_encoder, name):
 
 def test_the_same_folder_twice_in_one_process_is_refused(folder, hash_encoder):
     with VectorStore.open(folder, encoder=hash_encoder()) as store:
-        with pytest.raises(StoreLockedError, match="open in another process or another store"):
+        with pytest.raises(StoreLockedError, match="is in use by another process"):
             VectorStore.open(folder, encoder=hash_encoder())
         store.add([Document(id="d", chunks=["a"])])  # the first is unharmed
         assert store.count() == 1
@@ -435,7 +435,7 @@ def test_a_second_process_is_refused_until_the_first_has_closed(folder, hash_enc
         text=True,
     ) as first:
         assert first.stdout.readline() == "open\n"
-        with pytest.raises(StoreLockedError, match="open in another process"):
+        with pytest.raises(StoreLockedError, match="is in use by another process"):
             VectorStore.open(folder, encoder=hash_encoder())
         first.communicate("\n", timeout=60)
     assert first.returncode == 0

@@ -160,7 +160,7 @@ class TestRefusesModels:
             load_encoder("no-such-model")
 
     def test_known_name_without_network(self):
-        with pytest.raises(UnknownModelError, match="could not be fetched from the hub.*'all-minilm-l6-v2' works"):
+        with pytest.raises(UnknownModelError, match=r"could not be fetched from the hub.*'all-minilm-l6-v2' works"):
             load_encoder("perplexity-ai/pplx-embed-context-v1-0.6b")
 
     def test_missing_tokenizer(self, folder):

@@ -18,6 +18,7 @@ PUBLIC_NAMES = {
     "Hit",
     "ModelSpec",
     "PplxVectorStoreError",
+    "PrecomputedEncoder",
     "StoredChunk",
     "VectorStore",
     "__version__",

@@ -98,7 +98,6 @@ def test_no_filter_stays_none_and_a_ready_filter_passes():
     ready = models.Filter(must_not=[equal("document_id", "a")])
     assert build_filter(None) is None
     assert build_filter({}) is None
-    assert build_filter({"a": {}}) is None
     assert build_filter(ready) is ready
 
 
@@ -163,3 +162,8 @@ def test_keys_that_cannot_be_matched_are_refused(key):
 def test_a_filter_must_be_a_dict_or_a_filter(given_filter):
     with pytest.raises(UnsupportedFilterError, match="must be a dict"):
         build_filter(given_filter)
+
+
+def test_an_inner_dict_without_fields_is_refused_rather_than_matching_everything():
+    with pytest.raises(UnsupportedFilterError, match="cannot match"):
+        build_filter({"a": {}})

@@ -65,7 +65,7 @@ def test_a_file_elsewhere_has_an_absolute_id(here, tmp_path_factory):
 def test_a_file_name_that_is_no_utf8_gets_a_usable_id(here):
     path = here / os.fsdecode(b"caf\xe9.txt")
     path.write_text("text")
-    assert read_document(path).id == "caf\ufffd.txt"
+    assert read_document(path).id == "caf\\xe9.txt"
 
 
 def test_byte_order_marks_are_understood(here):
@@ -91,6 +91,34 @@ def test_unreadable_files_say_why(here, name, data, reason):
     (here / name).write_bytes(data)
     with pytest.raises(UnreadableFileError, match=reason):
         read_document(here / name)
+
+
+def test_html_nested_too_deep_is_one_unreadable_file(here):
+    (here / "a.html").write_text("<div>" * 5000 + "text")
+    with pytest.raises(UnreadableFileError, match="is HTML that cannot be read"):
+        read_document(here / "a.html")
+
+
+def test_a_page_that_looks_like_an_address_gives_no_warning(here):
+    (here / "a.html").write_text("https://example.org/page")
+    assert read_document(here / "a.html").text == "https://example.org/page"
+
+
+def test_what_cannot_be_entered_or_followed_is_reported(here):
+    (here / "loop").mkdir()
+    (here / "loop" / "again").symlink_to(here)
+    (here / "loop" / "broken").symlink_to("gone")
+    os.mkfifo(here / "loop" / "pipe")
+    reasons = {}
+    for path in find_files(["."]):
+        with pytest.raises(UnreadableFileError) as caught:
+            read_document(path)
+        reasons[path.as_posix()] = str(caught.value)
+    assert reasons == {
+        "loop/again": "is a folder that is linked to or may not be entered",
+        "loop/broken": "No such file or directory",
+        "loop/pipe": "is no regular file",
+    }
 
 
 def test_html_becomes_markdown_with_its_title_apart(here):

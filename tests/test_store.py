@@ -15,8 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from pplx_vectorstore import Chunk, Chunker, Document, Hit, VectorStore, cosine_similarity, quantize_absmax
+from pplx_vectorstore import (
+    Chunk,
+    Chunker,
+    Document,
+    Hit,
+    PrecomputedEncoder,
+    VectorStore,
+    cosine_similarity,
+    quantize_absmax,
+)
 from pplx_vectorstore import store as store_module
+from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.errors import (
     DuplicateDocumentError,
     InvalidDocumentError,
@@ -708,7 +718,6 @@ def test_a_field_that_no_chunk_has_matches_nothing(new_store):
 EMPTY = models.Filter()
 EMPTY_FILTERS = {
     "dict": {},
-    "nested dict": {"a": {}},
     "Filter": EMPTY,
     "must": models.Filter(must=[]),
     "should": models.Filter(should=[]),
@@ -949,3 +958,72 @@ def test_threads_search_while_one_adds(new_store, engine, rng, monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240611)
+
+
+def test_threads_that_replace_the_same_documents_leave_one_whole_version(new_store):
+    store = new_store()
+    if not isinstance(store._client, EdgeClient):
+        pytest.skip("QdrantClient(':memory:') is not made for threads")
+    start = threading.Barrier(2)
+
+    def replace(version):
+        for _ in range(30):
+            start.wait()
+            store.add([Document(id=str(number), chunks=[f"{version} {number}"] * 2) for number in range(4)])
+
+    threads = [threading.Thread(target=replace, args=(version,)) for version in ("old", "new")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.count() == 8
+
+
+def test_a_blank_chunk_with_a_vector_is_not_found_either(new_store):
+    store = new_store()
+    dimension = store.fingerprint.dimension
+    vectors = np.ones((2, dimension), dtype=np.int8)
+    report = store.add([Document(id="d", chunks=[" ", "text"], vectors=vectors)])
+    assert report.blank_chunks == 1
+    assert [hit.text for hit in store.search(vectors[0], k=5)] == ["text"]
+    assert vectors.all(), "the caller's array is left alone"
+
+
+def test_a_chunk_id_of_another_document_is_refused_and_nothing_is_lost(new_store):
+    store = new_store()
+    store.add([Document(id="a", chunks=[Chunk(text="one", id="x"), Chunk(text="two", id="y")])])
+    with pytest.raises(DuplicateDocumentError, match="chunk id 'x' of document 'b' belongs to document 'a'"):
+        store.add([Document(id="b", chunks=[Chunk(text="three", id="x")])])
+    assert [chunk.text for chunk in store.get(["x", "y"])] == ["one", "two"]
+    store.add([Document(id="a", chunks=[Chunk(text="one again", id="x")])])
+    assert [chunk.text for chunk in store.get(["x", "y"])] == ["one again"]
+
+
+def test_search_stays_exact_after_an_add_that_raised(new_store):
+    store = new_store()
+    store.add([Document(id=str(number), chunks=["a", "b"]) for number in range(300)])
+    store.search("a")
+
+    def broken():
+        yield from (Document(id=str(number), chunks=[]) for number in range(256))
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        store.add(broken())
+    assert store.count() == 88
+    assert store._covers_all(88)
+
+
+def test_a_store_without_a_model_takes_vectors_and_gives_them_back(tmp_path):
+    encoder = PrecomputedEncoder("somebody/some-model", 8)
+    codes = np.arange(16, dtype=np.int8).reshape(2, 8) - 8
+    with VectorStore.open(tmp_path / "index", encoder=encoder) as store:
+        store.add([Document(id="d", chunks=["one", "two"], vectors=codes)])
+        assert store.search(codes[0], k=1)[0].text == "one"
+        for call in (
+            lambda: store.search("one"),
+            lambda: store.add([Document(id="e", text="text")]),
+            lambda: store.add([Document(id="e", chunks=["text"])]),
+        ):
+            with pytest.raises(InvalidInputError, match="opened without a model"):
+                call()

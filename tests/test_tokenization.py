@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from pplx_vectorstore.errors import InvalidDocumentError, ModelFileError
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
-ANY_TEXT = st.text(st.characters(exclude_categories=()))
+# Among all characters, lone surrogates would hardly ever be drawn.
+ANY_TEXT = st.lists(st.one_of(st.characters(), st.sampled_from("\ud800\udbff\udc00\udfff"))).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,6 @@ class TestEncode:
     @pytest.mark.parametrize("surrogate", ["\ud800", "a\udfff b", "\udc00\ud800"])
     def test_lone_surrogates_count_as_replacement_characters(self, request, name, surrogate):
         tokenizer = request.getfixturevalue(name)
-        clean = surrogate.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         clean = "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in surrogate)
         assert tokenizer.encode([surrogate])[0].tolist() == tokenizer.encode([clean])[0].tolist()
 

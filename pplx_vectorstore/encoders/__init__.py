@@ -8,10 +8,13 @@ from typing import Literal, Protocol
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
 from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Progress, with_options
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
+from pplx_vectorstore.errors import InvalidInputError, ModelFileError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
+
+__all__ = ["Encoder", "LateChunkingEncoder", "PrecomputedEncoder", "load_encoder"]
 
 
 class Encoder(Protocol):
@@ -87,9 +90,16 @@ def load_encoder(
     )
     from pplx_vectorstore.encoders.torch_model import load_torch_model
 
+    tokenizer = ChunkTokenizer.from_folder(checkpoint.folder)
+    token_model = load_torch_model(checkpoint, device=device, dtype=dtype)
+    if tokenizer.largest_id >= token_model.vocabulary_size:
+        raise ModelFileError(
+            f"tokenizer.json in {checkpoint.folder} has ids up to {tokenizer.largest_id}, but the weights only have "
+            f"{token_model.vocabulary_size} token embeddings; they are of different models"
+        )
     return LateChunkingEncoder(
-        load_torch_model(checkpoint, device=device, dtype=dtype),
-        ChunkTokenizer.from_folder(checkpoint.folder),
+        token_model,
+        tokenizer,
         spec,
         revision=checkpoint.revision,
         source=checkpoint.source,

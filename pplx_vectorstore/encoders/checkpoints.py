@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pplx_vectorstore.collection import WEIGHTS_PREFIX
 from pplx_vectorstore.errors import MissingExtraError, ModelFileError, UnknownModelError
 from pplx_vectorstore.models import KNOWN_MODELS, OFFLINE_MODEL, ModelSpec, find_spec
 
@@ -35,14 +36,14 @@ class Checkpoint:
     Attributes:
         folder: Holds config.json, tokenizer.json and safetensors weights.
         spec: How the model is used.
-        revision: What tells these weights from others of the same name: the revision asked for on the
-            hub, or the start of a checksum; None for the hub's current one.
+        revision: What tells these weights from others of the same name: the commit on the hub, or the
+            start of a checksum.
         source: What :func:`locate_checkpoint` finds it by: a name, or the absolute path of a folder.
     """
 
     folder: Path
     spec: ModelSpec
-    revision: str | None
+    revision: str
     source: str
 
 
@@ -58,20 +59,20 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         ModelFileError: Files are missing, altered, or of an unsupported layout.
         MissingExtraError: A package is needed to get at the model.
     """
+    known = find_spec(model)  # comes first: a folder that happens to bear a model's name is no checkpoint
     folder = Path(model).expanduser()
-    if folder.is_dir():
-        spec = read_spec(folder)
-        return Checkpoint(folder, spec, _weights_digest(folder), str(folder.resolve()))
-    spec = find_spec(model)  # type: ignore[assignment]
-    if spec is not None and spec.name == OFFLINE_MODEL:
+    if known is None and folder.is_dir():
+        return Checkpoint(folder, read_spec(folder), _weights_digest(folder), str(folder.resolve()))
+    if known is not None and known.sha256 is not None:
         folder = _bundled_folder()
-        _verify(folder / "model.safetensors", spec.sha256 or "")
-        return Checkpoint(folder, spec, (spec.sha256 or "")[:16], spec.name)
-    hub_id = model if spec is None else spec.name
+        _verify(folder / "model.safetensors", known.sha256)
+        return Checkpoint(folder, known, WEIGHTS_PREFIX + known.sha256[:16], known.name)
+    hub_id = model if known is None else known.name
     if hub_id.count("/") != 1 or any(character in hub_id for character in "\\ :~"):
         raise UnknownModelError(_unknown(model))
     folder = _fetch(hub_id, revision)
-    return Checkpoint(folder, spec or read_spec(folder, hub_id), revision, hub_id)
+    # A snapshot's folder is named by its commit.
+    return Checkpoint(folder, known or read_spec(folder, hub_id), folder.name, hub_id)
 
 
 def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
@@ -85,12 +86,12 @@ def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
     Raises:
         ModelFileError: A file is missing or broken, or the layout is not supported.
     """
-    config = _read_json(folder / "config.json")
+    config: dict[str, Any] = _read_json(folder / "config.json", dict)
     name = name or folder.resolve().name
     model_type = config.get("model_type")
     if model_type == PPLX_MODEL_TYPE:
         # The models for single chunks differ from the contextual ones by their class alone.
-        remote_class = str(config.get("auto_map", {}).get("AutoModel", ""))
+        remote_class = str((config.get("auto_map") or {}).get("AutoModel", ""))
         contextual = "Contextual" in remote_class or not remote_class
         base = KNOWN_MODELS["perplexity-ai/pplx-embed-context-v1-0.6b"]
         return ModelSpec(
@@ -127,10 +128,12 @@ def _require_mean_pooling(folder: Path) -> None:
     """Refuse a sentence-transformers checkpoint whose vectors are not the mean over its tokens."""
     if not (folder / "modules.json").is_file():
         return
-    for module in _read_json(folder / "modules.json"):
+    for module in _read_json(folder / "modules.json", list):
+        if not isinstance(module, dict):
+            raise ModelFileError(f"modules.json in {folder} must list objects, not {module!r}")
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _read_json(folder / str(module.get("path", "")) / "config.json")
+            pooling = _read_json(folder / str(module.get("path", "")) / "config.json", dict)
             modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True}
             modes -= {"include_prompt"}
             if isinstance(pooling.get("pooling_mode"), str):
@@ -175,27 +178,27 @@ def _weights_digest(folder: Path) -> str:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise ModelFileError(f"{folder} holds no *.safetensors weights; a checkpoint needs them")
-    for path in paths:
+    for path in [*paths, folder / "config.json", folder / "tokenizer.json"]:
+        if not path.is_file():
+            continue  # reported by whoever reads it
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
             for block in range(64):
                 file.seek(size * block // 64)
                 digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
+    return WEIGHTS_PREFIX + digest.hexdigest()[:16]
 
 
 def _fetch(hub_id: str, revision: str | None) -> Path:
     try:
-        import httpx
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise MissingExtraError(f"fetching {hub_id!r} from the hub", "torch") from error
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # which HTTP library's errors come through depends on the hub's release
+        reason = next(iter(str(error).strip().splitlines()), "no details")
         raise UnknownModelError(
             f"model {hub_id!r} could not be fetched from the hub ({type(error).__name__}: {reason}). "
             f"Check the name and the network; {_OFFLINE_HINT}"
@@ -212,17 +215,20 @@ def _unknown(model: str) -> str:
     )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, kind: type) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} is missing; a checkpoint needs it") from error
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise ModelFileError(f"{path} must hold a JSON {kind.__name__}, not a {type(value).__name__}")
+    return value
 
 
 def _positive(config: dict[str, Any], key: str, folder: Path) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelFileError(f"config.json in {folder} needs a positive {key}, not {value!r}")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from pplx_vectorstore.windows import TokenIds
 
 if TYPE_CHECKING:
     import torch
+
+_LAYER = re.compile(r"\blayers?\.\d+\.")
 
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 
@@ -39,6 +42,11 @@ class TorchTokenModel:
     def dimension(self) -> int:
         """Components of a token vector."""
         return int(self._model.config.hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token embeddings: ids must be below it."""
+        return int(self._model.get_input_embeddings().num_embeddings)
 
     @property
     def batch_tokens(self) -> int:
@@ -105,15 +113,24 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     bidirectional_qwen3 = checkpoint.spec.layout == "pplx"
     config: Any
     kind: Any
-    if bidirectional_qwen3:
-        # The published config names remote code; the weights are stock Qwen3's.
-        for key in ("auto_map", "architectures", "model_type", "dtype", "torch_dtype"):
-            settings.pop(key, None)
-        config, kind = transformers.Qwen3Config(**settings), transformers.Qwen3Model
-    else:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-        kind = transformers.AutoModel
-    model = _load_weights(kind, checkpoint, config, chosen)
+    try:
+        if bidirectional_qwen3:
+            # The published config names remote code; the weights are stock Qwen3's.
+            for key in ("auto_map", "architectures", "model_type", "dtype", "torch_dtype"):
+                settings.pop(key, None)
+            config, kind = transformers.Qwen3Config(**settings), transformers.Qwen3Model
+        else:
+            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+            kind = transformers.AutoModel
+        model = _load_weights(kind, checkpoint, config, chosen)
+    except ModelFileError:
+        raise
+    except Exception as error:  # transformers raises nearly anything on a broken checkpoint
+        reason = " ".join(str(error).split())
+        raise ModelFileError(
+            f"the checkpoint {checkpoint.folder} cannot be loaded (truncated or altered?): "
+            f"{type(error).__name__}: {reason}; fetch it again"
+        ) from error
     if bidirectional_qwen3:
         for layer in model.layers:
             layer.self_attn.is_causal = False
@@ -123,11 +140,11 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
 
 
 def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> Any:
-    import safetensors
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it would warn of is an error below
     try:
         model, info = kind.from_pretrained(
             checkpoint.folder,
@@ -139,20 +156,18 @@ def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.d
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelFileError(
-            f"the weights in {checkpoint.folder} cannot be loaded (truncated or altered?): {error}; "
-            "fetch the checkpoint again"
-        ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     # transformers fills what is missing with random numbers and only warns.
     wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
-    wrong = [key for key in wrong if not key.startswith("pooler.")]  # unused: we pool ourselves
+    wrong = [key for key in wrong if "pooler." not in key]  # unused: we pool ourselves
+    # Layers left over mean that config.json asks for too few of them.
+    wrong += sorted(str(key) for key in info["unexpected_keys"] if _LAYER.search(str(key)))
     if wrong:
         raise ModelFileError(
-            f"the weights in {checkpoint.folder} lack or misfit {len(wrong)} tensors that config.json asks for, "
+            f"the weights in {checkpoint.folder} and its config.json differ in {len(wrong)} tensors, "
             f"first {wrong[0]}; fetch the checkpoint again"
         )
     return model
@@ -183,9 +198,9 @@ def _choose_device(device: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own error for what is not there
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidInputError(f"device {device!r} is not available here ({reason}); use device='auto'") from error
     return device
 

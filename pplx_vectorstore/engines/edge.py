@@ -33,7 +33,13 @@ from pplx_vectorstore.engines.translation import (
     edge_query,
     edge_vector_params,
 )
-from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreLockedError, StoreNotFoundError
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    StoreClosedError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -69,6 +75,7 @@ class EdgeClient:
         self.folder = Path(folder)
         self._open: dict[str, _Shard] = {}
         self._lock = threading.Lock()
+        self._closed = False
         if self.folder.exists():
             self._require_collections()
 
@@ -214,6 +221,7 @@ class EdgeClient:
     def close(self) -> None:
         """Index what is not indexed yet, if it is much, and let go of the files."""
         with self._lock:
+            self._closed = True
             while self._open:
                 _, shard = self._open.popitem()
                 shard.close()
@@ -247,8 +255,9 @@ class EdgeClient:
     def _remove_half_created(self) -> None:
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             # Creating takes milliseconds; what is this old was left by a killed process.
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # its maker has just finished
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _settings(self, collection_name: str) -> dict[str, Any]:
         path = self._path(collection_name) / _SETTINGS
@@ -272,6 +281,8 @@ class EdgeClient:
         if shard is None:
             with self._lock:
                 shard = self._open.get(collection_name)
+                if self._closed:
+                    raise StoreClosedError(f"the index {self.folder} was closed; open it again")
                 if shard is None:
                     vectors = self._settings(collection_name)["vectors"]
                     dimension = max(params.size for params in vectors.values())
@@ -323,7 +334,7 @@ class _Shard:
                 return [self._shard.query(converted[0])]
             return self._shard.query_batch(edge.QueryBatchRequest(converted))
 
-    def retrieve(self, ids: list[Any], with_payload: bool, with_vectors: bool) -> list[edge.Record]:
+    def retrieve(self, ids: list[Any], with_payload: bool | list[str], with_vectors: bool) -> list[edge.Record]:
         with _translated(self._path):
             return self._shard.retrieve(ids, with_payload, with_vectors)
 
@@ -383,6 +394,6 @@ def _translated(path: Path) -> Iterator[None]:
     except Exception as error:
         if "WouldBlock" in str(error):
             raise StoreLockedError(
-                f"{path} is open in another process or another store of this one; close it there first"
+                f"the index {path} is in use by another process, or by another store in this one; close it there first"
             ) from error
         raise StoreError(f"the engine failed on {path}: {error}") from error
