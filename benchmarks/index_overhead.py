@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with corpora/*.md")
     parser.add_argument("--rounds", type=int, default=1, help="runs; the median one is shown")
+    parser.add_argument("--threads", type=int, default=0, help="of the forward; 0 for one per core")
     parser.add_argument("--scale", type=int, default=300_000, help="characters of the smallest memory run")
     parser.add_argument("--memory-run", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -44,7 +46,7 @@ def main() -> None:
         print(json.dumps(measure_memory(arguments.data, arguments.scale, arguments.memory_run)))
         return
     if arguments.rounds:
-        show_time(read_corpora(arguments.data), arguments.rounds)
+        show_time(read_corpora(arguments.data), arguments.rounds, arguments.threads)
     if arguments.scale:
         show_memory(arguments.data, arguments.scale)
 
@@ -72,9 +74,9 @@ class Clock:
         return timed
 
 
-def show_time(corpora: dict[str, str], rounds: int) -> None:
+def show_time(corpora: dict[str, str], rounds: int, threads: int) -> None:
     start = perf_counter()
-    import torch  # noqa: F401 - timed
+    import torch
     import transformers  # noqa: F401 - timed
 
     from pplx_vectorstore import Chunker, Document, VectorStore, load_encoder
@@ -86,6 +88,9 @@ def show_time(corpora: dict[str, str], rounds: int) -> None:
     start = perf_counter()
     encoder = load_encoder(MODEL)
     loading = perf_counter() - start
+    if threads:
+        torch.set_num_threads(threads)
+    load = os.getloadavg()[0]
     clock = Clock()
     clock.watch(FORWARD, TorchTokenModel, "pool")
     clock.watch("chunking", Chunker, "split")
@@ -103,7 +108,9 @@ def show_time(corpora: dict[str, str], rounds: int) -> None:
             total = perf_counter() - start
         runs.append((1 - clock.seconds[FORWARD] / total, total, dict(clock.seconds)))
     outside, total, parts = sorted(runs, key=lambda run: run[0])[rounds // 2]
-    print(f"{sum(map(len, corpora.values())):,} characters, {report.chunks} chunks\n")
+    print(f"{sum(map(len, corpora.values())):,} characters, {report.chunks} chunks")
+    # Waiting for a core slows the threads of a forward more than it slows what has one thread.
+    print(f"{torch.get_num_threads()} threads on {os.cpu_count()} cores with a load of {load:.1f} before\n")
     print(f"{'':22}{'seconds':>9}{'share':>8}")
     rest = total - sum(parts.values())
     for name, seconds in [*parts.items(), ("the rest", rest), ("total", total)]:

@@ -40,7 +40,7 @@ class ChunkTokenizer:
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         framed = tokenizer.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
-        if at is None:
+        if at is None or not bare:
             raise ModelFileError("the tokenizer changes text when it adds its special tokens")
         self.prefix_ids: TokenIds = np.array(framed[:at], dtype=np.int64)
         self.suffix_ids: TokenIds = np.array(framed[at + len(bare) :], dtype=np.int64)

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import pytest
@@ -47,18 +48,18 @@ class TestPplxLayout:
         change_config(copy, auto_map=auto_map)
         assert read_spec(copy).context_weight == weight
 
-    def test_known_name_of_a_folder_wins_over_the_hub(self, pplx_checkpoint, copy_checkpoint, monkeypatch):
-        folder = copy_checkpoint(pplx_checkpoint)
-        folder.rename(folder.parent / "pplx-embed-context-v1-4b")
-        monkeypatch.chdir(folder.parent)
-        assert locate_checkpoint("pplx-embed-context-v1-4b").spec.dimension == 64
+    def test_a_folder_that_bears_a_models_name_needs_a_path(self, copy, monkeypatch):
+        copy.rename(copy.parent / "all-minilm-l6-v2")
+        monkeypatch.chdir(copy.parent)
+        assert locate_checkpoint("all-minilm-l6-v2").spec.dimension == 384
+        assert locate_checkpoint("./all-minilm-l6-v2").spec.dimension == 64
 
 
 class TestRevision:
     def test_of_a_folder_is_of_its_weights_not_of_its_place(self, copy, pplx_checkpoint, wide_pplx_checkpoint):
         original, moved, other = map(locate_checkpoint, map(str, (pplx_checkpoint, copy, wide_pplx_checkpoint)))
         assert original.revision == moved.revision != other.revision
-        assert len(original.revision) == 16
+        assert re.fullmatch("sha256:[0-9a-f]{16}", original.revision)
         assert original.source == str(pplx_checkpoint.resolve())
         assert moved.source == str(copy.resolve())
 
@@ -70,10 +71,16 @@ class TestRevision:
         save_file({name: tensor * 1.01 for name, tensor in weights.items()}, copy / "model.safetensors")
         assert locate_checkpoint(str(copy)).revision != before
 
+    @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+    def test_changes_with_whatever_else_changes_vectors(self, copy, file):
+        before = locate_checkpoint(str(copy)).revision
+        (copy / file).write_text((copy / file).read_text("utf-8") + "\n", "utf-8")
+        assert locate_checkpoint(str(copy)).revision != before
+
     def test_of_the_offline_model_is_its_checksum(self, minilm_folder):
         checkpoint = locate_checkpoint("all-minilm-l6-v2")
         assert checkpoint.folder == minilm_folder
-        assert checkpoint.revision == "53aa51172d142c89"
+        assert checkpoint.revision == "sha256:53aa51172d142c89"
         assert checkpoint.source == "all-minilm-l6-v2"
 
 

@@ -74,6 +74,16 @@ def test_same_is_accepted_wherever_the_checkpoint_lies():
     FINGERPRINT.require_same(replace(FINGERPRINT, source="/models/moved"), "docs")
 
 
+def test_same_weights_are_accepted_under_another_name():
+    """A checkpoint's name is its folder's, which may be renamed; the weights' checksum tells what it is."""
+    recorded = replace(FINGERPRINT, revision="sha256:0123456789abcdef", model="a")
+    recorded.require_same(replace(recorded, model="b"), "docs")
+    with pytest.raises(SchemaMismatchError, match="revision 'sha256:0123456789abcdef' in the collection"):
+        recorded.require_same(replace(recorded, model="b", revision="sha256:fedcba9876543210"), "docs")
+    with pytest.raises(SchemaMismatchError, match="window_tokens 4096 in the collection, 512 given"):
+        recorded.require_same(replace(recorded, model="b", window_tokens=512), "docs")
+
+
 def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
     """Shifted codes keep Euclid but not the cosine (design, section 5)."""
     from qdrant_client import models

@@ -50,6 +50,11 @@ class TestDocument:
         with pytest.raises(InvalidDocumentError, match="text of document 'd' must be a str"):
             Document(id="d", text=text)
 
+    @pytest.mark.parametrize("text_format", [None, 3, ["text"]])
+    def test_format_must_be_str(self, text_format):
+        with pytest.raises(InvalidDocumentError, match="format of document 'd' must be a str"):
+            Document(id="d", text="a", format=text_format)
+
     @pytest.mark.parametrize("chunks", ["one text", 3, {"a": 1}, {"a"}, iter(["a"])])
     def test_chunks_must_be_a_list(self, chunks):
         with pytest.raises(InvalidDocumentError, match="must be a list of str or Chunk"):
@@ -150,6 +155,11 @@ class TestChunk:
     def test_offsets_must_be_whole_numbers(self, name, offset):
         with pytest.raises(InvalidDocumentError, match=f"{name} of a chunk must be a character offset"):
             Chunk(text="a", **{name: offset})
+
+    def test_may_be_empty_but_not_end_before_it_starts(self):
+        assert Chunk(text="", start=3, end=3).end == 3
+        with pytest.raises(InvalidDocumentError, match="cannot start at 3 and end before, at 2"):
+            Chunk(text="a", start=3, end=2)
 
     @pytest.mark.parametrize("text", [None, b"a", 3])
     def test_text_must_be_str(self, text):

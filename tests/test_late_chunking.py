@@ -501,7 +501,7 @@ class TestFingerprint:
     def test_records_what_vectors_depend_on(self, minilm):
         fingerprint = minilm.fingerprint
         assert fingerprint.model == fingerprint.source == "all-minilm-l6-v2"
-        assert fingerprint.revision == "53aa51172d142c89"
+        assert fingerprint.revision == "sha256:53aa51172d142c89"
         assert (fingerprint.dimension, fingerprint.quantizer) == (384, "absmax")
         assert (fingerprint.window_tokens, fingerprint.min_context) == (512, 510 // 8)
         assert fingerprint.context_weight == 0.3

@@ -84,6 +84,17 @@ def load_encoder(
     """
     if backend != "torch":
         raise InvalidInputError(f"backend must be 'torch', not {backend!r}")
+    counts = {
+        "dimensions": dimensions,
+        "window_tokens": window_tokens,
+        "min_context": min_context,
+        "batch_tokens": batch_tokens,
+    }
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+            raise InvalidInputError(f"{name} must be a whole number or None, not {count!r}")
+    if context_weight is not None and not isinstance(context_weight, (int, float)):
+        raise InvalidInputError(f"context_weight must be a number or None, not {context_weight!r}")
     checkpoint = locate_checkpoint(model, revision)
     spec = with_options(
         checkpoint.spec, dimensions=dimensions, window_tokens=window_tokens, context_weight=context_weight
@@ -92,12 +103,7 @@ def load_encoder(
 
     tokenizer = ChunkTokenizer.from_folder(checkpoint.folder)
     token_model = load_torch_model(checkpoint, device=device, dtype=dtype)
-    if tokenizer.largest_id >= token_model.vocabulary_size:
-        raise ModelFileError(
-            f"tokenizer.json in {checkpoint.folder} has ids up to {tokenizer.largest_id}, but the weights only have "
-            f"{token_model.vocabulary_size} token embeddings; they are of different models"
-        )
-    return LateChunkingEncoder(
+    encoder = LateChunkingEncoder(
         token_model,
         tokenizer,
         spec,
@@ -106,3 +112,9 @@ def load_encoder(
         min_context=min_context,
         batch_tokens=batch_tokens,
     )
+    if tokenizer.largest_id >= token_model.vocabulary_size:
+        raise ModelFileError(
+            f"tokenizer.json in {checkpoint.folder} has ids up to {tokenizer.largest_id}, but the weights only have "
+            f"{token_model.vocabulary_size} token embeddings; they are of different models"
+        )
+    return encoder

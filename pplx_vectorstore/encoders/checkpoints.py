@@ -61,7 +61,7 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     """
     known = find_spec(model)  # comes first: a folder that happens to bear a model's name is no checkpoint
     folder = Path(model).expanduser()
-    if known is None and folder.is_dir():
+    if known is None and model and folder.is_dir():  # Path('') is the current folder
         return Checkpoint(folder, read_spec(folder), _weights_digest(folder), str(folder.resolve()))
     if known is not None and known.sha256 is not None:
         folder = _bundled_folder()

@@ -122,7 +122,9 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
         else:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
             kind = transformers.AutoModel
-        model = _load_weights(kind, checkpoint, config, chosen)
+        # Qwen3 must not fall back to eager attention, which adds a causal mask; others may where they have no SDPA.
+        attention = "sdpa" if bidirectional_qwen3 else None
+        model = _load_weights(kind, checkpoint, config, chosen, attention)
     except ModelFileError:
         raise
     except Exception as error:  # transformers raises nearly anything on a broken checkpoint
@@ -139,7 +141,7 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     return TorchTokenModel(model, pad_id or 0, bidirectional_qwen3=bidirectional_qwen3)
 
 
-def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.dtype, attention: str | None) -> Any:
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -150,7 +152,7 @@ def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.d
             checkpoint.folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
