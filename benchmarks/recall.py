@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
-from harness import print_aim, read_corpora
+from harness import print_aim, read_corpora, take_turns
 
 from pplx_vectorstore import Chunker, Document, VectorStore, cosine_similarity, load_encoder
 from pplx_vectorstore.quantization import Codes
 
 K = 10
 CHUNK_TOKENS = (100, 256)
-CANDIDATES = (40, None, 200, 400)
+DEFAULT = "default (100)"
+CANDIDATES = {"40": 40, DEFAULT: None, "200": 200, "400": 400}
 AIM = 0.97
 
 
@@ -46,14 +48,10 @@ def main() -> None:
                 for (name, some), vectors in zip(chunks.items(), codes, strict=True)
             )
             print(f"\n{store.count()} chunks of at most {chunk_tokens} tokens")
-            print(f"{'candidates':32}{'recall':>8}{'ms':>8}")
-            show("default, just written", store, queries, cosines, None)
+            print(f"{'candidates':24}{'recall':>8}{'ms':>8}")
+            measure(store, queries, cosines, {"default, just written": None})
             store.optimize()
-            for candidates in CANDIDATES:
-                name = str(candidates or "default (100)")
-                recall = show(name, store, queries, cosines, candidates)
-                if candidates is None:
-                    reached.append(recall)
+            reached.append(measure(store, queries, cosines, CANDIDATES)[DEFAULT])
     worst = min(reached)
     print_aim("default candidates, indexed", f"{worst:.4f}", f"≥ {AIM}", worst >= AIM)
 
@@ -72,20 +70,24 @@ def exact_cosines(queries: Codes, codes: list[Codes], names: list[str]) -> Cosin
     return cosine_similarity(queries, np.concatenate(codes)), dict(zip(names, firsts, strict=True))
 
 
-def show(name: str, store: VectorStore, queries: Codes, cosines: Cosines, candidates: int | None) -> float:
-    """Print and return recall, with the median milliseconds of a search."""
+def measure(
+    store: VectorStore, queries: Codes, cosines: Cosines, candidates: Mapping[str, int | None]
+) -> dict[str, float]:
+    """Print recall and the median milliseconds of a search for each number of candidates; return recalls."""
     exact, firsts = cosines
-    found = 0
-    seconds = []
-    for query, row in zip(queries, exact, strict=True):
+    tenth = np.partition(exact, -K, axis=1)[:, -K]
+    found = dict.fromkeys(candidates, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for index, name in take_turns(list(candidates), len(queries)):
         start = perf_counter()
-        hits = store.search(query, k=K, candidates=candidates)
-        seconds.append(perf_counter() - start)
-        tenth = np.partition(row, -K)[-K]
-        found += sum(row[firsts[hit.document_id] + hit.chunk_index] >= tenth - 1e-9 for hit in hits)
-    recall = found / (K * len(queries))
-    print(f"{name:32}{recall:8.4f}{1000 * np.median(seconds):8.2f}")
-    return recall
+        hits = store.search(queries[index], k=K, candidates=candidates[name])
+        seconds[name].append(perf_counter() - start)
+        columns = [firsts[hit.document_id] + hit.chunk_index for hit in hits]
+        found[name] += int(np.count_nonzero(exact[index, columns] >= tenth[index] - 1e-9))
+    recalls = {name: found[name] / (K * len(queries)) for name in candidates}
+    for name, recall in recalls.items():
+        print(f"{name:24}{recall:8.4f}{1000 * np.median(seconds[name]):8.2f}", flush=True)
+    return recalls
 
 
 if __name__ == "__main__":

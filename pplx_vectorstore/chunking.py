@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pplx_vectorstore.documents import Chunk, is_blank
+from pplx_vectorstore.documents import Chunk, clean_text, is_blank
 from pplx_vectorstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Chunker:
             Chunks in order; ``text[chunk.start:chunk.end] == chunk.text``, and only white space lies
             between them. Blank text gives none.
         """
+        text = clean_text(text, "text")  # which keeps every offset
         if format not in self._splitters:
             self._splitters[format] = self._make_splitter(format)
         return [

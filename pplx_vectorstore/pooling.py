@@ -16,6 +16,9 @@ Span = tuple[int, int]
 def pool_spans(token_vectors: npt.NDArray[np.float32], spans: Sequence[Span]) -> npt.NDArray[np.float32]:
     """Mean-pool each chunk's token vectors.
 
+    Plain numpy: what runtimes that pool on their device are tested against, and what serves those that
+    give token vectors to the host.
+
     Args:
         token_vectors: float32, shape (n_tokens, dimension), after the model's final norm.
         spans: Half-open token ranges, one per chunk; an empty range is an empty chunk.

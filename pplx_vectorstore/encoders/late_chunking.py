@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import plan_batches
-from pplx_vectorstore.errors import AlignmentError, InvalidInputError
+from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.pooling import Span, blend, merge_pieces
 from pplx_vectorstore.quantization import Codes, quantize, truncate
@@ -229,6 +229,8 @@ class LateChunkingEncoder:
             targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
             if len(pooled) != len(targets):
                 raise AlignmentError(f"the model gave {len(pooled)} vectors for {len(targets)} spans")
+            if pooled.shape[1:] != pieces.shape[1:]:
+                raise EncodingError(f"the model gave vectors of shape {pooled.shape[1:]}; {pieces.shape[1:]} is needed")
             pieces[targets] = pooled
             done += sum(len(rows[i]) for i in batch)
             if progress is not None:

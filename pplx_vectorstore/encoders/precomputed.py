@@ -48,7 +48,8 @@ class PrecomputedEncoder:
     @classmethod
     def of_collection(cls, fingerprint: Fingerprint) -> PrecomputedEncoder:
         """Return one that fits a collection written with any model, to read it without loading the model."""
-        encoder = cls(fingerprint.model, fingerprint.dimension)
+        quantizer: Quantizer = "tanh" if fingerprint.quantizer == "tanh" else "absmax"
+        encoder = cls(fingerprint.model, fingerprint.dimension, quantizer=quantizer)
         encoder.fingerprint = fingerprint
         return encoder
 
