@@ -55,7 +55,7 @@ build: $(INSTALLED)
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
-	build/smoke/bin/python tests/smoke.py
+	build/smoke/bin/python .ci/smoke.py
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
