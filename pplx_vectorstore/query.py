@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
+_EUCLID_WIDENING = 8
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
 
 _UNQUOTABLE = re.compile(r'["\\]')  # a quoted key of a JSON path has no escapes
@@ -140,6 +141,55 @@ def build_query(
         score_threshold=score_threshold,
         with_payload=True,
     )
+
+
+def first_stage_limit(request: models.QueryRequest) -> int:
+    """Return how many points the search's vector stage hands on, or 0 where it has none."""
+    limits = [stage.limit or 0 for stage in _vector_stages(request)]
+    return min(limits, default=0)
+
+
+def widen(request: models.QueryRequest, most: int | None = None) -> models.QueryRequest:
+    """Make the vector stage rank by the stored codes instead of their bits.
+
+    For engines whose bits cannot be trusted at the moment. Euclidean distance knows less of the
+    cosine than Hamming distance where norms differ, so eight times as many points are handed on.
+
+    Args:
+        request: From :func:`build_query`.
+        most: Largest limit that the server accepts, or None.
+
+    Returns:
+        A copy; the request itself is not changed.
+    """
+    return cast("models.QueryRequest", _widen(request, most))
+
+
+def _widen(stage: Any, most: int | None) -> Any:
+    from qdrant_client import models
+
+    changes: dict[str, Any] = {}
+    if stage.prefetch:
+        changes["prefetch"] = [_widen(inner, most) for inner in stage.prefetch]
+    if isinstance(stage.query, models.NearestQuery) and stage.params is not None:
+        limit = _EUCLID_WIDENING * (stage.limit or 10)
+        changes["limit"] = limit if most is None else min(limit, most)
+        changes["params"] = stage.params.model_copy(
+            update={
+                "hnsw_ef": None if stage.params.hnsw_ef is None else _EUCLID_WIDENING * stage.params.hnsw_ef,
+                "quantization": models.QuantizationSearchParams(ignore=True),
+            }
+        )
+    return stage.model_copy(update=changes)
+
+
+def _vector_stages(stage: Any) -> Iterator[Any]:
+    from qdrant_client import models
+
+    for inner in stage.prefetch or []:
+        yield from _vector_stages(inner)
+        if isinstance(inner.query, models.NearestQuery):
+            yield inner
 
 
 def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002

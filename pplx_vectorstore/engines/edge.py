@@ -28,9 +28,11 @@ from qdrant_client import models
 
 from pplx_vectorstore.engines.translation import (
     edge_filter,
-    edge_payload_type,
+    edge_payload_schema,
+    edge_payload_selector,
     edge_query,
     edge_vector_params,
+    payload_schema_type,
 )
 from pplx_vectorstore.errors import (
     InvalidInputError,
@@ -39,6 +41,7 @@ from pplx_vectorstore.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from pplx_vectorstore.query import first_stage_limit, widen
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,6 +67,7 @@ class FoundPoint(NamedTuple):
     id: str
     score: float
     payload: dict[str, Any]
+    vector: Any = None
 
 
 class Found(NamedTuple):
@@ -145,16 +149,19 @@ class EdgeClient:
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
             segments_count=info.segments_count,
-            payload_schema=dict.fromkeys(info.payload_schema),
+            payload_schema={
+                field: models.PayloadIndexInfo(data_type=payload_schema_type(index.data_type), points=index.points)
+                for field, index in info.payload_schema.items()
+            },
             config=models.CollectionConfig.model_construct(
                 params=models.CollectionParams.model_construct(vectors=settings["vectors"]),
                 metadata=settings["metadata"],
             ),
         )
 
-    def create_payload_index(self, collection_name: str, field_name: str, field_schema: str) -> None:
-        """Index a payload field; doing it again changes nothing."""
-        operation = edge.UpdateOperation.create_field_index(field_name, edge_payload_type(field_schema))
+    def create_payload_index(self, collection_name: str, field_name: str, field_schema: Any) -> None:
+        """Index a payload field: by a type such as "keyword", or by index parameters."""
+        operation = edge.UpdateOperation.create_field_index(field_name, edge_payload_schema(field_schema))
         self._shard(collection_name).update(operation)
 
     def upsert(self, collection_name: str, points: Sequence[models.PointStruct]) -> None:
@@ -170,16 +177,21 @@ class EdgeClient:
             operation = edge.UpdateOperation.delete_points(list(points_selector.points))
         self._shard(collection_name).update(operation)
 
+    def set_payload(self, collection_name: str, payload: Mapping[str, Any], points: Sequence[str]) -> None:
+        """Set these payload fields of the points of these ids; other fields stay."""
+        operation = edge.UpdateOperation.set_payload(list(points), dict(payload))
+        self._shard(collection_name).update(operation)
+
     def retrieve(
         self,
         collection_name: str,
         ids: Sequence[str],
         *,
-        with_payload: bool = True,
+        with_payload: bool | Sequence[str] = True,
         with_vectors: bool = False,
     ) -> list[models.Record]:
         """Return the points of these ids that exist, in no order."""
-        found = self._shard(collection_name).retrieve(list(ids), with_payload, with_vectors)
+        found = self._shard(collection_name).retrieve(list(ids), edge_payload_selector(with_payload), with_vectors)
         return [_record(point) for point in found]
 
     def scroll(
@@ -189,7 +201,7 @@ class EdgeClient:
         scroll_filter: models.Filter | None = None,
         limit: int = 10,
         offset: str | None = None,
-        with_payload: bool = True,
+        with_payload: bool | Sequence[str] = True,
         with_vectors: bool = False,
     ) -> tuple[list[models.Record], str | None]:
         """Return a page of points ordered by id, and the id that the next page starts with."""
@@ -197,7 +209,7 @@ class EdgeClient:
             offset=offset,
             limit=limit,
             filter=None if scroll_filter is None else edge_filter(scroll_filter),
-            with_payload=with_payload,
+            with_payload=edge_payload_selector(with_payload),
             with_vector=with_vectors,
         )
         points, after = self._shard(collection_name).scroll(request)
@@ -210,10 +222,31 @@ class EdgeClient:
         request = edge.CountRequest(filter=None if count_filter is None else edge_filter(count_filter), exact=exact)
         return models.CountResult(count=self._shard(collection_name).count(request))
 
+    def facet(
+        self,
+        collection_name: str,
+        key: str,
+        *,
+        facet_filter: models.Filter | None = None,
+        limit: int = 10,
+        exact: bool = True,
+    ) -> models.FacetResponse:
+        """Count the points of each value of an indexed field, most frequent first."""
+        request = edge.FacetRequest(
+            key, limit, exact, filter=None if facet_filter is None else edge_filter(facet_filter)
+        )
+        response = self._shard(collection_name).facet(request)
+        return models.FacetResponse(
+            hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in response.hits]
+        )
+
     def query_batch_points(self, collection_name: str, requests: Sequence[models.QueryRequest]) -> list[Found]:
         """Run searches together."""
         results = self._shard(collection_name).query(requests)
-        return [Found([FoundPoint(str(hit.id), hit.score, hit.payload or {}) for hit in hits]) for hits in results]
+        return [
+            Found([FoundPoint(str(hit.id), hit.score, hit.payload or {}, hit.vector) for hit in hits])
+            for hits in results
+        ]
 
     def optimize(self, collection_name: str) -> None:
         """Build the index over everything written so far."""
@@ -332,7 +365,7 @@ class _Shard:
     def query(self, requests: Sequence[models.QueryRequest]) -> list[list[edge.ScoredPoint]]:
         with _translated(self._path):
             converted = [
-                edge_query(request, ignore_quantization=self._unindexed > _first_stage_limit(request))
+                edge_query(widen(request) if self._unindexed > first_stage_limit(request) else request)
                 for request in requests
             ]
             if len(converted) == 1:
@@ -350,6 +383,10 @@ class _Shard:
     def count(self, request: edge.CountRequest) -> int:
         with _translated(self._path):
             return self._shard.count(request)
+
+    def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
+        with _translated(self._path):
+            return self._shard.facet(request)
 
     def info(self) -> edge.ShardInfo:
         with _translated(self._path):
@@ -377,12 +414,6 @@ class _Shard:
 
     def _is_due(self, share: float) -> bool:
         return self._unindexed > max(self._leftover, share * self._shard.info().points_count)
-
-
-def _first_stage_limit(request: models.QueryRequest) -> int:
-    prefetch = request.prefetch
-    stages = prefetch if isinstance(prefetch, list) else [prefetch] if prefetch else []
-    return min((stage.limit or 0 for stage in stages), default=0)
 
 
 def _record(point: edge.Record) -> models.Record:

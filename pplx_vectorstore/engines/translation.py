@@ -15,17 +15,25 @@ from qdrant_client import models
 
 from pplx_vectorstore.errors import UnsupportedFilterError
 
-_EUCLID_WIDENING = 8
-
 _PAYLOAD_TYPES = {
-    "keyword": edge.PayloadSchemaType.Keyword,
-    "integer": edge.PayloadSchemaType.Integer,
-    "float": edge.PayloadSchemaType.Float,
-    "bool": edge.PayloadSchemaType.Bool,
-    "datetime": edge.PayloadSchemaType.Datetime,
-    "uuid": edge.PayloadSchemaType.Uuid,
-    "text": edge.PayloadSchemaType.Text,
+    models.PayloadSchemaType.KEYWORD: edge.PayloadSchemaType.Keyword,
+    models.PayloadSchemaType.INTEGER: edge.PayloadSchemaType.Integer,
+    models.PayloadSchemaType.FLOAT: edge.PayloadSchemaType.Float,
+    models.PayloadSchemaType.BOOL: edge.PayloadSchemaType.Bool,
+    models.PayloadSchemaType.DATETIME: edge.PayloadSchemaType.Datetime,
+    models.PayloadSchemaType.UUID: edge.PayloadSchemaType.Uuid,
+    models.PayloadSchemaType.TEXT: edge.PayloadSchemaType.Text,
+    models.PayloadSchemaType.GEO: edge.PayloadSchemaType.Geo,
 }
+_TOKENIZERS = {
+    models.TokenizerType.PREFIX: edge.TokenizerType.Prefix,
+    models.TokenizerType.WHITESPACE: edge.TokenizerType.Whitespace,
+    models.TokenizerType.WORD: edge.TokenizerType.Word,
+    models.TokenizerType.MULTILINGUAL: edge.TokenizerType.Multilingual,
+    models.TokenizerType.CODE: edge.TokenizerType.Code,
+}
+# The engine's own constant: a first rank is worth 1/2, a second 1/3.
+_RRF_K = 2
 _DISTANCES = {
     models.Distance.COSINE: edge.Distance.Cosine,
     models.Distance.EUCLID: edge.Distance.Euclid,
@@ -61,28 +69,41 @@ def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
     )
 
 
-def edge_payload_type(name: str) -> edge.PayloadSchemaType:
-    """Translate the type of a payload index, such as "keyword"."""
-    return _PAYLOAD_TYPES[name]
+def edge_payload_schema(schema: Any) -> Any:
+    """Translate the schema of a payload index: a type such as "keyword", or its parameters."""
+    if isinstance(schema, models.KeywordIndexParams):
+        return edge.KeywordIndexParams(is_tenant=schema.is_tenant, memory=_memory(schema.memory))
+    if isinstance(schema, models.TextIndexParams):
+        return _text_index(schema)
+    if not isinstance(schema, str):
+        raise TypeError(f"payload index {type(schema).__name__} is not translated")
+    return _PAYLOAD_TYPES[models.PayloadSchemaType(schema)]
 
 
-def edge_query(request: models.QueryRequest, *, ignore_quantization: bool) -> edge.QueryRequest:
-    """Translate a search.
+def payload_schema_type(type_: edge.PayloadSchemaType) -> models.PayloadSchemaType:
+    """Translate the type of a payload index back."""
+    return next(ours for ours, theirs in _PAYLOAD_TYPES.items() if theirs == type_)
 
-    Args:
-        request: As built by :func:`pplx_vectorstore.query.build_query`.
-        ignore_quantization: Let the first stage rank by the stored vectors instead of their bits, and
-            hand on more of them: Euclidean distance knows less of the cosine where norms differ.
-    """
+
+def edge_query(request: models.QueryRequest) -> edge.QueryRequest:
+    """Translate a search as built by :func:`pplx_vectorstore.query.build_query`."""
     return edge.QueryRequest(
         limit=request.limit or 10,
         query=_scoring_query(request.query, request.using),
-        prefetches=[_prefetch(prefetch, ignore_quantization) for prefetch in _as_list(request.prefetch)],
+        prefetches=[_prefetch(prefetch) for prefetch in _as_list(request.prefetch)],
         filter=None if request.filter is None else edge_filter(request.filter),
+        params=_search_params(request.params),
         score_threshold=request.score_threshold,
-        with_payload=bool(request.with_payload),
+        with_payload=edge_payload_selector(request.with_payload),
         with_vector=bool(request.with_vector),
     )
+
+
+def edge_payload_selector(selector: Any) -> Any:
+    """Translate which payload fields to return: all, none, or those of a list."""
+    if isinstance(selector, models.PayloadSelectorInclude):
+        return list(selector.include)
+    return list(selector) if isinstance(selector, (list, tuple)) else bool(selector)
 
 
 def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's own word for it
@@ -102,26 +123,29 @@ def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's 
     )
 
 
-def _prefetch(prefetch: models.Prefetch, ignore_quantization: bool) -> edge.Prefetch:
-    params = None
-    widening = _EUCLID_WIDENING if ignore_quantization else 1
-    if prefetch.params is not None:
-        quantization = prefetch.params.quantization or models.QuantizationSearchParams()
-        params = edge.SearchParams(
-            hnsw_ef=None if prefetch.params.hnsw_ef is None else widening * prefetch.params.hnsw_ef,
-            exact=bool(prefetch.params.exact),
-            quantization=edge.QuantizationSearchParams(
-                ignore=ignore_quantization or bool(quantization.ignore),
-                rescore=quantization.rescore,
-                oversampling=quantization.oversampling,
-            ),
-        )
+def _prefetch(prefetch: models.Prefetch) -> edge.Prefetch:
     return edge.Prefetch(
-        limit=widening * (prefetch.limit or 10),
+        prefetches=[_prefetch(inner) for inner in _as_list(prefetch.prefetch)],
+        limit=prefetch.limit or 10,
         query=_scoring_query(prefetch.query, prefetch.using),
         filter=None if prefetch.filter is None else edge_filter(prefetch.filter),
-        params=params,
+        params=_search_params(prefetch.params),
         score_threshold=prefetch.score_threshold,
+    )
+
+
+def _search_params(params: models.SearchParams | None) -> edge.SearchParams | None:
+    if params is None:
+        return None
+    quantization = params.quantization or models.QuantizationSearchParams()
+    return edge.SearchParams(
+        hnsw_ef=params.hnsw_ef,
+        exact=bool(params.exact),
+        quantization=edge.QuantizationSearchParams(
+            ignore=bool(quantization.ignore),
+            rescore=quantization.rescore,
+            oversampling=quantization.oversampling,
+        ),
     )
 
 
@@ -131,6 +155,10 @@ def _scoring_query(query: Any, using: str | None) -> Any:
         return edge.Query.Nearest(vector, using)
     if isinstance(query, models.FormulaQuery):
         return edge.Formula(_expression(query.formula), query.defaults)
+    if isinstance(query, models.TextQuery) and isinstance(query.text, str) and using is not None:
+        return edge.TextQuery(using, query.text)  # `using` names the field
+    if isinstance(query, models.FusionQuery) and query.fusion == models.Fusion.RRF:
+        return edge.Fusion.Rrf(_RRF_K)
     raise TypeError(f"query {type(query).__name__} is not translated")
 
 
@@ -221,6 +249,21 @@ def _range(range_: Any) -> Any:
         texts = {name: None if value is None else value.isoformat() for name, value in bounds.items()}
         return edge.RangeDateTime(**texts)
     return edge.RangeFloat(gte=range_.gte, gt=range_.gt, lte=range_.lte, lt=range_.lt)
+
+
+def _text_index(schema: models.TextIndexParams) -> edge.TextIndexParams:
+    if schema.stopwords is not None or schema.stemmer is not None:
+        raise TypeError("stop words and stemmers of a text index are not translated")
+    return edge.TextIndexParams(
+        tokenizer=None if schema.tokenizer is None else _TOKENIZERS[schema.tokenizer],
+        min_token_len=schema.min_token_len,
+        max_token_len=schema.max_token_len,
+        lowercase=schema.lowercase,
+        ascii_folding=schema.ascii_folding,
+        phrase_matching=schema.phrase_matching,
+        scoring=bool(schema.scoring),
+        memory=_memory(schema.memory),
+    )
 
 
 def _geo(point: models.GeoPoint) -> edge.GeoPoint:
