@@ -18,6 +18,7 @@ import qdrant_edge as edge
 from harness import CHUNKS_PER_DOCUMENT, make_codes, make_documents, middle_half, print_aim, take_turns
 
 from pplx_vectorstore import VectorStore, load_encoder
+from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import build_query, choose_candidates
@@ -91,13 +92,13 @@ def compare(
 
 def raw_shard(store: VectorStore) -> Any:
     """Return the engine's own object."""
-    return store._client._shard(store._collection)._shard
+    return store._client._shard(DEFAULT_COLLECTION)._shard
 
 
 def raw_request(codes: Codes) -> edge.QueryRequest:
     """Return the request that the store sends for these codes."""
     request = build_query(codes, k=K, candidates=choose_candidates(K, None))
-    return edge_query(request, ignore_quantization=False)
+    return edge_query(request)
 
 
 def read_point(point: edge.ScoredPoint) -> tuple[object, float, object]:

@@ -19,6 +19,7 @@ import qdrant_edge as edge
 from harness import CHUNKS_PER_DOCUMENT, make_documents, middle_half, print_aim, take_turns
 
 from pplx_vectorstore import Document, VectorStore, load_encoder
+from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.points import SHIFT, derive_point_id
 from pplx_vectorstore.quantization import Codes, norms
 
@@ -51,7 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, VectorStore.open(folder, encoder=encoder) as store:
             start = perf_counter()
             if way == "raw":
-                write_raw(store._client._shard(store._collection)._shard, points)
+                write_raw(store._client._shard(DEFAULT_COLLECTION)._shard, points)
             else:
                 store.add(documents)
             seconds[way][index] = perf_counter() - start

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from pplx_vectorstore._version import __version__
 
 if TYPE_CHECKING:
+    from pplx_vectorstore.async_store import AsyncVectorStore
     from pplx_vectorstore.chunking import Chunker
+    from pplx_vectorstore.collection import CollectionConfig
     from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
     from pplx_vectorstore.encoders import Encoder, PrecomputedEncoder, load_encoder
     from pplx_vectorstore.errors import PplxVectorStoreError
@@ -25,19 +27,26 @@ if TYPE_CHECKING:
         truncate,
         unpack_bits,
     )
-    from pplx_vectorstore.store import AddReport, VectorStore
+    from pplx_vectorstore.reports import AddReport, ExplainedHit, Explanation, StoredDocument, SyncReport
+    from pplx_vectorstore.store import VectorStore
 
 _HOMES = {
-    "AddReport": "store",
+    "AddReport": "reports",
+    "AsyncVectorStore": "async_store",
     "Chunk": "documents",
     "Chunker": "chunking",
+    "CollectionConfig": "collection",
     "Document": "documents",
     "Encoder": "encoders",
+    "ExplainedHit": "reports",
+    "Explanation": "reports",
     "Hit": "documents",
     "ModelSpec": "models",
     "PplxVectorStoreError": "errors",
     "PrecomputedEncoder": "encoders",
     "StoredChunk": "documents",
+    "StoredDocument": "reports",
+    "SyncReport": "reports",
     "VectorStore": "store",
     "cosine_similarity": "quantization",
     "hamming_distance": "quantization",
@@ -51,15 +60,21 @@ _HOMES = {
 
 __all__ = [
     "AddReport",
+    "AsyncVectorStore",
     "Chunk",
     "Chunker",
+    "CollectionConfig",
     "Document",
     "Encoder",
+    "ExplainedHit",
+    "Explanation",
     "Hit",
     "ModelSpec",
     "PplxVectorStoreError",
     "PrecomputedEncoder",
     "StoredChunk",
+    "StoredDocument",
+    "SyncReport",
     "VectorStore",
     "__version__",
     "cosine_similarity",

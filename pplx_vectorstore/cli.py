@@ -1,15 +1,13 @@
-"""The command line: ``pplx-vectorstore index | search | info | delete``."""
+"""The command line: ``pplx-vectorstore index | search | info | documents | delete | export | import | copy``."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,25 +16,29 @@ import typer
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker, check_chunk_tokens
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, WEIGHTS_PREFIX
-from pplx_vectorstore.documents import is_blank
-from pplx_vectorstore.errors import (
-    InvalidInputError,
-    PplxVectorStoreError,
-    StoreNotFoundError,
-    UnknownModelError,
-    UnreadableFileError,
+from pplx_vectorstore.display import (
+    bytes_on_disk,
+    hit_as_json,
+    number,
+    print_hits,
+    print_report,
+    print_skipped,
+    reported_errors,
 )
+from pplx_vectorstore.documents import is_blank
+from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError, UnreadableFileError
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
-from pplx_vectorstore.readers import find_files, locate_lines, read_document
+from pplx_vectorstore.points import derive_point_id
+from pplx_vectorstore.readers import find_files, read_document
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pplx_vectorstore.collection import Fingerprint
-    from pplx_vectorstore.documents import Document, Hit
+    from pplx_vectorstore.documents import Document
     from pplx_vectorstore.encoders import LateChunkingEncoder
-    from pplx_vectorstore.engines.edge import EdgeClient
-    from pplx_vectorstore.store import AddReport, VectorStore
+    from pplx_vectorstore.engines.calls import BlockingCalls
+    from pplx_vectorstore.store import VectorStore
 
 app = typer.Typer(
     help="Index files in the context of their documents, and search them.",
@@ -46,19 +48,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the index.", metavar="FOLDER")]
+_DEFAULT_STORE = ".pplx-vectorstore"
+_DELETED_AT_ONCE = 200
+
+StoreOption = Annotated[
+    str, typer.Option("--store", help="Folder of the index, or URL of a Qdrant server.", metavar="FOLDER|URL")
+]
 CollectionOption = Annotated[str, typer.Option("--collection", help="Collection in the index.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose documents, in a collection with tenants.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 DtypeOption = Annotated[str, typer.Option(help="bfloat16, float32, or auto.")]
-
-_DEFAULT_STORE = Path(".pplx-vectorstore")
-_SHOWN_SKIPS = 10
-_EXCERPT = 240
-# What a terminal would obey instead of showing; line ends and tabs are harmless.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# Set to see where an unexpected error comes from.
-_DEBUG = "PPLX_VECTORSTORE_DEBUG"
 
 
 def main() -> None:
@@ -90,35 +90,42 @@ def index(
     ] = None,
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Also delete from the index what is gone from these paths.")
+    ] = False,
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Index files and folders.
+    """Index files and folders; what has not changed is skipped.
 
     Reads text, Markdown, reStructuredText, source code, HTML and PDF. A file
-    indexed before is replaced; files that cannot be read are reported and skipped.
+    that has changed is embedded again whole; files that cannot be read are
+    reported and skipped.
     """
-    from pplx_vectorstore.engines.edge import EdgeClient
     from pplx_vectorstore.store import VectorStore
 
-    with _reported_errors() as console:
+    with reported_errors() as console:
         check_chunk_tokens(chunk_tokens)
-        files = list(find_files(paths, skip=store))
-        if not files:
+        files = list(find_files(paths, skip=None if _is_url(store) else Path(store)))
+        if not files and not prune:
             raise InvalidInputError("these folders hold no files (hidden ones are left out)")
         options = {"window_tokens": window_tokens, "dimensions": dimensions, "device": device, "dtype": dtype}
         skipped: list[tuple[Path, str]] = []
-        with EdgeClient(store) as client:
-            encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
+        with _connect(store) as client:
+            encoder = _load(console, model, _recorded_fingerprint(client, store, collection), options)
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
-            opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
-            report = opened.add(_Reading(files, skipped), progress=True)
+            opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+            report = opened.sync(_Reading(files, skipped), progress=True)
+            if prune:
+                report = replace(report, deleted_documents=_prune(opened, paths))
             chunks = opened.count()
-        _print_report(console, report, skipped, chunks, store)
-        if not report.documents:
+        print_skipped(console, skipped)
+        print_report(report, chunks, store)
+        if files and len(skipped) == len(files):
             raise InvalidInputError("no file could be read; nothing was indexed")
 
 
@@ -127,8 +134,17 @@ def search(
     query: Annotated[str, typer.Argument(help="A question.")],
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
     k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
     candidates: Annotated[int | None, typer.Option(help="Points that reach the exact stage.")] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help='Conditions on the metadata, as JSON: \'{"lang": "en"}\'.')
+    ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Also rank by the words (BM25), and fuse.")] = False,
+    by_document: Annotated[
+        bool, typer.Option("--by-document", help="Show the best chunk of each document only.")
+    ] = False,
+    context: Annotated[int, typer.Option(help="Neighbouring chunks to show on each side.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Show whole chunks, not their beginnings.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the index's model is now, if it moved.")] = None,
     device: DeviceOption = "auto",
@@ -136,43 +152,54 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the chunks that answer a question best."""
-    from pplx_vectorstore.engines.edge import EdgeClient
-    from pplx_vectorstore.query import choose_candidates
+    from pplx_vectorstore.operations.search import SearchOptions
     from pplx_vectorstore.store import VectorStore
 
-    with _reported_errors() as console:
-        choose_candidates(k, candidates)  # before the model is loaded for nothing
+    with reported_errors() as console:
+        options: dict[str, Any] = {
+            "k": k,
+            "candidates": candidates,
+            "filter": _parse_filter(filter_),
+            "hybrid": hybrid,
+            "group_by_document": by_document,
+            "context": context,
+        }
+        SearchOptions(**options)  # checked before the model is loaded for nothing
         if is_blank(query):
             raise InvalidInputError("a query must not be blank")
-        with EdgeClient(store) as client:
-            recorded = _require_fingerprint(client, collection)
+        with _connect(store) as client:
+            recorded = _require_fingerprint(client, store, collection)
             encoder = _load(console, model, recorded, {"device": device, "dtype": dtype})
-            hits = VectorStore(client, collection, encoder=encoder).search(query, k=k, candidates=candidates)
+            opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
+            hits = opened.search(query, **options)
         if as_json:
-            typer.echo(json.dumps([_hit_as_json(hit) for hit in hits], indent=2))
+            typer.echo(json.dumps([hit_as_json(hit) for hit in hits], indent=2))
         elif hits:
-            _print_hits(hits, full=full)
+            print_hits(hits, full=full)
         else:
-            typer.echo("nothing found: the index holds no chunk with a vector")
+            typer.echo("nothing found")
 
 
 @app.command()
 def info(
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what an index holds and how it was made."""
-    with _reported_errors():
-        with _reader(store, collection) as (opened, recorded):
-            facts = {
-                "folder": str(store),
-                "collection": collection,
-                "documents": opened.count(_first_chunks()),
-                "chunks": opened.count(),
-                **asdict(recorded),
-                "bytes on disk": sum(_bytes_on_disk(file) for file in store.rglob("*")),
-            }
+    with reported_errors(), _connect(store) as client:
+        recorded = _require_fingerprint(client, store, collection)
+        facts: dict[str, Any] = {"store": store, "collection": collection}
+        tenants = _tenants(client, store, collection)
+        if tenants is not None and tenant is None:
+            facts["tenants"] = len(tenants)
+        else:
+            opened = _reader(client, collection, recorded, tenant)
+            facts |= {"documents": sum(1 for _ in opened.documents()), "chunks": opened.count()}
+        facts |= asdict(recorded)
+        if not _is_url(store):
+            facts["bytes on disk"] = sum(bytes_on_disk(file) for file in Path(store).rglob("*"))
         if as_json:
             typer.echo(json.dumps({key.replace(" ", "_"): value for key, value in facts.items()}, indent=2))
         else:
@@ -183,20 +210,96 @@ def info(
 
 
 @app.command()
-def delete(
-    documents: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID")],
+def documents(
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the documents of an index, each with its number of chunks."""
+    with reported_errors(), _connect(store) as client:
+        opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
+        listed = sorted(opened.documents(), key=lambda document: document.id)
+        if as_json:
+            typer.echo(json.dumps([asdict(document) for document in listed], indent=2))
+        else:
+            for document in listed:
+                incomplete = "" if document.chunks == document.chunk_count else "  (incomplete: index it again)"
+                typer.echo(f"{document.chunks:>7,}  {document.id}{incomplete}")
+
+
+@app.command()
+def delete(
+    ids: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID")],
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
 ) -> None:
     """Delete documents with all their chunks."""
-    with _reported_errors():
-        with _reader(store, collection) as (opened, _):
-            missing = [document for document in documents if not opened.delete(document_ids=[document])]
-        for document in documents:
-            if document not in missing:
-                typer.echo(f"deleted {document}")
+    with reported_errors():
+        with _connect(store) as client:
+            opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
+            missing = [document_id for document_id in ids if not opened.delete(document_ids=[document_id])]
+        for document_id in ids:
+            if document_id not in missing:
+                typer.echo(f"deleted {document_id}")
         if missing:
             raise InvalidInputError(f"not in the index: {', '.join(missing)}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="FILE")],
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+) -> None:
+    """Write all chunks with their codes to a Parquet file."""
+    with reported_errors() as console, _connect(store) as client:
+        opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
+        with _busy(console, f"exporting to {file}"):
+            chunks = opened.export_parquet(file)
+        typer.echo(f"exported {number(chunks, 'chunk')} to {file}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A Parquet file that `export` wrote.", metavar="FILE")],
+    store: StoreOption = _DEFAULT_STORE,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+) -> None:
+    """Write the chunks of an exported file into an index; nothing is embedded."""
+    from pplx_vectorstore.operations.transfer import read_exported_fingerprint
+
+    with reported_errors() as console, _connect(store) as client:
+        opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
+        with _busy(console, f"importing {file}"):
+            chunks = opened.import_parquet(file)
+        typer.echo(f"imported {number(chunks, 'chunk')} into {store}")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="Folder or URL to copy from.", metavar="FROM")],
+    target: Annotated[str, typer.Argument(help="Folder or URL to copy to.", metavar="TO")],
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    to_collection: Annotated[
+        str | None, typer.Option(help="Collection to copy into; by default of the same name.")
+    ] = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Copy an index, codes and all, between folders and servers."""
+    with reported_errors() as console, _connect(source) as origin, _connect(target) as goal:
+        recorded = _require_fingerprint(origin, source, collection)
+        tenants = _tenants(origin, source, collection)
+        chunks = 0
+        with _busy(console, f"copying to {target}"):
+            for one in [tenant] if tenants is None or tenant is not None else tenants:
+                reader = _reader(origin, collection, recorded, one)
+                writer = _reader(goal, to_collection or collection, recorded, one, create=True)
+                chunks += reader.copy_to(writer)
+        typer.echo(f"copied {number(chunks, 'chunk')} to {target}")
 
 
 class _Reading:
@@ -215,6 +318,38 @@ class _Reading:
                 yield read_document(file)
             except UnreadableFileError as error:
                 self._skipped.append((file, str(error)))
+
+
+def _prune(opened: VectorStore, paths: list[Path]) -> int:
+    """Delete the documents of files that are gone from below these paths; return how many."""
+    roots = [path.resolve() for path in paths]
+    gone = []
+    for document in opened.documents():
+        file = Path(document.id).absolute()
+        if any(file.is_relative_to(root) for root in roots) and not file.exists():
+            gone.append(document.id)
+    deleted = 0
+    for first in range(0, len(gone), _DELETED_AT_ONCE):
+        some = gone[first : first + _DELETED_AT_ONCE]
+        # Documents that a program has added may have ids that look like files; ours name their source.
+        chunks = opened.get([derive_point_id(document_id, 0, opened.tenant) for document_id in some])
+        files = [chunk.document_id for chunk in chunks if chunk.metadata.get("source") == chunk.document_id]
+        if files:
+            opened.delete(document_ids=files)
+        deleted += len(files)
+    return deleted
+
+
+def _parse_filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f'--filter must be JSON, such as \'{{"lang": "en"}}\': {error}') from error
+    if not isinstance(parsed, dict):
+        raise InvalidInputError(f"--filter must be a JSON object, not {text}")
+    return parsed
 
 
 def _load(
@@ -238,7 +373,7 @@ def _load(
     if model is None and Path(name).is_absolute() and not Path(name).exists():
         raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
     given = {option: value for option, value in options.items() if value is not None}
-    with console.status("loading the model") if console.is_terminal else contextlib.nullcontext():
+    with _busy(console, "loading the model"):
         return load_encoder(name, **{**settings, **given})
 
 
@@ -253,130 +388,68 @@ def _is_same(model: str, recorded: Fingerprint) -> bool:
     return Path(model).is_dir() and locate_checkpoint(model).revision == recorded.revision
 
 
-def _recorded_fingerprint(client: EdgeClient, collection: str) -> Fingerprint | None:
+def _is_url(store: str) -> bool:
+    return store.startswith(("http://", "https://"))
+
+
+@contextlib.contextmanager
+def _connect(store: str) -> Iterator[Any]:
+    """Open the engine behind --store: a folder's, or a server's client."""
+    from pplx_vectorstore.engines.edge import EdgeClient
+    from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
+
+    if _is_url(store):
+        client: Any = make_client(store, api_key=None, prefer_grpc=False, timeout=DEFAULT_TIMEOUT, asynchronous=False)
+    else:
+        client = EdgeClient(store)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _calls(client: Any, store: str) -> BlockingCalls:
+    from pplx_vectorstore.engines.calls import BlockingCalls
+    from pplx_vectorstore.engines.retrying import Retries
+
+    return BlockingCalls(client, Retries(where=store if _is_url(store) else None))
+
+
+def _recorded_fingerprint(client: Any, store: str, collection: str) -> Fingerprint | None:
     """Read how the collection was written, or return None where there is none yet."""
-    from pplx_vectorstore.collection import read_fingerprint
+    from pplx_vectorstore.engines.calls import run_now
+    from pplx_vectorstore.operations.prepare import read_fingerprint
 
-    return read_fingerprint(client, collection) if client.collection_exists(collection) else None
+    return run_now(read_fingerprint(_calls(client, store), collection))
 
 
-def _require_fingerprint(client: EdgeClient, collection: str) -> Fingerprint:
-    recorded = _recorded_fingerprint(client, collection)
+def _require_fingerprint(client: Any, store: str, collection: str) -> Fingerprint:
+    recorded = _recorded_fingerprint(client, store, collection)
     if recorded is None:
-        names = client.collection_names()
+        names = [] if _is_url(store) else client.collection_names()
         hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
-        raise StoreNotFoundError(f"there is no index {collection!r} in {client.folder}; {hint}")
+        raise StoreNotFoundError(f"there is no index {collection!r} in {store}; {hint}")
     return recorded
 
 
-@contextlib.contextmanager
-def _reader(store: Path, collection: str) -> Iterator[tuple[VectorStore, Fingerprint]]:
+def _tenants(client: Any, store: str, collection: str) -> list[str] | None:
+    """List a collection's tenants, or return None where it has none."""
+    from pplx_vectorstore.engines.calls import run_now
+    from pplx_vectorstore.operations.prepare import list_tenants
+
+    return run_now(list_tenants(_calls(client, store), collection))
+
+
+def _reader(
+    client: Any, collection: str, recorded: Fingerprint, tenant: str | None, *, create: bool = False
+) -> VectorStore:
     """Open an index for what needs no model."""
     from pplx_vectorstore.encoders import PrecomputedEncoder
-    from pplx_vectorstore.engines.edge import EdgeClient
     from pplx_vectorstore.store import VectorStore
 
-    with EdgeClient(store) as client:
-        recorded = _require_fingerprint(client, collection)
-        yield VectorStore(client, collection, encoder=PrecomputedEncoder.of_collection(recorded)), recorded
+    encoder = PrecomputedEncoder.of_collection(recorded)
+    return VectorStore(client, collection, encoder=encoder, tenant=tenant, create=create)
 
 
-def _first_chunks() -> Any:
-    """Match one chunk of every document."""
-    from qdrant_client import models
-
-    return models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
-
-
-def _print_report(
-    console: Console, report: AddReport, skipped: list[tuple[Path, str]], chunks: int, store: Path
-) -> None:
-    for file, reason in skipped[:_SHOWN_SKIPS]:
-        console.print(f"skipped {file}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if len(skipped) > _SHOWN_SKIPS:
-        console.print(f"and {len(skipped) - _SHOWN_SKIPS} more files skipped", style="yellow")
-    typer.echo(
-        f"indexed {_number(report.documents, 'document')}, {_number(report.chunks, 'chunk')}; "
-        f"{store} now holds {_number(chunks, 'chunk')}"
-    )
-
-
-def _print_hits(hits: list[Hit], *, full: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False, padding=(0, 1))
-    table.add_column("score", no_wrap=True)
-    table.add_column("where", overflow="fold", max_width=28)
-    table.add_column("text", overflow="fold", ratio=1)
-    for hit in hits:
-        text = _CONTROL.sub("\ufffd", hit.text) if full else _excerpt(hit.text)
-        table.add_row(f"{hit.score:.3f}", Text(f"{hit.document_id}\n{_place(hit)}"), Text(text + "\n"))
-    Console().print(table)
-
-
-def _place(hit: Hit) -> str:
-    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
-    if lines is not None:
-        return f"lines {lines[0]}-{lines[1]}" if lines[0] != lines[1] else f"line {lines[0]}"
-    if hit.start is not None:
-        return f"characters {hit.start}-{hit.end}"
-    return f"chunk {hit.chunk_index + 1} of {hit.chunk_count}"
-
-
-def _excerpt(text: str) -> str:
-    words = _CONTROL.sub("\ufffd", " ".join(text.split()))
-    return words if len(words) <= _EXCERPT else words[:_EXCERPT].rsplit(" ", 1)[0] + " …"
-
-
-def _hit_as_json(hit: Hit) -> dict[str, Any]:
-    values = {name: getattr(hit, name) for name in ("id", "score", "document_id", "chunk_index", "chunk_count")}
-    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
-    return {
-        **values,
-        "start": hit.start,
-        "end": hit.end,
-        "lines": lines,
-        "metadata": hit.metadata,
-        "text": hit.text,
-    }
-
-
-def _bytes_on_disk(file: Path) -> int:
-    """Return what a file takes on disk, which for the engine's sparse files is less than their size."""
-    status = file.lstat()
-    return int(status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-@contextlib.contextmanager
-def _reported_errors() -> Iterator[Console]:
-    """Turn errors into one line on standard error and exit code 1, and Ctrl-C into 130."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    try:
-        yield console
-    except (PplxVectorStoreError, OSError) as error:
-        message = " ".join(str(error).split())
-        console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        console.print(
-            "interrupted: what was written stays usable; run the same command again to complete it", soft_wrap=True
-        )
-        raise typer.Exit(130) from error
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if os.environ.get(_DEBUG):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"error: unexpected {reason} (set {_DEBUG}=1 to see where)"
-        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+def _busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
+    return console.status(what) if console.is_terminal else contextlib.nullcontext()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pplx_vectorstore._version import __version__
-from pplx_vectorstore.errors import SchemaMismatchError
+from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError, UnsupportedFilterError
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -20,13 +23,66 @@ WEIGHTS_PREFIX = "sha256:"
 """Marks a revision that is computed from the weights themselves."""
 
 METADATA_KEY = "pplx_vectorstore"
+TEXT_FIELD = "text"
+TENANT_FIELD = "tenant"
 
+# Every field that a filter or a formula of ours reads: strict mode refuses fields without an index.
 PAYLOAD_INDEXES = {
     # The score formula reads the norm of every candidate; from an index that is two to three times faster.
     "norm": "float",
     "document_id": "keyword",
     "document_hash": "keyword",
+    "chunk_index": "integer",
 }
+INDEX_TYPES = ("keyword", "integer", "float", "bool", "datetime", "uuid", "text", "geo")
+
+MemoryPlacement = Literal["cold", "cached", "pinned"]
+IndexFields = Mapping[str, Any]
+"""Metadata fields to index: ``{"lang": "keyword", "author": {"born": "integer"}}``."""
+
+# Up to here, a segment's vectors are compared one by one; above, Qdrant builds the index and the bits.
+# Its own default of 10,000 KB would leave tens of thousands of chunks without usable bits.
+_UNINDEXED_POINTS = 100
+
+_SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_UNQUOTABLE = re.compile(r'["\\]')  # a quoted key of a JSON path has no escapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionConfig:
+    """How a collection is laid out when it is created; an existing one keeps its layout.
+
+    Attributes:
+        shard_number: Shards of the collection; None for one per node.
+        replication_factor: Copies of each shard; None for 1.
+        write_consistency_factor: Copies that must have a write before it is acknowledged; None for 1.
+        codes_memory: Where the int8 codes are: "cold" (on disk, read as needed), "cached" (read into the
+            page cache at start) or "pinned" (in RAM).
+        bits_memory: Where their packed bits are.
+        query_encoding: "binary" compares bits with bits; "scalar8bits" keeps 8 bits of the query, which
+            finds more at the same memory and takes longer.
+        text_index: Whether to index the text for hybrid search. True, given for a collection that lacks
+            the index, adds it.
+    """
+
+    shard_number: int | None = None
+    replication_factor: int | None = None
+    write_consistency_factor: int | None = None
+    codes_memory: MemoryPlacement = "cold"
+    bits_memory: MemoryPlacement = "pinned"
+    query_encoding: Literal["binary", "scalar8bits"] = "binary"
+    text_index: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("shard_number", "replication_factor", "write_consistency_factor"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InvalidInputError(f"{name} must be a whole number of at least 1 or None, not {value!r}")
+        for name in ("codes_memory", "bits_memory"):
+            if getattr(self, name) not in get_args(MemoryPlacement):
+                raise InvalidInputError(f"{name} must be 'cold', 'cached' or 'pinned', not {getattr(self, name)!r}")
+        if self.query_encoding not in ("binary", "scalar8bits"):
+            raise InvalidInputError(f"query_encoding must be 'binary' or 'scalar8bits', not {self.query_encoding!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +116,13 @@ class Fingerprint:
         del identity["source"]
         return identity
 
-    def to_metadata(self) -> dict[str, Any]:
-        """Return what the collection's metadata records, with schema and library version."""
-        return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, **asdict(self)}}
+    def to_metadata(self, *, tenants: bool = False) -> dict[str, Any]:
+        """Return what the collection's metadata records, with schema and library version.
+
+        Args:
+            tenants: Whether the collection's points belong to tenants.
+        """
+        return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, "tenants": tenants, **asdict(self)}}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any] | None, collection: str) -> Fingerprint:
@@ -110,37 +170,142 @@ class Fingerprint:
             )
 
 
-def read_fingerprint(client: Any, collection: str) -> Fingerprint:
-    """Read how a collection was written.
-
-    Args:
-        client: A ``QdrantClient``, or the embedded engine's client.
-        collection: Name of an existing collection.
-
-    Raises:
-        SchemaMismatchError: The collection is not ours or of another schema version.
-        StoreNotFoundError: It does not exist (embedded engine).
-    """
-    return Fingerprint.from_metadata(client.get_collection(collection).config.metadata, collection)
+def has_tenants(metadata: dict[str, Any] | None) -> bool:
+    """Tell whether a collection's points belong to tenants."""
+    return bool((metadata or {}).get(METADATA_KEY, {}).get("tenants", False))
 
 
-def vector_params(dimension: int) -> dict[str, models.VectorParams]:
+def vector_params(
+    dimension: int, config: CollectionConfig | None = None, *, memory_placement: bool = True
+) -> dict[str, models.VectorParams]:
     """Return the one named vector: codes + 128 as uint8 on disk, their signs in RAM.
 
     Euclid does not change when both sides are shifted by 128, so its score is that of the int8 codes;
     the cosine of shifted values would be wrong. Binary quantization of uint8 vectors takes the bit
     ``value - 127 > 0``, which is ``code >= 0``.
+
+    Args:
+        dimension: Components of a vector.
+        config: Where codes and bits are kept.
+        memory_placement: Whether the engine knows the three placements; older ones have two flags.
     """
     from qdrant_client import models
 
+    config = config or CollectionConfig()
+    encoding = None
+    if config.query_encoding != "binary":
+        encoding = models.BinaryQuantizationQueryEncoding(config.query_encoding)
+    if memory_placement:
+        of_bits = models.BinaryQuantizationConfig(memory=models.Memory(config.bits_memory), query_encoding=encoding)
+        of_codes: dict[str, Any] = {"memory": models.Memory(config.codes_memory)}
+    else:
+        in_ram = config.bits_memory == "pinned"
+        of_bits = models.BinaryQuantizationConfig(always_ram=in_ram, query_encoding=encoding)
+        of_codes = {"on_disk": config.codes_memory != "pinned"}
     return {
         VECTOR_NAME: models.VectorParams(
             size=dimension,
             distance=models.Distance.EUCLID,
             datatype=models.Datatype.UINT8,
-            memory=models.Memory.COLD,
-            quantization_config=models.BinaryQuantization(
-                binary=models.BinaryQuantizationConfig(memory=models.Memory.PINNED)
-            ),
+            quantization_config=models.BinaryQuantization(binary=of_bits),
+            **of_codes,
         )
     }
+
+
+def indexing_threshold(dimension: int) -> int:
+    """Return the size in kilobytes above which a server indexes a segment of such vectors."""
+    return max(1, _UNINDEXED_POINTS * dimension // 1024)
+
+
+def unindexed_points(threshold: int, dimension: int) -> int:
+    """Return how many points a segment may hold below that size."""
+    return -(-threshold * 1024 // dimension)
+
+
+def text_index_params() -> models.TextIndexParams:
+    """Return the index that BM25 ranks by: words in lower case, without stemming, in any language."""
+    from qdrant_client import models
+
+    return models.TextIndexParams(type=models.TextIndexType.TEXT, scoring=True)
+
+
+def tenant_index_params() -> models.KeywordIndexParams:
+    """Return the index by which the engine keeps each tenant's points together."""
+    from qdrant_client import models
+
+    return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+
+
+def metadata_path(*keys: object) -> str:
+    """Return the engine's path of a metadata field; keys are taken literally, dots and all.
+
+    Raises:
+        UnsupportedFilterError: No path can name such a key.
+
+    >>> metadata_path("lang"), metadata_path("author", "e.mail")
+    ('metadata.lang', 'metadata.author."e.mail"')
+    """
+    path = "metadata"
+    for key in keys:
+        if not isinstance(key, str) or not key or _UNQUOTABLE.search(key) or has_lone_surrogate(key):
+            raise UnsupportedFilterError(
+                f"a metadata key must be a non-empty str without quotes, backslashes and lone surrogates, not {key!r}"
+            )
+        path += f".{key}" if _SIMPLE_KEY.fullmatch(key) else f'."{key}"'
+    return path
+
+
+def field_indexes(index_fields: IndexFields | None) -> dict[str, Any]:
+    """Return the payload indexes that were asked for: path → type or parameters.
+
+    Raises:
+        InvalidInputError: A field's type is not known.
+    """
+    if index_fields is not None and not isinstance(index_fields, Mapping):
+        raise InvalidInputError(
+            f"index_fields must be a dict such as {{'lang': 'keyword'}}, not {type(index_fields).__name__}"
+        )
+    found: dict[str, Any] = {}
+
+    def collect(fields: Mapping[Any, Any], *above: object) -> None:
+        for key, kind in fields.items():
+            if isinstance(kind, Mapping):
+                collect(kind, *above, key)
+            elif (isinstance(kind, str) and kind in INDEX_TYPES) or type(kind).__name__.endswith("IndexParams"):
+                found[metadata_path(*above, key)] = kind
+            else:
+                raise InvalidInputError(
+                    f"the index of metadata field {key!r} must be one of {', '.join(INDEX_TYPES)}, not {kind!r}"
+                )
+
+    collect(index_fields or {})
+    return found
+
+
+def schema_differences(info: models.CollectionInfo, dimension: int) -> list[str]:
+    """Name every way in which a collection's vectors are not laid out as ours are."""
+    from qdrant_client import models
+
+    vectors = info.config.params.vectors
+    params = vectors.get(VECTOR_NAME) if isinstance(vectors, dict) else None
+    if params is None:
+        names = ", ".join(map(repr, vectors)) if isinstance(vectors, dict) and vectors else "an unnamed one"
+        return [f"its vectors are {names}, and {VECTOR_NAME!r} is needed"]
+    wanted: dict[str, tuple[object, object]] = {
+        "size": (params.size, dimension),
+        "distance": (params.distance, models.Distance.EUCLID),
+        "datatype": (params.datatype, models.Datatype.UINT8),
+    }
+    different = [
+        f"{name} of vector {VECTOR_NAME!r} is {_plain(is_)}, and {_plain(needed)} is needed"
+        for name, (is_, needed) in wanted.items()
+        if is_ != needed
+    ]
+    if not isinstance(params.quantization_config or info.config.quantization_config, models.BinaryQuantization):
+        different.append(f"vector {VECTOR_NAME!r} has no binary quantization")
+    return different
+
+
+def _plain(value: object) -> object:
+    return getattr(value, "value", value)

@@ -128,10 +128,13 @@ class Hit(StoredChunk):
     """A chunk found by a search.
 
     Attributes:
-        score: Cosine of the int8 codes of query and chunk, from -1 to 1.
+        score: Cosine of the int8 codes of query and chunk, from -1 to 1; in a hybrid search, the fused
+            score of both rankings.
+        context: The chunk with its neighbours as one passage, where asked for.
     """
 
     score: float
+    context: str | None = None
 
 
 def check_id(value: object, what: str) -> None:

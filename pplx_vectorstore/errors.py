@@ -17,7 +17,10 @@
     │   ├── StoreNotFoundError              no index where one was expected
     │   ├── StoreLockedError                another process has it open
     │   ├── StoreClosedError
-    │   └── SchemaMismatchError             written with another model, dimension or schema
+    │   ├── SchemaMismatchError             written with another model, dimension or schema
+    │   └── ServerError                     a Qdrant server refused a request
+    │       ├── ServerUnavailableError      it gave no usable answer, however often it was asked
+    │       └── UnsupportedServerError      it is too old for what was asked
     └── UnreadableFileError                 a file holds no text that can be indexed
 
 Messages say what was expected, what came, and the way out.
@@ -27,7 +30,14 @@ from __future__ import annotations
 
 
 class PplxVectorStoreError(Exception):
-    """Base of every error raised by this library."""
+    """Base of every error raised by this library.
+
+    Attributes:
+        report: What was written before, where ``add`` or ``sync`` failed part-way
+            (:class:`~pplx_vectorstore.AddReport`, :class:`~pplx_vectorstore.SyncReport`); else None.
+    """
+
+    report: object | None = None
 
 
 class InvalidInputError(PplxVectorStoreError, ValueError):
@@ -97,6 +107,18 @@ class StoreClosedError(StoreError):
 
 class SchemaMismatchError(StoreError):
     """A collection was written with another model, dimension, setting or schema version."""
+
+
+class ServerError(StoreError):
+    """A Qdrant server refused a request."""
+
+
+class ServerUnavailableError(ServerError):
+    """A Qdrant server could not be reached, or failed, on every try."""
+
+
+class UnsupportedServerError(ServerError):
+    """A Qdrant server is too old for what was asked."""
 
 
 class UnreadableFileError(PplxVectorStoreError):

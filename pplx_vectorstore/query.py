@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pplx_vectorstore.collection import VECTOR_NAME
+from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME, metadata_path
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.points import SHIFT
@@ -22,8 +22,9 @@ MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
 _EUCLID_WIDENING = 8
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
+FilterChange = Callable[["models.Filter | None"], "models.Filter | None"]
 
-_UNQUOTABLE = re.compile(r'["\\]')  # a quoted key of a JSON path has no escapes
+_BOUNDS = {"$gt", "$gte", "$lt", "$lte"}
 
 
 def choose_candidates(k: int, candidates: int | None) -> int:
@@ -87,8 +88,12 @@ def build_query(
     filter: models.Filter | None = None,  # noqa: A002 - Qdrant's own word for it
     score_threshold: float | None = None,
     exact: bool = False,
+    text: str | None = None,
+    with_payload: bool | list[str] = True,
+    with_codes: bool = False,
+    most_hnsw_ef: int | None = None,
 ) -> models.QueryRequest:
-    """Build the two-stage search for one query.
+    """Build the search for one query: two stages, or two stages fused with BM25.
 
     The first stage ranks by Hamming distance on the packed bits and rescores its `candidates` by
     Euclidean distance on the codes. The second turns that distance d into the cosine: from
@@ -99,12 +104,93 @@ def build_query(
         k: Hits wanted.
         candidates: Points that reach the second stage.
         filter: Only points that match it.
-        score_threshold: Least cosine of a hit.
+        score_threshold: Least score of a hit.
         exact: Scan every code instead of the index and the bits.
+        text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
+            their reciprocal ranks. None for cosine alone.
+        with_payload: Whether hits bring their payload, or which fields of it.
+        with_codes: Whether hits bring their stored vectors.
+        most_hnsw_ef: Widest beam that the server accepts, or None.
 
     Returns:
-        A request for ``query_batch_points``; scores are cosines of the int8 codes.
+        A request for ``query_batch_points``; scores are cosines of the int8 codes, or fused ranks.
     """
+    from qdrant_client import models
+
+    # Validating thousands of components against every form a query may have takes longer than the
+    # search; model_construct skips it, and every value here is ours.
+    first_stage = models.Prefetch.model_construct(
+        **_nearest(codes, candidates, filter, exact=exact, ignore_bits=exact, most_hnsw_ef=most_hnsw_ef)
+    )
+    cosine: dict[str, Any] = {
+        "prefetch": [first_stage],
+        "query": models.FormulaQuery.model_construct(formula=_cosine(codes)),
+    }
+    if text is None:
+        stages = cosine
+    else:
+        lexical = models.Prefetch.model_construct(
+            query=models.TextQuery(text=text), using=TEXT_FIELD, filter=filter, limit=candidates
+        )
+        stages = {
+            "prefetch": [models.Prefetch.model_construct(**cosine, limit=candidates), lexical],
+            "query": models.FusionQuery(fusion=models.Fusion.RRF),
+        }
+    return models.QueryRequest.model_construct(
+        **stages,
+        limit=k,
+        score_threshold=score_threshold,
+        with_payload=with_payload,
+        with_vector=with_codes,
+    )
+
+
+def build_ranking(
+    codes: Codes,
+    *,
+    candidates: int,
+    by_bits: bool,
+    filter: models.Filter | None = None,  # noqa: A002
+    exact: bool = False,
+    most_hnsw_ef: int | None = None,
+) -> models.QueryRequest:
+    """Build a request that ranks by Hamming or by Euclidean distance alone, to explain a search."""
+    from qdrant_client import models
+
+    stage = _nearest(
+        codes, candidates, filter, exact=exact, ignore_bits=not by_bits, rescore=False, most_hnsw_ef=most_hnsw_ef
+    )
+    return models.QueryRequest.model_construct(**stage, with_payload=False)
+
+
+def _nearest(
+    codes: Codes,
+    candidates: int,
+    filter: models.Filter | None,  # noqa: A002
+    *,
+    exact: bool,
+    ignore_bits: bool,
+    rescore: bool = True,
+    most_hnsw_ef: int | None,
+) -> dict[str, Any]:
+    from qdrant_client import models
+
+    # A beam of twice the candidates costs little and finds what a narrow one misses.
+    hnsw_ef = 2 * candidates if most_hnsw_ef is None else min(2 * candidates, most_hnsw_ef)
+    return {
+        "query": models.NearestQuery.model_construct(nearest=(codes.astype(np.int16) + SHIFT).tolist()),
+        "using": VECTOR_NAME,
+        "filter": filter,
+        "limit": candidates,
+        "params": models.SearchParams(
+            hnsw_ef=hnsw_ef,
+            exact=exact,
+            quantization=models.QuantizationSearchParams(ignore=ignore_bits, rescore=rescore, oversampling=1.0),
+        ),
+    }
+
+
+def _cosine(codes: Codes) -> models.DivExpression:
     from qdrant_client import models
 
     wide = codes.astype(np.int64)
@@ -118,29 +204,18 @@ def build_query(
         ]
     )
     denominator = models.MultExpression(mult=[2.0 * math.sqrt(squared_norm), "norm"])
-    cosine = models.DivExpression(div=models.DivParams(left=numerator, right=denominator, by_zero_default=0.0))
-    # Validating thousands of components against every form a query may have takes longer than the
-    # search; model_construct skips it, and every value here is ours.
-    shifted = (codes.astype(np.int16) + SHIFT).tolist()
-    first_stage = models.Prefetch.model_construct(
-        query=models.NearestQuery.model_construct(nearest=shifted),
-        using=VECTOR_NAME,
-        filter=filter,
-        limit=candidates,
-        params=models.SearchParams(
-            # A beam of twice the candidates costs little and finds what a narrow one misses.
-            hnsw_ef=2 * candidates,
-            exact=exact,
-            quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=1.0),
-        ),
-    )
-    return models.QueryRequest.model_construct(
-        prefetch=[first_stage],
-        query=models.FormulaQuery.model_construct(formula=cosine),
-        limit=k,
-        score_threshold=score_threshold,
-        with_payload=True,
-    )
+    return models.DivExpression(div=models.DivParams(left=numerator, right=denominator, by_zero_default=0.0))
+
+
+def map_filters(request: models.QueryRequest, change: FilterChange) -> models.QueryRequest:
+    """Return a copy of a search in which every stage that reads points has its filter changed."""
+    return cast("models.QueryRequest", _map_filters(request, change))
+
+
+def _map_filters(stage: Any, change: FilterChange) -> Any:
+    if stage.prefetch:
+        return stage.model_copy(update={"prefetch": [_map_filters(inner, change) for inner in stage.prefetch]})
+    return stage.model_copy(update={"filter": change(stage.filter)})
 
 
 def first_stage_limit(request: models.QueryRequest) -> int:
@@ -149,7 +224,9 @@ def first_stage_limit(request: models.QueryRequest) -> int:
     return min(limits, default=0)
 
 
-def widen(request: models.QueryRequest, most: int | None = None) -> models.QueryRequest:
+def widen(
+    request: models.QueryRequest, *, most: int | None = None, most_hnsw_ef: int | None = None
+) -> models.QueryRequest:
     """Make the vector stage rank by the stored codes instead of their bits.
 
     For engines whose bits cannot be trusted at the moment. Euclidean distance knows less of the
@@ -158,51 +235,57 @@ def widen(request: models.QueryRequest, most: int | None = None) -> models.Query
     Args:
         request: From :func:`build_query`.
         most: Largest limit that the server accepts, or None.
+        most_hnsw_ef: Widest beam that the server accepts, or None.
 
     Returns:
         A copy; the request itself is not changed.
     """
-    return cast("models.QueryRequest", _widen(request, most))
+    return cast("models.QueryRequest", _widen(request, most, most_hnsw_ef))
 
 
-def _widen(stage: Any, most: int | None) -> Any:
+def _widen(stage: Any, most: int | None, most_hnsw_ef: int | None) -> Any:
     from qdrant_client import models
 
     changes: dict[str, Any] = {}
     if stage.prefetch:
-        changes["prefetch"] = [_widen(inner, most) for inner in stage.prefetch]
-    if isinstance(stage.query, models.NearestQuery) and stage.params is not None:
-        limit = _EUCLID_WIDENING * (stage.limit or 10)
-        changes["limit"] = limit if most is None else min(limit, most)
+        changes["prefetch"] = [_widen(inner, most, most_hnsw_ef) for inner in stage.prefetch]
+    elif isinstance(stage.query, models.NearestQuery) and stage.params is not None:
+        changes["limit"] = _cap(_EUCLID_WIDENING * stage.limit, most)
         changes["params"] = stage.params.model_copy(
             update={
-                "hnsw_ef": None if stage.params.hnsw_ef is None else _EUCLID_WIDENING * stage.params.hnsw_ef,
+                "hnsw_ef": _cap(_EUCLID_WIDENING * stage.params.hnsw_ef, most_hnsw_ef),
                 "quantization": models.QuantizationSearchParams(ignore=True),
             }
         )
     return stage.model_copy(update=changes)
 
 
+def _cap(value: int, most: int | None) -> int:
+    return value if most is None else min(value, most)
+
+
 def _vector_stages(stage: Any) -> Iterator[Any]:
     from qdrant_client import models
 
+    if isinstance(stage.query, models.NearestQuery):
+        yield stage
     for inner in stage.prefetch or []:
         yield from _vector_stages(inner)
-        if isinstance(inner.query, models.NearestQuery):
-            yield inner
 
 
 def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002
-    """Turn a dict of metadata equalities into a Qdrant filter; a ready filter passes through.
+    """Turn a dict of metadata conditions into a Qdrant filter; a ready filter passes through.
 
     Args:
         filter: ``{"lang": "en", "year": 2024}`` keeps points whose metadata has all of these; a list
             stands for any of its values, None for a missing or null field, a dict for fields within
-            that field. Keys are taken literally, dots and all. A field that no point has matches
-            nothing.
+            that field. A dict of operators compares: ``{"year": {"$gte": 2020, "$lt": 2024}}`` with
+            ``$gt``, ``$gte``, ``$lt``, ``$lte`` (numbers, or dates as datetime or ISO 8601 text),
+            ``$ne`` and ``$nin`` (also true where the field is missing), ``$in`` and ``$exists``. Keys are
+            taken literally, dots and all. A field that no point has matches nothing.
 
     Raises:
-        UnsupportedFilterError: A value or a key cannot be matched.
+        UnsupportedFilterError: A value, an operator or a key cannot be matched.
     """
     from qdrant_client import models
 
@@ -210,23 +293,24 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
         return filter
     if not isinstance(filter, Mapping):
         raise UnsupportedFilterError(
-            f"filter must be a dict of metadata equalities or a qdrant_client.models.Filter, "
+            f"filter must be a dict of metadata conditions or a qdrant_client.models.Filter, "
             f"not {type(filter).__name__}"
         )
-    conditions = [condition for key, value in filter.items() for condition in _conditions("metadata", key, value)]
+    conditions = [condition for key, value in filter.items() for condition in _conditions((key,), value)]
     return models.Filter(must=conditions) if conditions else None
 
 
-def _conditions(parent: str, key: object, value: object) -> list[Any]:
+def _conditions(keys: tuple[object, ...], value: object) -> list[Any]:
     from qdrant_client import models
 
-    if not isinstance(key, str) or not key or _UNQUOTABLE.search(key) or has_lone_surrogate(key):
-        raise UnsupportedFilterError(
-            f"a filter's key must be a non-empty str without quotes, backslashes and lone surrogates, not {key!r}"
-        )
-    path = f'{parent}."{key}"'
+    path = metadata_path(*keys)
     if isinstance(value, Mapping) and value:
-        return [condition for name, inner in value.items() for condition in _conditions(path, name, inner)]
+        operators = [name for name in value if isinstance(name, str) and name.startswith("$")]
+        if len(operators) == len(value):
+            return _comparisons(keys, path, value)
+        if operators:
+            raise UnsupportedFilterError(f"filter on {path} mixes operators and fields: {', '.join(map(str, value))}")
+        return [condition for name, inner in value.items() for condition in _conditions((*keys, name), inner)]
     if value is None:
         return [models.IsEmptyCondition(is_empty=models.PayloadField(key=path))]
     if isinstance(value, float) and math.isfinite(value):
@@ -242,6 +326,59 @@ def _conditions(parent: str, key: object, value: object) -> list[Any]:
         f"filter on {path} cannot match {value!r}; use a str, bool, int, finite float, None, "
         "a list of one of str, int or bool, or a dict of inner fields (whole numbers of 64 bits, valid Unicode)"
     )
+
+
+def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, Any]) -> list[Any]:
+    from qdrant_client import models
+
+    bounds = {name[1:]: value for name, value in operators.items() if name in _BOUNDS}
+    conditions: list[Any] = [_range(path, bounds)] if bounds else []
+    for name, value in operators.items():
+        if name == "$in":
+            _require_list(path, name, value)
+            conditions += _conditions(keys, value)
+        elif name in ("$ne", "$nin"):
+            if name == "$nin":
+                _require_list(path, name, value)
+            conditions.append(models.Filter(must_not=_conditions(keys, value)))
+        elif name == "$exists" and isinstance(value, bool):
+            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
+            conditions.append(models.Filter(must_not=[empty]) if value else empty)
+        elif name not in _BOUNDS:
+            raise UnsupportedFilterError(
+                f"filter on {path} has {name!r}: {value!r}; operators are {', '.join(sorted(_BOUNDS))}, "
+                "$ne, $in, $nin, and $exists with True or False"
+            )
+    return conditions
+
+
+def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
+    from qdrant_client import models
+
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in bounds.values()):
+        if all(math.isfinite(value) for value in bounds.values()):
+            return models.FieldCondition(key=path, range=models.Range(**bounds))
+    elif all(isinstance(value, (str, date)) for value in bounds.values()):
+        try:
+            dates = {name: _as_datetime(value) for name, value in bounds.items()}
+        except ValueError as error:
+            raise UnsupportedFilterError(f"filter on {path} compares with a text that is no date: {error}") from error
+        return models.FieldCondition(key=path, range=models.DatetimeRange(**dates))
+    raise UnsupportedFilterError(
+        f"filter on {path} compares with {', '.join(map(repr, bounds.values()))}; bounds must be finite numbers, "
+        "or all dates"
+    )
+
+
+def _as_datetime(value: str | date) -> datetime:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day, tzinfo=UTC)
+
+
+def _require_list(path: str, name: str, value: object) -> None:
+    if not isinstance(value, list):
+        raise UnsupportedFilterError(f"filter on {path}: {name} needs a list, not {value!r}")
 
 
 def _is_matchable(value: object) -> bool:

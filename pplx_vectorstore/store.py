@@ -1,41 +1,23 @@
-"""Documents in, hits out: the store over an embedded engine or any ``QdrantClient``."""
+"""Documents in, hits out: the store over an embedded engine or a Qdrant server."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
-from pplx_vectorstore.collection import DEFAULT_COLLECTION, PAYLOAD_INDEXES, Fingerprint, vector_params
-from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk, has_lone_surrogate, is_blank
-from pplx_vectorstore.errors import (
-    AlignmentError,
-    DuplicateDocumentError,
-    InvalidDocumentError,
-    InvalidInputError,
-    StoreClosedError,
-    StoreNotFoundError,
-)
-from pplx_vectorstore.points import (
-    hash_document,
-    iter_points,
-    point_id_of,
-    possible_point_ids,
-    read_chunk,
-    read_codes,
-    read_hit,
-)
-from pplx_vectorstore.progress import Advance, show_progress
-from pplx_vectorstore.quantization import Codes, Quantizer, quantize
-from pplx_vectorstore.query import build_filter, build_query, check_threshold, choose_candidates, is_empty
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
+from pplx_vectorstore.documents import Document, Hit, StoredChunk
+from pplx_vectorstore.engines.calls import BlockingCalls, iterate_now, run_now
+from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
+from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
+from pplx_vectorstore.operations import manage, search, transfer, write
+from pplx_vectorstore.operations.prepare import open_session
+from pplx_vectorstore.operations.search import Query, SearchOptions
+from pplx_vectorstore.operations.session import DEFAULT_PARALLEL, Session
+from pplx_vectorstore.reports import AddReport, Explanation, StoredDocument, SyncReport
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,32 +25,6 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
     from pplx_vectorstore.encoders import Encoder
-
-# What is embedded and acknowledged together: enough text to fill length-sorted batches, little enough
-# to keep memory flat however large the corpus is.
-_GROUP_CHARACTERS = 2**18
-_GROUP_DOCUMENTS = 256
-_UPSERT_POINTS = 256
-
-Query = str | npt.NDArray[np.int8]
-"""A question, or int8 codes of shape (dimension,)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddReport:
-    """What an ``add`` wrote.
-
-    Attributes:
-        documents: Documents written, those without chunks included.
-        chunks: Chunks written.
-        blank_chunks: Those among them that hold white space alone: kept, but never found.
-        empty_documents: Ids of documents without any chunk: nothing of them can be found.
-    """
-
-    documents: int
-    chunks: int
-    blank_chunks: int
-    empty_documents: tuple[str, ...]
 
 
 class VectorStore:
@@ -81,12 +37,22 @@ class VectorStore:
         collection: Name of the collection; created if it does not exist.
         encoder: Embeds documents and queries; see ``load_encoder``.
         chunker: Cuts documents given as text; None for chunks of 256 tokens.
+        tenant: Whose points the store reads and writes, and no others; None for a collection without
+            tenants. Which of the two a collection is, is settled when it is created.
         create: Whether to create the collection if it does not exist.
+        config: How to lay the collection out when it is created.
+        index_fields: Metadata fields to index, so that filters on them are fast, and possible in strict
+            mode: ``{"lang": "keyword", "year": "integer"}``, nested as in the metadata; types are
+            keyword, integer, float, bool, datetime, uuid, text, geo, or Qdrant's index parameters.
+        retries: How often a request to a server is tried again after a failure that may pass.
+        parallel: Upserts under way at once to a server.
 
     Raises:
         SchemaMismatchError: The collection was written with another model, dimension or setting.
         StoreNotFoundError: It does not exist and `create` is false.
-        StoreLockedError: Another process has it open.
+        StoreLockedError: Another process has it open (embedded engine).
+        UnsupportedServerError: The server is too old.
+        ServerUnavailableError: The server does not answer.
     """
 
     def __init__(
@@ -96,18 +62,36 @@ class VectorStore:
         *,
         encoder: Encoder,
         chunker: Chunker | None = None,
+        tenant: str | None = None,
         create: bool = True,
+        config: CollectionConfig | None = None,
+        index_fields: IndexFields | None = None,
+        retries: int = DEFAULT_RETRIES,
+        parallel: int = DEFAULT_PARALLEL,
     ) -> None:
+        if type(client).__name__.startswith("Async"):
+            raise InvalidInputError(
+                f"VectorStore needs a blocking client; give {type(client).__name__} to AsyncVectorStore"
+            )
         self._client = client
-        self._collection = collection
-        self._encoder = encoder
-        self._fingerprint = encoder.fingerprint
-        self._chunker = chunker
         self._owns_client = False
         self._closed = False
-        self._least_count = 0
-        self._write_lock = threading.Lock()
-        self._prepare_collection(create)
+        where = describe(client)
+        calls = BlockingCalls(client, Retries(retries, where=where), threads=not is_emulation(client))
+        self._session = run_now(
+            open_session(
+                calls,
+                collection,
+                where=where,
+                encoder=encoder,
+                chunker=chunker,
+                tenant=tenant,
+                create=create,
+                config=config,
+                index_fields=index_fields,
+                parallel=parallel,
+            )
+        )
 
     @classmethod
     def open(
@@ -117,22 +101,71 @@ class VectorStore:
         encoder: Encoder,
         collection: str = DEFAULT_COLLECTION,
         chunker: Chunker | None = None,
+        tenant: str | None = None,
         create: bool = True,
+        config: CollectionConfig | None = None,
+        index_fields: IndexFields | None = None,
     ) -> VectorStore:
-        """Open an index folder on the embedded engine; arguments and errors as for the class.
+        """Open an index folder on the embedded engine, or begin one.
 
-        Args:
-            folder: Where the index is, or will be.
-            encoder: Embeds documents and queries.
-            collection: Name of the collection in the folder.
-            chunker: Cuts documents given as text; None for chunks of 256 tokens.
-            create: Whether to create the folder and the collection if they do not exist.
+        `folder` is where the index is, or will be; the other arguments, and errors, are those of the class.
         """
         from pplx_vectorstore.engines.edge import EdgeClient
 
-        client = EdgeClient(folder)
+        return cls._owning(
+            EdgeClient(folder),
+            collection,
+            encoder=encoder,
+            chunker=chunker,
+            tenant=tenant,
+            create=create,
+            config=config,
+            index_fields=index_fields,
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        encoder: Encoder,
+        collection: str = DEFAULT_COLLECTION,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        chunker: Chunker | None = None,
+        tenant: str | None = None,
+        create: bool = True,
+        config: CollectionConfig | None = None,
+        index_fields: IndexFields | None = None,
+        retries: int = DEFAULT_RETRIES,
+        parallel: int = DEFAULT_PARALLEL,
+    ) -> VectorStore:
+        """Connect to a Qdrant server, cluster or cloud.
+
+        `url` is such as ``http://localhost:6333``. `api_key` None reads the environment variable
+        QDRANT_API_KEY. `prefer_grpc` sends points and searches over gRPC, on the port after the URL's.
+        `timeout` is in seconds for one request, rounded up to whole ones; a longer one counts as failed.
+        The other arguments, and errors, are those of the class.
+        """
+        client = make_client(url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout, asynchronous=False)
+        return cls._owning(
+            client,
+            collection,
+            encoder=encoder,
+            chunker=chunker,
+            tenant=tenant,
+            create=create,
+            config=config,
+            index_fields=index_fields,
+            retries=retries,
+            parallel=parallel,
+        )
+
+    @classmethod
+    def _owning(cls, client: Any, collection: str, **options: Any) -> VectorStore:
         try:
-            store = cls(client, collection, encoder=encoder, chunker=chunker, create=create)
+            store = cls(client, collection, **options)
         except BaseException:
             client.close()
             raise
@@ -142,14 +175,19 @@ class VectorStore:
     @property
     def fingerprint(self) -> Fingerprint:
         """How the collection's vectors are made."""
-        return self._fingerprint
+        return self._session.fingerprint
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose points the store reads and writes, or None in a collection without tenants."""
+        return self._session.points.tenant
 
     def add(self, documents: Iterable[Document], *, progress: bool = False) -> AddReport:
         """Embed documents and write their chunks; a document already there is replaced whole.
 
-        Written group by group: when this returns, all of it survives a killed process. If it is
-        interrupted, a document is there whole, or not yet replaced, or (the one being written) mixed;
-        adding the same documents again gives the state of an undisturbed run.
+        Written group by group, the next being embedded meanwhile: when this returns, all of it survives
+        a killed process. If it is interrupted, a document is there whole, or not yet replaced, or (of the
+        groups being written) mixed; adding the same documents again gives the state of an undisturbed run.
 
         Args:
             documents: Any iterable; a generator is consumed as it is written, in bounded memory.
@@ -162,27 +200,33 @@ class VectorStore:
             InvalidDocumentError: Something in `documents` is not a document, or its vectors do not fit.
             DuplicateDocumentError: An id comes twice. Groups before it are written.
             EncodingError: The model gave NaN or infinity; its group is not written.
+            ServerUnavailableError: The server failed on every try. Each error of ours tells in its
+                ``report`` what was written before.
         """
-        self._require_open()
-        if isinstance(documents, (Document, str, Mapping)) or not isinstance(documents, Iterable):
-            raise InvalidDocumentError(
-                f"documents must be a list or another iterable of Document, not {type(documents).__name__}"
-            )
-        n_documents = n_chunks = n_blank = 0
-        empty: list[str] = []
-        total = len(documents) if isinstance(documents, Sized) else None
-        shown = show_progress(total) if progress else contextlib.nullcontext(None)
-        with shown as advance:
-            for group in self._groups(documents):
-                self._write_group(group, advance)
-                n_documents += len(group)
-                n_chunks += sum(len(chunks) for _, chunks in group)
-                n_blank += sum(is_blank(chunk.text) for _, chunks in group for chunk in chunks)
-                empty.extend(document.id for document, chunks in group if not chunks)
-                if advance is not None:
-                    advance.documents(n_documents, n_chunks)
-            self._flush()
-        return AddReport(documents=n_documents, chunks=n_chunks, blank_chunks=n_blank, empty_documents=tuple(empty))
+        return run_now(write.add(self._open_session(), documents, progress=progress))
+
+    def sync(
+        self, documents: Iterable[Document], *, delete_missing: bool = False, progress: bool = False
+    ) -> SyncReport:
+        """Embed and write only what is new or changed.
+
+        A document is skipped when text, chunks, metadata and model are as they were; embedded again whole
+        when anything that its vectors depend on differs; and where only metadata differs, that alone
+        is written. What an interrupted write left is completed.
+
+        Args:
+            documents: As for :meth:`add`.
+            delete_missing: Delete every document of the store that is not among `documents`.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            What was done.
+
+        Raises:
+            InvalidInputError: `delete_missing` without any document, which would delete everything.
+            PplxVectorStoreError: As for :meth:`add`.
+        """
+        return run_now(write.sync(self._open_session(), documents, delete_missing=delete_missing, progress=progress))
 
     def search(
         self,
@@ -191,26 +235,50 @@ class VectorStore:
         k: int = 10,
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        hybrid: bool = False,
+        group_by_document: bool | int = False,
+        diversity: float | None = None,
         score_threshold: float | None = None,
+        context: int = 0,
     ) -> list[Hit]:
         """Find the chunks that answer a question best.
 
         Args:
             query: A text, or its int8 codes.
-            k: Most hits to return.
+            k: Most hits to return; where grouped, most documents.
             candidates: Points that Hamming ranking hands to the exact stage, at least k; None for ten
-                per hit and at least 100. With as many as there are chunks, the search is exact.
-            filter: A dict of metadata equalities, or a ``qdrant_client.models.Filter`` on the payload.
-                A field that no chunk has matches nothing.
-            score_threshold: Least cosine of a hit.
+                per hit and at least 100. With as many as there are chunks, the search is exact. Also how
+                many a hybrid search takes of each ranking, and what diversity and grouping choose from.
+            filter: ``{"lang": "en", "year": {"$gte": 2020}}`` for metadata conditions (a list stands for
+                any of its values, a dict for inner fields; see ``docs``), or a
+                ``qdrant_client.models.Filter``, whose keys begin with ``metadata.``.
+            hybrid: Fuse two rankings, by cosine and by BM25 on the words, by their reciprocal ranks.
+            group_by_document: True for the best chunk of each document, or how many chunks of one at
+                most. Hits of a document stand together, documents in the order of their best.
+            diversity: Choose among the candidates by maximal marginal relevance over the int8 codes: 0
+                for relevance alone, 1 for novelty alone.
+            score_threshold: Least score of a hit: cosine, or the fused score where hybrid.
+            context: Also fetch so many chunks before and after each hit, joined in ``hit.context``.
 
         Returns:
-            Hits by falling cosine, at most k.
+            Hits, best first (where diversity is given: in the order of choice).
 
         Raises:
-            InvalidInputError: The query is blank, or an argument is out of range.
+            InvalidInputError: An argument is out of range, or the query has nothing to embed.
+            UnsupportedServerError: `hybrid` on a server without BM25.
         """
-        return self.search_batch([query], k=k, candidates=candidates, filter=filter, score_threshold=score_threshold)[0]
+        (hits,) = self.search_batch(
+            [query],
+            k=k,
+            candidates=candidates,
+            filter=filter,
+            hybrid=hybrid,
+            group_by_document=group_by_document,
+            diversity=diversity,
+            score_threshold=score_threshold,
+            context=context,
+        )
+        return hits
 
     def search_batch(
         self,
@@ -218,28 +286,52 @@ class VectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        hybrid: bool = False,
+        group_by_document: bool | int = False,
+        diversity: float | None = None,
         score_threshold: float | None = None,
+        context: int = 0,
     ) -> list[list[Hit]]:
         """Search for several queries in one request; arguments as for :meth:`search`.
 
         Returns:
             One list of hits per query, in the given order.
         """
-        self._require_open()
-        chosen = choose_candidates(k, candidates)
-        check_threshold(score_threshold)
-        condition = build_filter(filter)
-        codes = self._query_codes(queries)
-        if not len(codes):
-            return []
-        exact = self._covers_all(chosen)
-        requests = [
-            build_query(row, k=k, candidates=chosen, filter=condition, score_threshold=score_threshold, exact=exact)
-            for row in codes
-        ]
-        responses = self._client.query_batch_points(self._collection, requests=requests)
-        return [[read_hit(point.id, point.payload, point.score) for point in response.points] for response in responses]
+        session = self._open_session()
+        options = SearchOptions(
+            k=k,
+            candidates=candidates,
+            filter=filter,
+            hybrid=hybrid,
+            group_by_document=group_by_document,
+            diversity=diversity,
+            score_threshold=score_threshold,
+            context=context,
+        )
+        return run_now(search.search_batch(session, queries, options))
+
+    def explain(
+        self,
+        query: Query,
+        *,
+        k: int = 10,
+        candidates: int | None = None,
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+    ) -> Explanation:
+        """Show how a search comes to its hits, and what its first stage costs against an exact scan.
+
+        The exact scan is one among all chunks up to 100,000; beyond, among the 100,000 nearest by
+        Euclidean distance.
+
+        Args:
+            query: A text, or its int8 codes.
+            k: As for :meth:`search`.
+            candidates: As for :meth:`search`.
+            filter: As for :meth:`search`.
+        """
+        session = self._open_session()
+        return run_now(search.explain(session, query, SearchOptions(k=k, candidates=candidates, filter=filter)))
 
     def get(self, ids: Sequence[str], *, with_codes: bool = False) -> list[StoredChunk]:
         """Fetch chunks by id.
@@ -251,22 +343,7 @@ class VectorStore:
         Returns:
             The chunks that exist, in the order of `ids`.
         """
-        self._require_open()
-        wanted = [possible_point_ids(chunk_id) for chunk_id in _as_ids(ids, "ids")]
-        records = self._client.retrieve(
-            self._collection,
-            ids=[point_id for options in wanted for point_id in options],
-            with_payload=True,
-            with_vectors=with_codes,
-        )
-        by_id = {str(record.id): record for record in records}
-        found = [next((by_id[option] for option in options if option in by_id), None) for options in wanted]
-        dimension = self._fingerprint.dimension
-        return [
-            read_chunk(record.id, record.payload, read_codes(record.vector, dimension) if with_codes else None)
-            for record in found
-            if record is not None
-        ]
+        return run_now(manage.get(self._open_session(), ids, with_codes=with_codes))
 
     def delete(
         self,
@@ -289,49 +366,73 @@ class VectorStore:
             InvalidInputError: None or several of the three came, or an empty filter, which would
                 delete everything.
         """
-        self._require_open()
-        from qdrant_client import models
-
-        given = [
-            name
-            for name, value in (("ids", ids), ("document_ids", document_ids), ("filter", filter))
-            if value is not None
-        ]
-        if len(given) != 1:
-            raise InvalidInputError(
-                f"delete needs exactly one of ids, document_ids and filter; {' and '.join(given) or 'none'} came"
-            )
-        if filter is not None:
-            condition = build_filter(filter)
-            if condition is None or is_empty(condition):
-                raise InvalidInputError("an empty filter would delete every chunk; say what to delete")
-        elif document_ids is not None:
-            condition = _documents_filter(_as_ids(document_ids, "document_ids"))
-        else:
-            points = [point for chunk_id in _as_ids(ids, "ids") for point in possible_point_ids(chunk_id)]
-            condition = models.Filter(must=[models.HasIdCondition(has_id=cast(Any, points))])
-        with self._write_lock:
-            count = self._client.count(self._collection, count_filter=condition, exact=True).count
-            if count:
-                self._client.delete(self._collection, points_selector=models.FilterSelector(filter=condition))
-                self._flush()
-                self._least_count = 0
-        return int(count)
+        return run_now(manage.delete(self._open_session(), ids=ids, document_ids=document_ids, filter=filter))
 
     def count(self, filter: models.Filter | Mapping[str, Any] | None = None) -> int:  # noqa: A002
         """Count chunks, all or those that match a filter (as for :meth:`search`)."""
-        self._require_open()
-        condition = build_filter(filter)
-        return int(self._client.count(self._collection, count_filter=condition, exact=True).count)
+        return run_now(manage.count(self._open_session(), filter))
+
+    def documents(self) -> Iterator[StoredDocument]:
+        """List the documents that the store holds, each with its number of chunks, in no order.
+
+        A document without chunks leaves nothing in the store, so it is not listed.
+        """
+        return iterate_now(manage.list_documents(self._open_session()))
+
+    def export_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Write all chunks with their text, metadata and int8 codes to a Parquet file.
+
+        Args:
+            path: The file; replaced as a whole once it is complete.
+
+        Returns:
+            Number of chunks written.
+
+        Raises:
+            MissingExtraError: The extra ``parquet`` is not installed.
+        """
+        return run_now(transfer.export_parquet(self._open_session(), path))
+
+    def import_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Write the chunks of an exported Parquet file, without embedding anything.
+
+        A document already there is replaced whole. Doing it again completes an interrupted import.
+
+        Args:
+            path: A file that :meth:`export_parquet` wrote, from a store of the same model and settings.
+
+        Returns:
+            Number of chunks written.
+
+        Raises:
+            SchemaMismatchError: The file is of another model or setting; every difference is named.
+            InvalidInputError: It is no such file.
+            MissingExtraError: The extra ``parquet`` is not installed.
+        """
+        return run_now(transfer.import_parquet(self._open_session(), path))
+
+    def copy_to(self, target: VectorStore) -> int:
+        """Write all chunks with their codes to another store, without embedding anything.
+
+        A document already there is replaced whole. Doing it again completes an interrupted copy.
+
+        Args:
+            target: A store of the same model and settings, on any engine, of any tenant.
+
+        Returns:
+            Number of chunks written.
+
+        Raises:
+            SchemaMismatchError: The stores are of different models or settings.
+        """
+        return run_now(transfer.copy(self._open_session(), target._open_session()))
 
     def optimize(self) -> None:
         """Index what was written so far; happens by itself during large writes and on close.
 
         A Qdrant server optimizes on its own, so there this does nothing.
         """
-        self._require_open()
-        if hasattr(self._client, "optimize"):
-            self._client.optimize(self._collection)
+        run_now(manage.optimize(self._open_session()))
 
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""
@@ -348,182 +449,7 @@ class VectorStore:
     ) -> None:
         self.close()
 
-    def _prepare_collection(self, create: bool) -> None:
-        if not self._client.collection_exists(self._collection):
-            if not create:
-                raise StoreNotFoundError(f"there is no collection {self._collection!r}; index documents first")
-            self._client.create_collection(
-                self._collection,
-                vectors_config=vector_params(self._fingerprint.dimension),
-                metadata=self._fingerprint.to_metadata(),
-            )
-        info = self._client.get_collection(self._collection)
-        recorded = Fingerprint.from_metadata(info.config.metadata, self._collection)
-        recorded.require_same(self._fingerprint, self._collection)
-        for field, kind in PAYLOAD_INDEXES.items():
-            if field not in (info.payload_schema or {}):  # new, or killed while it was new
-                self._client.create_payload_index(self._collection, field_name=field, field_schema=kind)
-
-    def _groups(self, documents: Iterable[Document]) -> Iterator[list[tuple[Document, Sequence[Chunk]]]]:
-        """Chunk documents and gather them into what is embedded and written together."""
-        group: list[tuple[Document, Sequence[Chunk]]] = []
-        characters = 0
-        seen: set[str] = set()
-        seen_chunks: set[str] = set()
-        for document in documents:
-            if not isinstance(document, Document):
-                raise InvalidDocumentError(f"documents must hold Document objects, not {type(document).__name__}")
-            if document.id in seen:
-                raise DuplicateDocumentError(f"document id {document.id!r} comes twice in one call; ids are unique")
-            seen.add(document.id)
-            chunks = self._chunks_of(document)
-            for chunk in chunks:
-                if chunk.id is not None:
-                    if chunk.id in seen_chunks:
-                        raise DuplicateDocumentError(f"chunk id {chunk.id!r} comes twice in one call; ids are unique")
-                    seen_chunks.add(chunk.id)
-            group.append((document, chunks))
-            characters += sum(len(chunk.text) for chunk in chunks)
-            if characters >= _GROUP_CHARACTERS or len(group) == _GROUP_DOCUMENTS:
-                yield group
-                group, characters = [], 0
-        if group:
-            yield group
-
-    def _chunks_of(self, document: Document) -> Sequence[Chunk]:
-        if document.chunks is not None:
-            return cast("Sequence[Chunk]", document.chunks)  # made Chunk objects by Document itself
-        if self._chunker is None:  # made late: searching needs no tokenizer
-            self._chunker = Chunker(self._encoder.tokenizer.tokenizer)
-        return self._chunker.split(document.text or "", document.format)
-
-    def _write_group(self, group: Sequence[tuple[Document, Sequence[Chunk]]], advance: Advance | None) -> None:
-        """Upsert the group's chunks, then delete what earlier versions of its documents left."""
-        from qdrant_client import models
-
-        all_codes = self._codes_of(group, advance)
-        hashes = [hash_document(document.id, chunks, self._fingerprint) for document, chunks in group]
-        points = (
-            point
-            for (document, chunks), codes, document_hash in zip(group, all_codes, hashes, strict=True)
-            for point in iter_points(document, chunks, codes, document_hash)
-        )
-        stale = _documents_filter([document.id for document, _ in group])
-        stale.must_not = [models.FieldCondition(key="document_hash", match=models.MatchAny(any=hashes))]
-        # One writer at a time: between another's upsert and its delete, ours would look stale to it.
-        with self._write_lock:
-            self._require_own_chunk_ids(group)
-            while batch := list(islice(points, _UPSERT_POINTS)):
-                self._client.upsert(self._collection, points=batch)
-            self._client.delete(self._collection, points_selector=models.FilterSelector(filter=stale))
-            self._least_count = 0  # replaced documents may have shrunk
-
-    def _require_own_chunk_ids(self, group: Sequence[tuple[Document, Sequence[Chunk]]]) -> None:
-        """Refuse chunk ids that would overwrite a chunk of a document outside the group."""
-        owners = {
-            point_id_of(chunk.id): (chunk.id, document.id)
-            for document, chunks in group
-            for chunk in chunks
-            if chunk.id is not None
-        }
-        if not owners:
-            return
-        replaced = {document.id for document, _ in group}
-        for record in self._client.retrieve(self._collection, ids=list(owners), with_payload=["document_id"]):
-            holder = record.payload["document_id"]
-            if holder not in replaced:
-                chunk_id, document_id = owners[str(record.id)]
-                raise DuplicateDocumentError(
-                    f"chunk id {chunk_id!r} of document {document_id!r} belongs to document {holder!r} already; "
-                    "use ids that are unique in the collection, or delete that document first"
-                )
-
-    def _codes_of(self, group: Sequence[tuple[Document, Sequence[Chunk]]], advance: Advance | None) -> list[Codes]:
-        """Embed the group's documents that come without vectors, together."""
-        texts = [[chunk.text for chunk in chunks] for document, chunks in group if document.vectors is None]
-        codes = []
-        if texts:
-            codes = self._encoder.encode_documents(texts, progress=None if advance is None else advance.tokens)
-        if len(codes) != len(texts):
-            raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
-        for chunks, some in zip(texts, codes, strict=True):
-            self._require_codes(some, len(chunks))
-        encoded = iter(codes)
-        return [
-            next(encoded) if document.vectors is None else self._given_codes(document, chunks)
-            for document, chunks in group
-        ]
-
-    def _require_codes(self, codes: Codes, n: int) -> None:
-        expected = (n, self._fingerprint.dimension)
-        if codes.shape != expected or codes.dtype != np.int8:
-            raise AlignmentError(f"the encoder gave {codes.dtype} of shape {codes.shape}; int8 of {expected} is needed")
-
-    def _given_codes(self, document: Document, chunks: Sequence[Chunk]) -> Codes:
-        vectors = cast(npt.NDArray[Any], document.vectors)
-        dimension = self._fingerprint.dimension
-        if vectors.shape[1] != dimension:
-            raise InvalidDocumentError(
-                f"vectors of document {document.id!r} have {vectors.shape[1]} dimensions; "
-                f"collection {self._collection!r} holds {dimension} (model {self._fingerprint.model!r})"
-            )
-        if vectors.dtype == np.int8:
-            codes = vectors.copy()
-        else:
-            codes = quantize(vectors, cast(Quantizer, self._fingerprint.quantizer))
-        codes[[is_blank(chunk.text) for chunk in chunks]] = 0  # a blank chunk is never found
-        return codes
-
-    def _query_codes(self, queries: Sequence[Query]) -> Codes:
-        if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
-            raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")
-        dimension = self._fingerprint.dimension
-        codes = np.zeros((len(queries), dimension), dtype=np.int8)
-        texts: dict[int, str] = {}
-        for row, query in enumerate(queries):
-            if isinstance(query, str):
-                if is_blank(query):
-                    raise InvalidInputError("a query must not be blank")
-                texts[row] = query
-            elif isinstance(query, np.ndarray) and query.dtype == np.int8 and query.shape == (dimension,):
-                codes[row] = query
-            else:
-                shape = f"{query.dtype} {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
-                raise InvalidInputError(f"a query must be a str or int8 codes of shape ({dimension},), not {shape}")
-        if texts:
-            encoded = self._encoder.encode_queries(list(texts.values()))
-            self._require_codes(encoded, len(texts))
-            codes[list(texts)] = encoded
-        if not codes.any(axis=1).all():
-            raise InvalidInputError("a query's vector is all zero, so its cosine with anything is undefined")
-        return codes
-
-    def _covers_all(self, candidates: int) -> bool:
-        """Tell whether so many candidates are all there are, asking the engine as rarely as possible."""
-        if candidates >= self._least_count:
-            self._least_count = int(self._client.count(self._collection, exact=True).count)
-        return candidates >= self._least_count
-
-    def _flush(self) -> None:
-        if hasattr(self._client, "flush"):
-            self._client.flush(self._collection)
-
-    def _require_open(self) -> None:
+    def _open_session(self) -> Session:
         if self._closed:
             raise StoreClosedError("the store is closed; open it again")
-
-
-def _documents_filter(document_ids: list[str]) -> models.Filter:
-    from qdrant_client import models
-
-    return models.Filter(must=[models.FieldCondition(key="document_id", match=models.MatchAny(any=document_ids))])
-
-
-def _as_ids(ids: object, what: str) -> list[str]:
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidInputError(f"{what} must be a list of str, not {type(ids).__name__}")
-    listed = list(ids)
-    for one in listed:
-        if not isinstance(one, str) or has_lone_surrogate(one):
-            raise InvalidInputError(f"{what} must be a list of str of valid Unicode; it holds {one!r}")
-    return listed
+        return self._session

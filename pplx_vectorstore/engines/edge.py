@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import qdrant_edge as edge
 from qdrant_client import models
@@ -181,6 +181,14 @@ class EdgeClient:
         """Set these payload fields of the points of these ids; other fields stay."""
         operation = edge.UpdateOperation.set_payload(list(points), dict(payload))
         self._shard(collection_name).update(operation)
+
+    def batch_update_points(
+        self, collection_name: str, update_operations: Sequence[models.SetPayloadOperation]
+    ) -> None:
+        """Set payload fields of several lots of points."""
+        for operation in update_operations:
+            change = operation.set_payload
+            self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
 
     def retrieve(
         self,

@@ -32,6 +32,9 @@ _TOKENIZERS = {
     models.TokenizerType.MULTILINGUAL: edge.TokenizerType.Multilingual,
     models.TokenizerType.CODE: edge.TokenizerType.Code,
 }
+_QUERY_ENCODINGS = {
+    models.BinaryQuantizationQueryEncoding.SCALAR8BITS: edge.BinaryQuantizationQueryEncoding.Scalar8Bits,
+}
 # The engine's own constant: a first rank is worth 1/2, a second 1/3.
 _RRF_K = 2
 _DISTANCES = {
@@ -59,7 +62,10 @@ def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
         if not isinstance(params.quantization_config, models.BinaryQuantization):
             raise TypeError(f"quantization {type(params.quantization_config).__name__} is not translated")
         binary = params.quantization_config.binary
-        quantization = edge.BinaryQuantizationConfig(memory=_memory(binary.memory))
+        quantization = edge.BinaryQuantizationConfig(
+            memory=_memory(binary.memory),
+            query_encoding=None if binary.query_encoding is None else _QUERY_ENCODINGS[binary.query_encoding],
+        )
     return edge.EdgeVectorParams(
         size=params.size,
         distance=_DISTANCES[params.distance],

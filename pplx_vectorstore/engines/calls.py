@@ -1,0 +1,166 @@
+"""How a client's verbs are called: at once, or awaited. Operations are written against this alone.
+
+Every operation is one coroutine function. Over a blocking client nothing in it ever waits for an event
+loop, so :func:`run_now` drives it to its end like a plain function; over an async client it is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+from pplx_vectorstore.engines.retrying import Retries
+
+T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """A client's verbs, awaitable whatever the client is."""
+
+    client: Any
+
+    async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """Call a verb of the client, again where that may help."""
+        ...
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Run a function that computes for long."""
+        ...
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Begin work beside the caller's; await the result, once, to have its value or its error."""
+        ...
+
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock for ``async with``, reusable."""
+        ...
+
+
+class BlockingCalls:
+    """Calls a blocking client in the caller's thread.
+
+    Args:
+        client: Whose verbs are called.
+        retries: What is tried again, and when.
+        threads: Whether the client may be used by several threads at once.
+    """
+
+    def __init__(self, client: Any, retries: Retries, *, threads: bool = True) -> None:
+        self.client = client
+        self._retries = retries
+        self._threads = threads
+
+    async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """Call a verb, here and now."""
+        return self._retries.call(verb, getattr(self.client, verb), arguments, options)
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Run a function, here and now."""
+        return function(*arguments, **options)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Begin work in another thread, or do it now where the client stands no threads."""
+        future: Future[T] = Future()
+
+        def complete() -> None:
+            try:
+                future.set_result(run_now(work))
+            except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+                future.set_exception(error)
+
+        if self._threads:
+            # A thread of its own: work waits for work it has started, which a full pool would never begin.
+            threading.Thread(target=complete, name="pplx-vectorstore").start()
+        else:
+            complete()
+        return _Result(future)
+
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock of threads."""
+        return _Lock()
+
+
+class AsyncCalls:
+    """Awaits an async client's verbs; a blocking client's run in threads.
+
+    Args:
+        client: Whose verbs are called.
+        retries: What is tried again, and when.
+        blocking: Whether the client is a blocking one.
+    """
+
+    def __init__(self, client: Any, retries: Retries, *, blocking: bool) -> None:
+        self.client = client
+        self._retries = retries
+        self._blocking = blocking
+
+    async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """Await a verb."""
+        function = getattr(self.client, verb)
+        if self._blocking:
+            return await asyncio.to_thread(self._retries.call, verb, function, arguments, options)
+        return await self._retries.acall(verb, function, arguments, options)
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Run a function in a thread."""
+        return await asyncio.to_thread(function, *arguments, **options)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Begin work as a task."""
+        return asyncio.ensure_future(work)
+
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock of tasks."""
+        return asyncio.Lock()
+
+
+def run_now(work: Coroutine[Any, Any, T]) -> T:
+    """Drive a coroutine over :class:`BlockingCalls` to its end, in this thread."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    work.close()
+    raise RuntimeError("an operation over a blocking client waited for an event loop")
+
+
+def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:
+    """Iterate over an async generator over :class:`BlockingCalls`, in this thread."""
+    while True:
+        try:
+            yield run_now(_next(values))
+        except StopAsyncIteration:
+            return
+
+
+async def _next(values: AsyncIterator[T]) -> T:
+    return await anext(values)
+
+
+class _Result(Awaitable[T]):
+    """A result that is waited for by blocking."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self._future = future
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._future.result()
+        yield  # makes this a generator, which is what awaiting needs
+
+
+class _Lock:
+    """A thread lock behind ``async with``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def __aenter__(self) -> None:
+        self._lock.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._lock.release()

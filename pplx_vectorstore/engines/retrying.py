@@ -1,0 +1,208 @@
+"""What of a server's failures is worth another try, and what the rest is called.
+
+Every request of ours may be sent twice: ids are derived from content, so a write that took effect
+although its answer was lost changes nothing when it is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    ServerError,
+    ServerUnavailableError,
+    StoreNotFoundError,
+    UnsupportedFilterError,
+)
+
+DEFAULT_RETRIES = 8
+# Seconds. Waits are drawn from 0 to twice the last bound, so that clients do not come back together.
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 20.0
+_LONGEST_RETRY_AFTER = 300.0
+
+
+class Retries:
+    """Calls functions again while their failure looks temporary.
+
+    Args:
+        most: Tries after the first; 0 for none.
+        where: Names the server in errors, such as its URL; None for an engine in this process, whose
+            errors are passed on as they are.
+    """
+
+    def __init__(self, most: int = DEFAULT_RETRIES, *, where: str | None) -> None:
+        if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+            raise InvalidInputError(f"retries must be a whole number of at least 0, not {most!r}")
+        self._most = most
+        self._where = where
+
+    def call(
+        self, verb: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> Any:
+        """Call a function, and again while that may help.
+
+        Raises:
+            ServerUnavailableError: It failed on every try.
+            ServerError: The server refused.
+        """
+        if self._where is None:
+            return function(*arguments, **options)
+        from tenacity import Retrying
+
+        try:
+            return Retrying(**self._policy())(function, *arguments, **options)
+        except Exception as error:
+            self._translate(verb, error)
+            raise
+
+    async def acall(
+        self,
+        verb: str,
+        function: Callable[..., Awaitable[Any]],
+        arguments: tuple[Any, ...],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Await a function as :meth:`call` calls one."""
+        if self._where is None:
+            return await function(*arguments, **options)
+        from tenacity import AsyncRetrying
+
+        try:
+            return await AsyncRetrying(**self._policy())(function, *arguments, **options)
+        except Exception as error:
+            self._translate(verb, error)
+            raise
+
+    def _policy(self) -> dict[str, Any]:
+        from tenacity import retry_if_exception, stop_after_attempt, wait_random_exponential
+
+        jittered = wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
+
+        def wait(state: Any) -> float:
+            asked = _retry_after(state.outcome.exception())
+            return jittered(state) + min(asked, _LONGEST_RETRY_AFTER)
+
+        return {
+            "retry": retry_if_exception(is_temporary),
+            "stop": stop_after_attempt(self._most + 1),
+            "wait": wait,
+            "reraise": True,
+        }
+
+    def _translate(self, verb: str, error: Exception) -> None:
+        """Raise our error for a server's; return where it is none."""
+        reason = _reason(error)
+        status = _status(error)
+        if is_temporary(error):
+            tries = "once" if self._most == 0 else f"{self._most + 1} times"
+            raise ServerUnavailableError(
+                f"{self._where} gave no answer to {verb}, asked {tries}: {reason}. Is the address right and the "
+                "server up? What was acknowledged is kept; the same call again completes the rest"
+            ) from error
+        if status is None:
+            return
+        if "index required" in reason.lower():
+            raise UnsupportedFilterError(
+                f"{self._where} runs in strict mode, which filters by indexed fields only: {reason}. "
+                "Name the field in index_fields when opening the store"
+            ) from error
+        if status in (401, 403):
+            raise ServerError(
+                f"{self._where} refused {verb} ({reason}); give an api_key, or set QDRANT_API_KEY, with the "
+                "rights for it"
+            ) from error
+        if status == 404:
+            raise StoreNotFoundError(f"{self._where}: {reason}") from error
+        raise ServerError(f"{self._where} refused {verb}: {reason}") from error
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Tell whether the same request may succeed later: no connection, no whole answer, 429, or 5xx."""
+    import httpx
+    from pydantic import ValidationError
+    from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    if isinstance(error, ResourceExhaustedResponse):
+        return True
+    if isinstance(error, QdrantException):  # its Retry-After is a date, which the client cannot read
+        return "Retry-After" in str(error)
+    if isinstance(error, UnexpectedResponse):
+        # 501 and 505: it will never do that; 507: its disk is full.
+        return error.status_code == 429 or (
+            (error.status_code or 0) >= 500 and error.status_code not in (501, 505, 507)
+        )
+    # The answer was cut off; an answer that does not fit otherwise would not fit again.
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return True
+    if isinstance(error, ResponseHandlingException):
+        source = error.source
+        if isinstance(source, ValidationError):
+            return any(detail["type"] == "json_invalid" for detail in source.errors(include_url=False))
+        return isinstance(source, httpx.TransportError) and not isinstance(
+            source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+        )
+    return _grpc_code(error) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Tell whether what was to be created exists already."""
+    cause = error.__cause__
+    return cause is not None and (_status(cause) == 409 or "already exists" in _reason(cause))
+
+
+def _retry_after(error: BaseException | None) -> float:
+    """Return the seconds that the server asked to wait, or 0."""
+    value = getattr(error, "retry_after_s", None)
+    if value is None:
+        value = (getattr(error, "headers", None) or {}).get("Retry-After", 0)
+    try:
+        return max(0.0, float(value))
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of a refusal, or what a gRPC code corresponds to."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return status
+    of_codes = {
+        "NOT_FOUND": 404,
+        "UNAUTHENTICATED": 401,
+        "PERMISSION_DENIED": 403,
+        "ALREADY_EXISTS": 409,
+        "INVALID_ARGUMENT": 400,
+        "FAILED_PRECONDITION": 400,
+    }
+    return of_codes.get(_grpc_code(error) or "")
+
+
+def _grpc_code(error: BaseException) -> str | None:
+    code = getattr(error, "code", None)
+    if not callable(code):
+        return None
+    name = getattr(code(), "name", None)
+    return name if isinstance(name, str) else None
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in one line: the server's own words where there are any."""
+    content = getattr(error, "content", None)
+    if content:
+        try:
+            answer = json.loads(content)
+            text = answer["status"]["error"]
+        except (ValueError, KeyError, TypeError):
+            text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        return f"{getattr(error, 'status_code', '')} {' '.join(str(text).split())[:500]}".strip()
+    details = getattr(error, "details", None)
+    if callable(details):
+        return f"{_grpc_code(error)} {details()}"
+    source = getattr(error, "source", error)
+    text = " ".join(str(source).split())[:500]
+    return f"{type(source).__name__}: {text}" if text else type(source).__name__

@@ -1,0 +1,120 @@
+"""Clients of Qdrant servers: how they are made, and what the server behind one can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pplx_vectorstore.errors import InvalidInputError, UnsupportedServerError
+
+# Seconds. A batch of points may wait for its turn behind others.
+DEFAULT_TIMEOUT = 60.0
+
+API_KEY_VARIABLE = "QDRANT_API_KEY"
+# The first with metadata of collections, which record how the vectors are made.
+MINIMUM_VERSION = (1, 16)
+_MEMORY_PLACEMENT = (1, 19)
+_TEXT_SCORING = (1, 20)
+
+_VERSION = re.compile(r"(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do.
+
+    Attributes:
+        kind: "embedded", "server", or "emulation" for ``QdrantClient(":memory:")``.
+        version: Of a server, as it says.
+        memory_placement: Whether vectors can be placed cold, cached or pinned; older servers have two flags.
+        text_scoring: Whether it ranks by BM25.
+    """
+
+    kind: Literal["embedded", "server", "emulation"]
+    version: str = ""
+    memory_placement: bool = True
+    text_scoring: bool = True
+
+
+def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: float | None, asynchronous: bool) -> Any:
+    """Make a ``QdrantClient`` or an ``AsyncQdrantClient`` of a URL.
+
+    Args:
+        url: Such as ``http://localhost:6333``.
+        api_key: None to read the environment variable QDRANT_API_KEY.
+        prefer_grpc: Send points and searches over gRPC, on the port after the URL's.
+        timeout: Seconds for one request; None for the client's default.
+        asynchronous: Which of the two.
+
+    Raises:
+        InvalidInputError: The URL is none.
+    """
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+    if not isinstance(url, str) or not re.match(r"https?://[^/]", url):
+        raise InvalidInputError(f"url must begin with http:// or https://, such as http://localhost:6333, not {url!r}")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+        raise InvalidInputError(f"timeout must be seconds above 0 or None, not {timeout!r}")
+    port = re.match(r"https?://[^/]*:(\d+)", url)
+    options: dict[str, Any] = {
+        "url": url,
+        "api_key": api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        "prefer_grpc": prefer_grpc,
+        "grpc_port": int(port[1]) + 1 if port else 6334,
+        "timeout": timeout,
+        "check_compatibility": False,  # ours names what is missing
+    }
+    with warnings.catch_warnings():
+        # On a private network that is a choice; the documentation says what it means.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        try:
+            return AsyncQdrantClient(**options) if asynchronous else QdrantClient(**options)
+        except ValueError as error:
+            raise InvalidInputError(f"url {url!r} is not usable: {error}") from error
+
+
+def describe(client: Any) -> str | None:
+    """Return the address of the server behind a client, or None for an engine in this process."""
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+    if not isinstance(client, (QdrantClient, AsyncQdrantClient)):
+        return None
+    options = client.init_options
+    location = options.get("location")
+    if location == ":memory:" or options.get("path"):
+        return None
+    host = options.get("host")
+    return str(options.get("url") or location or f"{host or 'localhost'}:{options.get('port')}")
+
+
+def is_emulation(client: Any) -> bool:
+    """Tell whether a client emulates the engine in numpy."""
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+    return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
+
+
+def read_capabilities(version: str, where: str) -> Capabilities:
+    """Turn a server's version into what it can do.
+
+    Raises:
+        UnsupportedServerError: It is older than the oldest that can hold our collections.
+    """
+    match = _VERSION.match(version)
+    if match is None:  # built from a branch: take it for the newest
+        return Capabilities("server", version)
+    number = int(match[1]), int(match[2])
+    if number < MINIMUM_VERSION:
+        raise UnsupportedServerError(
+            f"{where} runs Qdrant {version}; version {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed, which "
+            "records a collection's model with it. Upgrade the server, or use the embedded engine"
+        )
+    return Capabilities(
+        "server",
+        version,
+        memory_placement=number >= _MEMORY_PLACEMENT,
+        text_scoring=number >= _TEXT_SCORING,
+    )

@@ -1,0 +1,1 @@
+"""What a store does, written once for blocking and async clients: coroutine functions over ``Calls``."""

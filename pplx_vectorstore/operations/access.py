@@ -1,0 +1,261 @@
+"""The points of one collection as one tenant sees them: the only way by which operations reach points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from qdrant_client import models
+
+from pplx_vectorstore.collection import TENANT_FIELD, unindexed_points
+from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.engines.server import Capabilities
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.query import first_stage_limit, map_filters, widen
+
+T = TypeVar("T")
+
+_PAGE = 1000
+_IDS_AT_ONCE = 1000
+# Seconds for which a server's word on its index is believed.
+_STATE_AGE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server's strict mode allows at most; None where it sets no bound."""
+
+    query_limit: int | None = None
+    hnsw_ef: int | None = None
+    exact: bool = True
+    searches: int | None = None
+    upsert_points: int | None = None
+    condition_size: int | None = None
+    conditions: int | None = None
+
+    @classmethod
+    def of(cls, info: models.CollectionInfo) -> Limits:
+        """Read them of a collection."""
+        strict = getattr(info.config, "strict_mode_config", None)
+        if strict is None or not strict.enabled:
+            return cls()
+        return cls(
+            query_limit=strict.max_query_limit,
+            hnsw_ef=strict.search_max_hnsw_ef,
+            exact=strict.search_allow_exact is not False,
+            searches=strict.search_max_batchsize,
+            upsert_points=strict.upsert_max_batchsize,
+            condition_size=strict.condition_max_size,
+            conditions=strict.filter_max_conditions,
+        )
+
+
+class PointAccess:
+    """Reads and writes points; every request carries the tenant, so none can forget it.
+
+    Args:
+        calls: The client.
+        collection: Its collection.
+        tenant: Whose points, or None in a collection without tenants.
+        capabilities: What the engine can do.
+        limits: What the server allows.
+        has_text_index: Whether BM25 has an index to rank by.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        collection: str,
+        tenant: str | None,
+        capabilities: Capabilities,
+        limits: Limits,
+        *,
+        has_text_index: bool,
+    ) -> None:
+        self.collection = collection
+        self.tenant = tenant
+        self.capabilities = capabilities
+        self.limits = limits
+        self.has_text_index = has_text_index
+        self._calls = calls
+        self._state: tuple[float, models.CollectionInfo] | None = None
+        self._least_count = 0
+
+    async def upsert(self, points: Sequence[models.PointStruct]) -> None:
+        """Write points, which carry the tenant already: their ids are made of it."""
+        for point in points:
+            if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
+                raise AssertionError("a point of another tenant")
+        await self._calls("upsert", self.collection, points=points)
+        self._forget()
+
+    async def delete(self, condition: models.Filter) -> None:
+        """Delete the points that match."""
+        selector = models.FilterSelector(filter=self._scoped(condition) or condition)
+        await self._calls("delete", self.collection, points_selector=selector)
+        self._forget()
+
+    async def set_payloads(self, changes: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> None:
+        """Set payload fields: pairs of the fields and of the ids of the tenant's points."""
+        for some in in_batches(changes, _PAGE):
+            operations = [
+                models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(fields), points=list(ids)))
+                for fields, ids in some
+            ]
+            await self._calls("batch_update_points", self.collection, update_operations=operations)
+
+    async def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool | Sequence[str] = True, with_codes: bool = False
+    ) -> dict[str, models.Record]:
+        """Return the tenant's points among these ids, by id."""
+        fields = with_payload
+        if self.tenant is not None and not isinstance(with_payload, bool):
+            fields = [*with_payload, TENANT_FIELD]
+        elif self.tenant is not None:
+            fields = with_payload or [TENANT_FIELD]
+        found: dict[str, models.Record] = {}
+        for some in in_batches(list(dict.fromkeys(ids)), min(_IDS_AT_ONCE, self.limits.query_limit or _IDS_AT_ONCE)):
+            records = await self._calls(
+                "retrieve", self.collection, ids=some, with_payload=fields, with_vectors=with_codes
+            )
+            found.update({str(record.id): record for record in records if self._is_own(record)})
+        return found
+
+    async def scroll(
+        self,
+        condition: models.Filter | None,
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_codes: bool = False,
+        page: int = _PAGE,
+    ) -> AsyncIterator[list[models.Record]]:
+        """Yield the points that match, page by page."""
+        offset = None
+        size = min(page, self.limits.query_limit or page)
+        while True:
+            records, offset = await self._calls(
+                "scroll",
+                self.collection,
+                scroll_filter=self._scoped(condition),
+                limit=size,
+                offset=offset,
+                with_payload=with_payload if isinstance(with_payload, bool) else list(with_payload),
+                with_vectors=with_codes,
+            )
+            if records:
+                yield records
+            if offset is None:
+                return
+
+    async def count(self, condition: models.Filter | None = None) -> int:
+        """Count the points that match."""
+        found = await self._calls("count", self.collection, count_filter=self._scoped(condition), exact=True)
+        return int(found.count)
+
+    async def facet(self, field: str, condition: models.Filter, most: int) -> dict[str, int]:
+        """Count the points that match by the value of an indexed field.
+
+        Args:
+            field: Such as "document_id".
+            condition: Which points.
+            most: How many values are expected; asked again for more where there are more.
+        """
+        limit = most + 1
+        while True:
+            found = await self._calls(
+                "facet", self.collection, key=field, facet_filter=self._scoped(condition), limit=limit, exact=True
+            )
+            if len(found.hits) < limit:
+                return {str(hit.value): int(hit.count) for hit in found.hits}
+            limit *= 4
+
+    async def query(self, requests: Sequence[models.QueryRequest]) -> list[list[Any]]:
+        """Run searches together; the points of each, best first."""
+        sent: list[models.QueryRequest] = []
+        for request in requests:
+            scoped = map_filters(request, self._scoped) if self.tenant is not None else request
+            sent.append(scoped if await self.uses_bits(scoped) else self._widened(scoped))
+        results: list[list[Any]] = []
+        for some in in_batches(sent, self.limits.searches or max(1, len(sent))):
+            responses = await self._calls("query_batch_points", self.collection, requests=some)
+            results.extend(list(response.points) for response in responses)
+        return results
+
+    async def uses_bits(self, request: models.QueryRequest) -> bool:
+        """Tell whether a search's first stage can rank by bits.
+
+        While a segment is still being written, Qdrant takes the sign of its *unsigned* bytes, so that
+        all its bits are 1. A segment is compared whole where it holds no more points than the first stage
+        hands on, and that is what a server leaves once it has optimized. The embedded engine sees to
+        it itself.
+        """
+        if self.capabilities.kind != "server":
+            return True
+        limit = first_stage_limit(request)
+        if not limit:
+            return True
+        info = await self._info()
+        threshold = getattr(info.config.optimizer_config, "indexing_threshold", None)
+        if info.status != models.CollectionStatus.GREEN or not threshold:
+            return False
+        vectors: Any = info.config.params.vectors
+        return unindexed_points(threshold, min(params.size for params in vectors.values())) <= limit
+
+    async def covers_all(self, candidates: int) -> bool:
+        """Tell whether so many candidates are all the points there are, asking as rarely as possible."""
+        if not self.limits.exact:
+            return False
+        if self.capabilities.kind == "server":
+            return candidates >= ((await self._info()).points_count or 0)
+        if candidates >= self._least_count:
+            self._least_count = await self.count()
+        return candidates >= self._least_count
+
+    def check_limit(self, name: str, value: int) -> int:
+        """Refuse what the server would refuse.
+
+        Raises:
+            InvalidInputError: It is more than the server allows.
+        """
+        most = self.limits.query_limit
+        if most is not None and value > most:
+            raise InvalidInputError(f"{name} must be at most {most} on this server (strict mode), not {value}")
+        return value
+
+    def _widened(self, request: models.QueryRequest) -> models.QueryRequest:
+        return widen(request, most=self.limits.query_limit, most_hnsw_ef=self.limits.hnsw_ef)
+
+    def _scoped(self, condition: models.Filter | None) -> models.Filter | None:
+        if self.tenant is None:
+            return condition
+        own = models.FieldCondition(key=TENANT_FIELD, match=models.MatchValue(value=self.tenant))
+        return models.Filter(must=[own] if condition is None else [own, condition])
+
+    def _is_own(self, record: models.Record) -> bool:
+        return self.tenant is None or (record.payload or {}).get(TENANT_FIELD) == self.tenant
+
+    async def _info(self) -> models.CollectionInfo:
+        now = time.monotonic()
+        if self._state is None or now - self._state[0] > _STATE_AGE:
+            self._state = now, await self._calls("get_collection", self.collection)
+        return self._state[1]
+
+    def _forget(self) -> None:
+        """After a write, what was known of the index and of the number of points is old."""
+        self._state = None
+        self._least_count = 0
+
+
+def field_any(field: str, values: Sequence[str]) -> models.Filter:
+    """Match points whose field has any of these values."""
+    return models.Filter(must=[models.FieldCondition(key=field, match=models.MatchAny(any=list(values)))])
+
+
+def in_batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut values into lists of at most so many."""
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch

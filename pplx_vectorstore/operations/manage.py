@@ -1,0 +1,164 @@
+"""What a store holds: fetch, delete, count, list."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from qdrant_client import models
+
+from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.points import possible_point_ids, read_chunk, read_codes
+from pplx_vectorstore.query import build_filter, is_empty
+from pplx_vectorstore.reports import StoredDocument
+
+FilterLike = models.Filter | Mapping[str, Any] | None
+
+_CONDITION_SIZE = 500
+_FIRST = models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
+
+
+async def get(session: Session, ids: Sequence[str], *, with_codes: bool) -> list[StoredChunk]:
+    """Fetch chunks by id, in the order of the ids."""
+    wanted = [possible_point_ids(chunk_id, session.points.tenant) for chunk_id in _as_ids(ids, "ids")]
+    by_id = await session.points.retrieve(
+        [point_id for options in wanted for point_id in options], with_codes=with_codes
+    )
+    found = [next((by_id[option] for option in options if option in by_id), None) for options in wanted]
+    dimension = session.fingerprint.dimension
+    return [
+        read_chunk(record.id, record.payload or {}, read_codes(record.vector, dimension) if with_codes else None)
+        for record in found
+        if record is not None
+    ]
+
+
+async def delete(
+    session: Session,
+    *,
+    ids: Sequence[str] | None,
+    document_ids: Sequence[str] | None,
+    filter: FilterLike,  # noqa: A002 - Qdrant's own word for it
+) -> int:
+    """Delete chunks by exactly one of the three."""
+    values = (("ids", ids), ("document_ids", document_ids), ("filter", filter))
+    given = [name for name, value in values if value is not None]
+    if len(given) != 1:
+        raise InvalidInputError(
+            f"delete needs exactly one of ids, document_ids and filter; {' and '.join(given) or 'none'} came"
+        )
+    if document_ids is not None:
+        return await delete_documents(session, _as_ids(document_ids, "document_ids"))
+    if filter is not None:
+        condition = build_filter(filter)
+        if condition is None or is_empty(condition):
+            raise InvalidInputError("an empty filter would delete every chunk; say what to delete")
+        return await _delete(session, [condition])
+    points = [point for one in _as_ids(ids, "ids") for point in possible_point_ids(one, session.points.tenant)]
+    return await _delete(
+        session,
+        [
+            models.Filter(must=[models.HasIdCondition(has_id=list(some))])
+            for some in in_batches(points, _condition_size(session))
+        ],
+    )
+
+
+async def delete_documents(session: Session, document_ids: Sequence[str]) -> int:
+    """Delete documents whole; return the number of chunks deleted."""
+    unique = list(dict.fromkeys(document_ids))
+    return await _delete(
+        session, [field_any("document_id", some) for some in in_batches(unique, _condition_size(session))]
+    )
+
+
+async def count(session: Session, filter: FilterLike) -> int:  # noqa: A002
+    """Count chunks."""
+    return await session.points.count(build_filter(filter))
+
+
+async def list_documents(session: Session) -> AsyncIterator[StoredDocument]:
+    """Yield every document once, in no order, told by its first chunk."""
+    irregular: set[str] = set()
+    n_listed = 0
+    async for chunk_counts in _chunk_counts(session, _FIRST):
+        stored = await _stored_chunks(session, chunk_counts)
+        for document_id, chunk_count in chunk_counts.items():
+            n = stored.get(document_id, 0)
+            if n != chunk_count:  # an interrupted write may have left two first chunks
+                if document_id in irregular:
+                    continue
+                irregular.add(document_id)
+            n_listed += n
+            yield StoredDocument(id=document_id, chunks=n, chunk_count=chunk_count)
+    if n_listed == await session.points.count():
+        return
+    # Or it may have left none.
+    async for chunk_counts in _chunk_counts(session, models.Filter(must_not=_FIRST.must)):
+        with_first = await _stored_chunks(session, chunk_counts, also=_FIRST)
+        headless = {id_: n for id_, n in chunk_counts.items() if id_ not in with_first and id_ not in irregular}
+        stored = await _stored_chunks(session, headless)
+        for document_id, chunk_count in headless.items():
+            irregular.add(document_id)
+            yield StoredDocument(id=document_id, chunks=stored.get(document_id, 0), chunk_count=chunk_count)
+
+
+async def optimize(session: Session) -> None:
+    """Build the embedded engine's index; servers and the emulation need no telling."""
+    if session.points.capabilities.kind == "embedded":
+        await session.calls("optimize", session.points.collection)
+
+
+async def _chunk_counts(session: Session, condition: models.Filter) -> AsyncIterator[dict[str, int]]:
+    """Yield, page by page, the documents of matching points and how many chunks they say they have."""
+    fields = ["document_id", "chunk_count"]
+    async for page in session.points.scroll(condition, with_payload=fields, page=_condition_size(session)):
+        chunk_counts: dict[str, int] = {}
+        for record in page:
+            payload = record.payload or {}
+            chunk_counts[payload["document_id"]] = max(
+                payload["chunk_count"], chunk_counts.get(payload["document_id"], 0)
+            )
+        yield chunk_counts
+
+
+async def _stored_chunks(
+    session: Session, documents: Collection[str], also: models.Filter | None = None
+) -> dict[str, int]:
+    """Count the points of each of these documents, all or those that match."""
+    if not documents:
+        return {}
+    condition = field_any("document_id", list(documents))
+    if also is not None:
+        condition = models.Filter(must=[condition, also])
+    return await session.points.facet("document_id", condition, len(documents))
+
+
+async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
+    total = 0
+    async with session.write_lock:
+        for condition in conditions:
+            n = await session.points.count(condition)
+            if n:
+                await session.points.delete(condition)
+                total += n
+        if total and session.points.capabilities.kind == "embedded":
+            await session.calls("flush", session.points.collection)
+    return total
+
+
+def _condition_size(session: Session) -> int:
+    return min(_CONDITION_SIZE, session.points.limits.condition_size or _CONDITION_SIZE)
+
+
+def _as_ids(ids: object, what: str) -> list[str]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidInputError(f"{what} must be a list of str, not {type(ids).__name__}")
+    listed = list(ids)
+    for one in listed:
+        if not isinstance(one, str) or has_lone_surrogate(one):
+            raise InvalidInputError(f"{what} must be a list of str of valid Unicode; it holds {one!r}")
+    return listed

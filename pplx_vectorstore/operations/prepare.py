@@ -1,0 +1,223 @@
+"""Opening a collection: create it, or verify that it is what the store takes it for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qdrant_client import models
+
+from pplx_vectorstore.chunking import Chunker
+from pplx_vectorstore.collection import (
+    PAYLOAD_INDEXES,
+    TENANT_FIELD,
+    TEXT_FIELD,
+    CollectionConfig,
+    Fingerprint,
+    IndexFields,
+    field_indexes,
+    has_tenants,
+    indexing_threshold,
+    schema_differences,
+    tenant_index_params,
+    text_index_params,
+    vector_params,
+)
+from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.encoders import Encoder
+from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.engines.retrying import is_conflict
+from pplx_vectorstore.engines.server import Capabilities, is_emulation, read_capabilities
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    SchemaMismatchError,
+    ServerError,
+    StoreNotFoundError,
+)
+from pplx_vectorstore.operations.access import Limits, PointAccess
+from pplx_vectorstore.operations.session import Session
+
+
+async def open_session(
+    calls: Calls,
+    collection: str,
+    *,
+    where: str | None,
+    encoder: Encoder,
+    chunker: Chunker | None,
+    tenant: str | None,
+    create: bool,
+    config: CollectionConfig | None,
+    index_fields: IndexFields | None,
+    parallel: int,
+) -> Session:
+    """Open a store: arguments and errors as :class:`~pplx_vectorstore.VectorStore` says."""
+    if not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1:
+        raise InvalidInputError(f"parallel must be a whole number of at least 1, not {parallel!r}")
+    capabilities = await learn_capabilities(calls, where)
+    points = await open_collection(
+        calls,
+        collection,
+        encoder.fingerprint,
+        capabilities,
+        tenant=tenant,
+        create=create,
+        config=config,
+        index_fields=index_fields,
+    )
+    return Session(
+        calls=calls,
+        points=points,
+        encoder=encoder,
+        fingerprint=encoder.fingerprint,
+        chunker=chunker,
+        write_lock=calls.make_lock(),
+        parallel=parallel if capabilities.kind == "server" else 1,
+    )
+
+
+async def learn_capabilities(calls: Calls, where: str | None) -> Capabilities:
+    """Find out what the engine behind a client can do.
+
+    Raises:
+        UnsupportedServerError: The server is too old.
+        ServerUnavailableError: There is none.
+    """
+    if where is None:
+        return Capabilities("emulation" if is_emulation(calls.client) else "embedded")
+    return read_capabilities((await calls("info")).version, where)
+
+
+async def read_fingerprint(calls: Calls, collection: str) -> Fingerprint | None:
+    """Read how a collection was written, or None where there is none.
+
+    Raises:
+        SchemaMismatchError: The collection is not ours, or of another schema version.
+    """
+    if not await calls("collection_exists", collection):
+        return None
+    info = await calls("get_collection", collection)
+    return Fingerprint.from_metadata(info.config.metadata, collection)
+
+
+async def list_tenants(calls: Calls, collection: str) -> list[str] | None:
+    """List the tenants of an existing collection, or return None where it has none."""
+    info = await calls("get_collection", collection)
+    if not has_tenants(info.config.metadata):
+        return None
+    limit = 1000
+    while True:
+        found = await calls("facet", collection, key=TENANT_FIELD, limit=limit, exact=True)
+        if len(found.hits) < limit:
+            return sorted(str(hit.value) for hit in found.hits)
+        limit *= 10
+
+
+async def open_collection(
+    calls: Calls,
+    collection: str,
+    fingerprint: Fingerprint,
+    capabilities: Capabilities,
+    *,
+    tenant: str | None,
+    create: bool,
+    config: CollectionConfig | None,
+    index_fields: IndexFields | None,
+) -> PointAccess:
+    """Create a collection or verify an existing one, and index what is to be indexed.
+
+    Raises:
+        SchemaMismatchError: It is laid out or was written in another way; every difference is named.
+        StoreNotFoundError: It does not exist and `create` is false.
+        InvalidInputError: `tenant` or `index_fields` are not usable.
+    """
+    _check_tenant(tenant)
+    wanted = field_indexes(index_fields)
+    is_new = not await calls("collection_exists", collection)
+    if is_new:
+        if not create:
+            raise StoreNotFoundError(f"there is no collection {collection!r}; index documents first")
+        await _create(
+            calls, collection, fingerprint, capabilities, config or CollectionConfig(), tenants=tenant is not None
+        )
+    info = await calls("get_collection", collection)
+    _verify(info, collection, fingerprint, tenant)
+    indexes: dict[str, Any] = dict(PAYLOAD_INDEXES)
+    if tenant is not None:
+        indexes[TENANT_FIELD] = tenant_index_params()
+    wants_text_index = is_new if config is None else config.text_index
+    if wants_text_index and capabilities.text_scoring:
+        indexes[TEXT_FIELD] = text_index_params()
+    await _create_indexes(calls, collection, {**indexes, **wanted}, info, capabilities)
+    has_text_index = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
+    return PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=has_text_index)
+
+
+def _check_tenant(tenant: object) -> None:
+    if tenant is not None and (not isinstance(tenant, str) or not tenant or has_lone_surrogate(tenant)):
+        raise InvalidInputError(f"tenant must be a non-empty str of valid Unicode or None, not {tenant!r}")
+
+
+async def _create(
+    calls: Calls,
+    collection: str,
+    fingerprint: Fingerprint,
+    capabilities: Capabilities,
+    config: CollectionConfig,
+    *,
+    tenants: bool,
+) -> None:
+    options: dict[str, Any] = {
+        "vectors_config": vector_params(fingerprint.dimension, config, memory_placement=capabilities.memory_placement),
+        "metadata": fingerprint.to_metadata(tenants=tenants),
+    }
+    if capabilities.kind == "server":
+        options |= {
+            "shard_number": config.shard_number,
+            "replication_factor": config.replication_factor,
+            "write_consistency_factor": config.write_consistency_factor,
+            "on_disk_payload": True,
+            "optimizers_config": models.OptimizersConfigDiff(
+                indexing_threshold=indexing_threshold(fingerprint.dimension)
+            ),
+        }
+    try:
+        await calls("create_collection", collection, **options)
+    except ServerError as error:
+        # Another process was faster, or the answer to our own first try was lost: what there is gets verified.
+        if not is_conflict(error):
+            raise
+
+
+def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerprint, tenant: str | None) -> None:
+    recorded = Fingerprint.from_metadata(info.config.metadata, collection)
+    recorded.require_same(fingerprint, collection)
+    different = schema_differences(info, fingerprint.dimension)
+    if different:
+        raise SchemaMismatchError(
+            f"collection {collection!r} was altered: {'; '.join(different)}. Index into another collection"
+        )
+    if has_tenants(info.config.metadata) and tenant is None:
+        raise SchemaMismatchError(f"collection {collection!r} holds tenants; say which, with tenant=")
+    if not has_tenants(info.config.metadata) and tenant is not None:
+        raise SchemaMismatchError(
+            f"collection {collection!r} was created without tenants, so tenant {tenant!r} cannot be kept apart; "
+            "index into another collection"
+        )
+
+
+async def _create_indexes(
+    calls: Calls, collection: str, wanted: dict[str, Any], info: models.CollectionInfo, capabilities: Capabilities
+) -> None:
+    existing = info.payload_schema or {}
+    for field, kind in wanted.items():
+        if field not in existing:  # new, or killed while it was new
+            if capabilities.kind != "emulation" or field == TEXT_FIELD:  # no other index has an effect there
+                await calls("create_payload_index", collection, field_name=field, field_schema=kind)
+            continue
+        is_ = existing[field].data_type.value
+        needed = kind if isinstance(kind, str) else kind.type.value
+        if is_ != needed:
+            raise SchemaMismatchError(
+                f"field {field!r} of collection {collection!r} has an index of type {is_}, and {needed} is needed; "
+                "delete that index, or ask for its type"
+            )

@@ -1,0 +1,349 @@
+"""Searching: two stages, hybrid, grouped, diverse, with context, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from pplx_vectorstore.diversity import order_by_relevance_and_novelty
+from pplx_vectorstore.documents import Hit, is_blank
+from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
+from pplx_vectorstore.operations.access import in_batches
+from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.points import read_codes, read_hit
+from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.query import build_filter, build_query, build_ranking, check_threshold, choose_candidates
+from pplx_vectorstore.reports import ExplainedHit, Explanation
+
+Query = str | npt.NDArray[np.int8]
+"""A question, or int8 codes of shape (dimension,)."""
+
+_MOST_CONTEXT = 100
+_PASSAGES_AT_ONCE = 50
+_SCANNED = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """What a search was asked for; checked when it is made.
+
+    Attributes:
+        k: Hits, or documents where grouped.
+        candidates: Points that reach the exact stage; None to choose.
+        filter: Only points that match.
+        score_threshold: Least score of a hit.
+        hybrid: Fuse with BM25.
+        group_by_document: False, or most chunks of one document (True for 1).
+        diversity: None, or how much hits shall differ, 0 to 1.
+        context: Neighbours of a hit to return with it, on each side.
+    """
+
+    k: int = 10
+    candidates: int | None = None
+    filter: models.Filter | Mapping[str, Any] | None = None
+    score_threshold: float | None = None
+    hybrid: bool = False
+    group_by_document: bool | int = False
+    diversity: float | None = None
+    context: int = 0
+
+    def __post_init__(self) -> None:
+        choose_candidates(self.k, self.candidates)
+        check_threshold(self.score_threshold)
+        if not isinstance(self.hybrid, bool):
+            raise InvalidInputError(f"hybrid must be True or False, not {self.hybrid!r}")
+        if not isinstance(self.group_by_document, int) or self.group_by_document < 0:
+            raise InvalidInputError(
+                f"group_by_document must be True, False or most chunks of one document, not {self.group_by_document!r}"
+            )
+        diversity = self.diversity
+        if diversity is not None and (
+            isinstance(diversity, bool) or not isinstance(diversity, (int, float)) or not 0 <= diversity <= 1
+        ):
+            raise InvalidInputError(f"diversity must be a number from 0 to 1 or None, not {diversity!r}")
+        if (
+            isinstance(self.context, bool)
+            or not isinstance(self.context, int)
+            or not 0 <= self.context <= _MOST_CONTEXT
+        ):
+            raise InvalidInputError(f"context must be a whole number from 0 to {_MOST_CONTEXT}, not {self.context!r}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether hits come as the engine ranks them."""
+        return not self.group_by_document and self.diversity is None
+
+
+async def search_batch(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
+    """Search for several queries in one request."""
+    _require_hybrid(session, queries, options)
+    condition = build_filter(options.filter)
+    all_codes = await _query_codes(session, queries)
+    if not len(all_codes):
+        return []
+    candidates = _candidates(session, options)
+    if options.is_plain:
+        requests = await _requests(session, queries, all_codes, options, condition, candidates, limit=options.k)
+        found = await session.points.query(requests)
+        hits = [[read_hit(point.id, point.payload, point.score) for point in points] for points in found]
+    else:
+        hits = await _search_pools(session, queries, all_codes, options, condition, candidates)
+    if options.context:
+        return await _with_context(session, hits, options.context)
+    return hits
+
+
+async def explain(session: Session, query: Query, options: SearchOptions) -> Explanation:
+    """Search, rank in each stage alone and scan exactly, in one request; compare."""
+    condition = build_filter(options.filter)
+    (codes,) = await _query_codes(session, [query])
+    candidates = _candidates(session, options)
+    if not session.points.limits.exact:
+        raise StoreError("explain needs an exact scan, which this server's strict mode forbids (search_allow_exact)")
+    k = options.k
+    beam = session.points.limits.hnsw_ef
+    exact = await session.points.covers_all(candidates)
+    search = build_query(codes, k=k, candidates=candidates, filter=condition, exact=exact, most_hnsw_ef=beam)
+    by_bits = build_ranking(codes, candidates=candidates, by_bits=True, filter=condition, most_hnsw_ef=beam)
+    by_distance = build_ranking(codes, candidates=candidates, by_bits=False, filter=condition, exact=True)
+    scan = build_query(
+        codes,
+        k=max(k, candidates),
+        # The scan's first stage ranks by distance; only with all points is it exact whatever the norms are.
+        candidates=await _scan_size(session, candidates),
+        filter=condition,
+        exact=True,
+        with_payload=False,
+    )
+    found, hamming, euclid, cosine = await session.points.query([search, by_bits, by_distance, scan])
+    uses_bits = session.points.capabilities.kind != "emulation" and await session.points.uses_bits(by_bits)
+    of_hamming, of_euclid, of_cosine = map(_ranks, (hamming, euclid, cosine))
+    hits = tuple(
+        ExplainedHit(
+            hit=read_hit(point.id, point.payload, point.score),
+            hamming_rank=of_hamming.get(str(point.id)) if uses_bits else None,
+            euclid_rank=of_euclid.get(str(point.id)),
+            cosine_rank=of_cosine.get(str(point.id)),
+        )
+        for point in found
+    )
+    best = cosine[:k]
+    returned = {str(point.id) for point in found}
+    lost = {str(point.id): point.score for point in best if str(point.id) not in returned}
+    records = await session.points.retrieve(list(lost))
+    missed = tuple(read_hit(id_, records[id_].payload or {}, score) for id_, score in lost.items() if id_ in records)
+    recall = 1.0 - len(lost) / len(best) if best else 1.0
+    return Explanation(hits=hits, missed=missed, candidates=candidates, recall=recall)
+
+
+async def _scan_size(session: Session, candidates: int) -> int:
+    most = session.points.limits.query_limit or _SCANNED
+    return max(candidates, min(await session.points.count(), most, _SCANNED))
+
+
+def _ranks(points: Sequence[Any]) -> dict[str, int]:
+    return {str(point.id): rank for rank, point in enumerate(points, start=1)}
+
+
+def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchOptions) -> None:
+    if not options.hybrid:
+        return
+    capabilities = session.points.capabilities
+    if not capabilities.text_scoring:
+        raise UnsupportedServerError(
+            f"hybrid search needs Qdrant 1.20 or newer, which ranks text by BM25; this server is "
+            f"{capabilities.version}. Upgrade it, or search with hybrid=False"
+        )
+    if not session.points.has_text_index:
+        raise StoreError(
+            f"collection {session.points.collection!r} has no index of its text; open it once with "
+            "config=CollectionConfig(text_index=True), which builds it"
+        )
+    if any(not isinstance(query, str) for query in queries):
+        raise InvalidInputError("hybrid search needs the question's words; give a str, not codes")
+
+
+def _candidates(session: Session, options: SearchOptions) -> int:
+    points = session.points
+    points.check_limit("k", options.k)
+    if options.candidates is not None:
+        return points.check_limit("candidates", options.candidates)
+    chosen = choose_candidates(options.k, None)
+    return chosen if points.limits.query_limit is None else min(chosen, points.limits.query_limit)
+
+
+async def _requests(
+    session: Session,
+    queries: Sequence[Query],
+    all_codes: Codes,
+    options: SearchOptions,
+    condition: models.Filter | None,
+    candidates: int,
+    *,
+    limit: int,
+    with_payload: bool | list[str] = True,
+    with_codes: bool = False,
+) -> list[models.QueryRequest]:
+    exact = await session.points.covers_all(candidates)
+    return [
+        build_query(
+            codes,
+            k=limit,
+            candidates=candidates,
+            filter=condition,
+            score_threshold=options.score_threshold,
+            exact=exact,
+            text=query if options.hybrid and isinstance(query, str) else None,
+            with_payload=with_payload,
+            with_codes=with_codes,
+            most_hnsw_ef=session.points.limits.hnsw_ef,
+        )
+        for query, codes in zip(queries, all_codes, strict=True)
+    ]
+
+
+async def _search_pools(
+    session: Session,
+    queries: Sequence[Query],
+    all_codes: Codes,
+    options: SearchOptions,
+    condition: models.Filter | None,
+    candidates: int,
+) -> list[list[Hit]]:
+    """Choose among all candidates of each query; ask for more where they are of too few documents."""
+    chosen: dict[int, list[Any]] = {}
+    waiting = list(range(len(queries)))
+    while waiting:
+        requests = await _requests(
+            session,
+            [queries[i] for i in waiting],
+            all_codes[waiting],
+            options,
+            condition,
+            candidates,
+            limit=candidates,
+            with_payload=["document_id"],
+            with_codes=options.diversity is not None,
+        )
+        pools = await session.points.query(requests)
+        again = []
+        for i, pool in zip(waiting, pools, strict=True):
+            chosen[i] = _choose(all_codes[i], pool, options, session.fingerprint.dimension)
+            n_documents = len({point.payload["document_id"] for point in chosen[i]})
+            if options.group_by_document and n_documents < options.k and len(pool) >= candidates:
+                again.append(i)
+        larger = 4 * candidates
+        if session.points.limits.query_limit is not None:
+            larger = min(larger, session.points.limits.query_limit)
+        if larger == candidates:
+            break
+        waiting, candidates = again, larger
+    ids = [str(point.id) for points in chosen.values() for point in points]
+    records = await session.points.retrieve(ids)
+    return [
+        [
+            read_hit(point.id, records[str(point.id)].payload or {}, point.score)
+            for point in chosen[i]
+            if str(point.id) in records  # deleted since it was found
+        ]
+        for i in range(len(queries))
+    ]
+
+
+def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension: int) -> list[Any]:
+    """Order a pool by diversity, group it by document, and cut it."""
+    ordered = list(pool)
+    if options.diversity is not None and ordered:
+        codes = np.stack([read_codes(point.vector, dimension) for point in ordered])
+        most = len(ordered) if options.group_by_document else options.k
+        order = order_by_relevance_and_novelty(query, codes, options.diversity, most)
+        ordered = [ordered[i] for i in order]
+    if not options.group_by_document:
+        return ordered[: options.k]
+    groups: dict[str, list[Any]] = {}
+    for point in ordered:
+        document_id = point.payload["document_id"]
+        if document_id not in groups and len(groups) == options.k:
+            continue
+        group = groups.setdefault(document_id, [])
+        if len(group) < int(options.group_by_document):
+            group.append(point)
+    return [point for group in groups.values() for point in group]
+
+
+async def _with_context(session: Session, all_hits: list[list[Hit]], context: int) -> list[list[Hit]]:
+    """Fetch each hit's neighbours and join them to a passage."""
+    wanted = {(hit.document_id, hit.chunk_index) for hits in all_hits for hit in hits}
+    texts: dict[tuple[str, int], tuple[str, int | None, int | None]] = {}
+    most = session.points.limits.conditions
+    at_once = _PASSAGES_AT_ONCE if most is None else max(1, min(_PASSAGES_AT_ONCE, most // 4))
+    for some in in_batches(sorted(wanted), at_once):
+        passages: list[Any] = [
+            models.Filter(
+                must=[
+                    models.FieldCondition(key="document_id", match=models.MatchValue(value=document_id)),
+                    models.FieldCondition(
+                        key="chunk_index", range=models.Range(gte=index - context, lte=index + context)
+                    ),
+                ]
+            )
+            for document_id, index in some
+        ]
+        fields = ["text", "document_id", "chunk_index", "start", "end"]
+        async for page in session.points.scroll(models.Filter(should=passages), with_payload=fields):
+            for record in page:
+                payload = record.payload or {}
+                place = payload["document_id"], payload["chunk_index"]
+                texts[place] = payload["text"], payload["start"], payload["end"]
+    return [[replace(hit, context=_passage(hit, texts, context)) for hit in hits] for hits in all_hits]
+
+
+def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, int | None]], context: int) -> str:
+    """Join a hit's neighbours: overlaps once, a space or line end where white space was cut off."""
+    passage, last_end = "", None
+    for index in range(hit.chunk_index - context, hit.chunk_index + context + 1):
+        here = (hit.text, hit.start, hit.end) if index == hit.chunk_index else texts.get((hit.document_id, index))
+        if here is None:
+            continue
+        text, start, end = here
+        if not passage:
+            passage = text
+        elif start is None or last_end is None or start > last_end + 1:
+            passage += "\n\n" + text
+        elif start == last_end + 1:
+            passage += " " + text
+        else:
+            passage += text[last_end - start :]
+        if last_end is None or (end is not None and end > last_end):
+            last_end = end
+    return passage
+
+
+async def _query_codes(session: Session, queries: Sequence[Query]) -> Codes:
+    if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
+        raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")
+    dimension = session.fingerprint.dimension
+    codes = np.zeros((len(queries), dimension), dtype=np.int8)
+    texts: dict[int, str] = {}
+    for row, query in enumerate(queries):
+        if isinstance(query, str):
+            if is_blank(query):
+                raise InvalidInputError("a query must not be blank")
+            texts[row] = query
+        elif isinstance(query, np.ndarray) and query.dtype == np.int8 and query.shape == (dimension,):
+            codes[row] = query
+        else:
+            shape = f"{query.dtype} {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
+            raise InvalidInputError(f"a query must be a str or int8 codes of shape ({dimension},), not {shape}")
+    if texts:
+        encoded = await session.calls.run(session.encoder.encode_queries, list(texts.values()))
+        session.require_codes(encoded, len(texts))
+        codes[list(texts)] = encoded
+    if not codes.any(axis=1).all():
+        raise InvalidInputError("a query's vector is all zero, so its cosine with anything is undefined")
+    return codes

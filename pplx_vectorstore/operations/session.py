@@ -1,0 +1,62 @@
+"""What the operations of one open store share."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from pplx_vectorstore.chunking import Chunker
+from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.documents import Chunk, Document
+from pplx_vectorstore.encoders import Encoder
+from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.errors import AlignmentError
+from pplx_vectorstore.operations.access import PointAccess
+from pplx_vectorstore.quantization import Codes
+
+DEFAULT_PARALLEL = 4
+
+
+@dataclass(slots=True)
+class Session:
+    """An open store.
+
+    Attributes:
+        calls: The client.
+        points: The collection's points, as the store's tenant sees them.
+        encoder: Embeds documents and queries.
+        fingerprint: How the collection's vectors are made.
+        chunker: Cuts documents given as text; None until one does, for chunks of the default size.
+        write_lock: Held while a group is written: between another's upsert and its delete, ours would
+            look stale to it.
+        parallel: Upserts that may be under way at once.
+    """
+
+    calls: Calls
+    points: PointAccess
+    encoder: Encoder
+    fingerprint: Fingerprint
+    chunker: Chunker | None
+    write_lock: contextlib.AbstractAsyncContextManager[None]
+    parallel: int
+
+    def chunks_of(self, document: Document) -> tuple[Chunk, ...]:
+        """Return a document's chunks, cutting its text if it has none."""
+        if document.chunks is not None:
+            return cast("tuple[Chunk, ...]", document.chunks)  # made Chunk objects by Document itself
+        if self.chunker is None:  # made late: searching needs no tokenizer
+            self.chunker = Chunker(self.encoder.tokenizer.tokenizer)
+        return tuple(self.chunker.split(document.text or "", document.format))
+
+    def require_codes(self, codes: Codes, n: int) -> None:
+        """Refuse what an encoder gave if it is not int8 of the collection's dimension.
+
+        Raises:
+            AlignmentError: Names both shapes.
+        """
+        expected = (n, self.fingerprint.dimension)
+        if codes.shape != expected or codes.dtype != np.int8:
+            raise AlignmentError(f"the encoder gave {codes.dtype} of shape {codes.shape}; int8 of {expected} is needed")

@@ -1,0 +1,365 @@
+"""Writing documents: embed a group while the last one is being upserted, then remove what became stale."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from pplx_vectorstore.documents import Chunk, Document, is_blank
+from pplx_vectorstore.errors import (
+    AlignmentError,
+    DuplicateDocumentError,
+    InvalidDocumentError,
+    InvalidInputError,
+    PplxVectorStoreError,
+)
+from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.manage import delete_documents, list_documents
+from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.points import (
+    chunk_point_id,
+    content_hash,
+    hash_document,
+    iter_points,
+    join_metadata,
+    point_bytes,
+)
+from pplx_vectorstore.progress import Advance, show_progress
+from pplx_vectorstore.quantization import Codes, Quantizer, quantize
+from pplx_vectorstore.reports import AddReport, SyncReport
+
+# What is embedded and acknowledged together: enough text to fill length-sorted batches, little enough
+# to keep memory flat however large the corpus is. Two groups are held at most: one being embedded, one
+# being written.
+_GROUP_CHARACTERS = 2**18
+_GROUP_DOCUMENTS = 256
+# A server refuses requests above 32 MB, and is kept waiting by large ones.
+_UPSERT_POINTS = 256
+_UPSERT_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A document on its way: its chunks, and the hash of what is to be stored."""
+
+    document: Document
+    chunks: tuple[Chunk, ...]
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be done with a group of documents."""
+
+    to_embed: list[_Prepared]
+    to_relabel: list[_Prepared]
+    report: SyncReport
+
+
+async def add(session: Session, documents: Iterable[Document], *, progress: bool) -> AddReport:
+    """Embed and write documents, all of them."""
+    done = await _write(session, documents, progress=progress, skip_unchanged=False, seen=set())
+    return AddReport(**{name: getattr(done, name) for name in AddReport.__dataclass_fields__})
+
+
+async def sync(session: Session, documents: Iterable[Document], *, delete_missing: bool, progress: bool) -> SyncReport:
+    """Embed and write what is new or changed; delete what is missing, if asked to."""
+    seen: set[str] = set()
+    done = await _write(session, documents, progress=progress, skip_unchanged=True, seen=seen)
+    if not delete_missing:
+        return done
+    if not seen:
+        raise InvalidInputError(
+            "sync with delete_missing and without documents would delete every document; if that is meant, "
+            "delete them by their ids"
+        )
+    deleted = 0
+    missing = [document.id async for document in list_documents(session) if document.id not in seen]
+    try:
+        for some in in_batches(missing, _GROUP_DOCUMENTS):
+            await delete_documents(session, some)
+            deleted += len(some)
+    except Exception as error:
+        _attach(error, replace(done, deleted_documents=deleted))
+        raise
+    return replace(done, deleted_documents=deleted)
+
+
+async def _write(
+    session: Session, documents: Iterable[Document], *, progress: bool, skip_unchanged: bool, seen: set[str]
+) -> SyncReport:
+    if isinstance(documents, (Document, str, Mapping)) or not isinstance(documents, Iterable):
+        raise InvalidDocumentError(
+            f"documents must be a list or another iterable of Document, not {type(documents).__name__}"
+        )
+    total = len(documents) if isinstance(documents, Sized) else None
+    shown = show_progress(total) if progress else contextlib.nullcontext(None)
+    report = SyncReport()
+    with shown as advance:
+        written = _Written(advance)
+        try:
+            for group in _groups(session, documents, seen):
+                if skip_unchanged:
+                    plan = await _plan(session, group)
+                else:
+                    plan = _Plan(group, [], _count(group))
+                codes = await _codes_of(session, plan.to_embed, advance)
+                await written.settle()
+                written.follow(session.calls.start(_write_group(session, plan, codes)), plan.report)
+        except BaseException as error:
+            # What is under way completes first, so that the report is true and no thread is left behind.
+            with contextlib.suppress(Exception):
+                await written.settle()
+            report = written.report
+            _attach(error, report)
+            raise
+        try:
+            await written.settle()
+            await flush(session)
+        except Exception as error:
+            _attach(error, written.report)
+            raise
+        return written.report
+
+
+class _Written:
+    """The sum of the groups that were written, and the one under way."""
+
+    def __init__(self, advance: Advance | None) -> None:
+        self.report = SyncReport()
+        self._advance = advance
+        self._pending: tuple[Awaitable[None], SyncReport] | None = None
+
+    def follow(self, work: Awaitable[None], report: SyncReport) -> None:
+        self._pending = work, report
+
+    async def settle(self) -> None:
+        """Wait until the group under way is written."""
+        if self._pending is None:
+            return
+        (work, report), self._pending = self._pending, None
+        await work
+        self.report = _sum(self.report, report)
+        if self._advance is not None:
+            handled = self.report.documents + self.report.unchanged_documents + self.report.relabelled_documents
+            self._advance.documents(handled, self.report.chunks)
+
+
+def _groups(session: Session, documents: Iterable[Document], seen: set[str]) -> Iterator[list[_Prepared]]:
+    """Chunk documents and gather them into what is embedded and written together."""
+    most = min(_GROUP_DOCUMENTS, session.points.limits.condition_size or _GROUP_DOCUMENTS)
+    group: list[_Prepared] = []
+    characters = 0
+    seen_chunks: set[str] = set()
+    for document in documents:
+        if not isinstance(document, Document):
+            raise InvalidDocumentError(f"documents must hold Document objects, not {type(document).__name__}")
+        if document.id in seen:
+            raise DuplicateDocumentError(f"document id {document.id!r} comes twice in one call; ids are unique")
+        seen.add(document.id)
+        chunks = session.chunks_of(document)
+        for chunk in chunks:
+            if chunk.id is not None:
+                if chunk.id in seen_chunks:
+                    raise DuplicateDocumentError(f"chunk id {chunk.id!r} comes twice in one call; ids are unique")
+                seen_chunks.add(chunk.id)
+        group.append(_Prepared(document, chunks, hash_document(document, chunks, session.fingerprint)))
+        characters += sum(len(chunk.text) for chunk in chunks)
+        if characters >= _GROUP_CHARACTERS or len(group) == most:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+async def _plan(session: Session, group: list[_Prepared]) -> _Plan:
+    """Tell what of a group is new or changed.
+
+    A document is unchanged when as many of its points have its hash as it has chunks, and it has no
+    others: what an interrupted write left is neither.
+    """
+    ids = field_any("document_id", [one.document.id for one in group])
+    by_id = await session.points.facet("document_id", ids, len(group))
+    by_hash = await session.points.facet("document_hash", ids, 2 * len(group)) if by_id else {}
+    by_content: dict[str, int] = {}
+    for hash_, n in by_hash.items():
+        by_content[content_hash(hash_)] = by_content.get(content_hash(hash_), 0) + n
+    to_embed, to_relabel = [], []
+    n_new = n_unchanged = 0
+    for one in group:
+        n_chunks, n_stored = len(one.chunks), by_id.get(one.document.id, 0)
+        if n_stored != n_chunks or by_content.get(content_hash(one.hash), 0) != n_chunks:
+            to_embed.append(one)
+            n_new += n_stored == 0
+        elif n_chunks and by_hash.get(one.hash, 0) != n_chunks:
+            to_relabel.append(one)
+        else:
+            n_unchanged += 1
+    report = replace(
+        _count(to_embed),
+        new_documents=n_new,
+        unchanged_documents=n_unchanged,
+        relabelled_documents=len(to_relabel),
+    )
+    return _Plan(to_embed, to_relabel, report)
+
+
+async def _write_group(session: Session, plan: _Plan, all_codes: Sequence[Codes]) -> None:
+    """Upsert the group's chunks, then delete what earlier versions of its documents left.
+
+    Stale is what was there before, under another hash: never what another process writes meanwhile.
+    """
+    group = plan.to_embed
+    points = (
+        point
+        for one, codes in zip(group, all_codes, strict=True)
+        for point in iter_points(one.document, one.chunks, codes, one.hash, session.points.tenant)
+    )
+    ids = field_any("document_id", [one.document.id for one in group])
+    new = {one.hash for one in group}
+    async with session.write_lock:
+        if group:
+            await _require_own_chunk_ids(session, group)
+            before = await session.points.facet("document_hash", ids, 2 * len(group))
+            await upsert(session, points)
+            for stale in in_batches(sorted(before.keys() - new), session.points.limits.condition_size or len(before)):
+                must: Any = [*cast("list[Any]", ids.must), *cast("list[Any]", field_any("document_hash", stale).must)]
+                await session.points.delete(models.Filter(must=must))
+        if plan.to_relabel:
+            await session.points.set_payloads(list(_relabellings(plan.to_relabel, session.points.tenant)))
+
+
+async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:
+    """Upsert in batches, some of them at once; a slow server is waited for, whatever is still to come."""
+    under_way: deque[Awaitable[None]] = deque()
+    most = min(_UPSERT_POINTS, session.points.limits.upsert_points or _UPSERT_POINTS)
+    try:
+        for batch in _batches(points, most):
+            if session.parallel == 1:
+                await session.points.upsert(batch)
+                continue
+            if len(under_way) == session.parallel:
+                await under_way.popleft()
+            under_way.append(session.calls.start(session.points.upsert(batch)))
+        while under_way:
+            await under_way.popleft()
+    finally:
+        for rest in under_way:  # one has failed: let the others end, its error is the one that counts
+            with contextlib.suppress(Exception):
+                await rest
+
+
+def _batches(points: Iterable[models.PointStruct], most: int) -> Iterator[list[models.PointStruct]]:
+    """Cut points into requests of bounded size."""
+    batch: list[models.PointStruct] = []
+    size = 0
+    for point in points:
+        of_point = point_bytes(point)
+        if batch and (len(batch) == most or size + of_point > _UPSERT_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(point)
+        size += of_point
+    if batch:
+        yield batch
+
+
+def _relabellings(group: list[_Prepared], tenant: str | None) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Yield the payload fields to set, and the points they are for."""
+    for one in group:
+        if not any(chunk.metadata for chunk in one.chunks):  # all alike
+            fields = {"metadata": dict(one.document.metadata), "document_hash": one.hash}
+            yield fields, [chunk_point_id(one.document, chunk, i, tenant) for i, chunk in enumerate(one.chunks)]
+            continue
+        for i, chunk in enumerate(one.chunks):
+            fields = {"metadata": join_metadata(one.document, chunk), "document_hash": one.hash}
+            yield fields, [chunk_point_id(one.document, chunk, i, tenant)]
+
+
+async def _require_own_chunk_ids(session: Session, group: list[_Prepared]) -> None:
+    """Refuse chunk ids that would overwrite a chunk of a document outside the group."""
+    owners = {
+        chunk_point_id(one.document, chunk, i, session.points.tenant): (chunk.id, one.document.id)
+        for one in group
+        for i, chunk in enumerate(one.chunks)
+        if chunk.id is not None
+    }
+    if not owners:
+        return
+    replaced = {one.document.id for one in group}
+    for point_id, record in (await session.points.retrieve(list(owners), with_payload=["document_id"])).items():
+        holder = (record.payload or {})["document_id"]
+        if holder not in replaced:
+            chunk_id, document_id = owners[point_id]
+            raise DuplicateDocumentError(
+                f"chunk id {chunk_id!r} of document {document_id!r} belongs to document {holder!r} already; "
+                "use ids that are unique in the collection, or delete that document first"
+            )
+
+
+async def _codes_of(session: Session, group: list[_Prepared], advance: Advance | None) -> list[Codes]:
+    """Embed the group's documents that come without vectors, together."""
+    texts = [[chunk.text for chunk in one.chunks] for one in group if one.document.vectors is None]
+    codes: list[Codes] = []
+    if texts:
+        progress = None if advance is None else advance.tokens
+        codes = await session.calls.run(session.encoder.encode_documents, texts, progress=progress)
+    if len(codes) != len(texts):
+        raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
+    for chunks, some in zip(texts, codes, strict=True):
+        session.require_codes(some, len(chunks))
+    encoded = iter(codes)
+    return [next(encoded) if one.document.vectors is None else _given_codes(session, one) for one in group]
+
+
+def _given_codes(session: Session, one: _Prepared) -> Codes:
+    vectors = cast("npt.NDArray[Any]", one.document.vectors)
+    dimension = session.fingerprint.dimension
+    if vectors.shape[1] != dimension:
+        raise InvalidDocumentError(
+            f"vectors of document {one.document.id!r} have {vectors.shape[1]} dimensions; "
+            f"collection {session.points.collection!r} holds {dimension} (model {session.fingerprint.model!r})"
+        )
+    if vectors.dtype == np.int8:
+        codes = vectors.copy()
+    else:
+        codes = quantize(vectors, cast("Quantizer", session.fingerprint.quantizer))
+    codes[[is_blank(chunk.text) for chunk in one.chunks]] = 0  # a blank chunk is never found
+    return codes
+
+
+async def flush(session: Session) -> None:
+    """Write to disk what an embedded engine has only logged."""
+    if session.points.capabilities.kind == "embedded":
+        await session.calls("flush", session.points.collection)
+
+
+def _count(group: list[_Prepared]) -> SyncReport:
+    return SyncReport(
+        documents=len(group),
+        chunks=sum(len(one.chunks) for one in group),
+        blank_chunks=sum(is_blank(chunk.text) for one in group for chunk in one.chunks),
+        empty_documents=tuple(one.document.id for one in group if not one.chunks),
+    )
+
+
+def _sum(one: SyncReport, other: SyncReport) -> SyncReport:
+    return SyncReport(**{name: getattr(one, name) + getattr(other, name) for name in SyncReport.__dataclass_fields__})
+
+
+def _attach(error: BaseException, report: SyncReport) -> None:
+    """Tell with an error what was written before it."""
+    if isinstance(error, PplxVectorStoreError):
+        error.report = report
+    if isinstance(error, Exception):
+        error.add_note(
+            f"Written before this: {report.documents} documents, {report.chunks} chunks. They are kept; the same "
+            "call again completes the rest."
+        )

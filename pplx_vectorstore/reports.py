@@ -1,0 +1,91 @@
+"""What the store's methods tell of their work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pplx_vectorstore.documents import Hit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddReport:
+    """What an ``add`` wrote.
+
+    Attributes:
+        documents: Documents embedded and written, those without chunks included.
+        chunks: Chunks written.
+        blank_chunks: Those among them that hold white space alone: kept, but never found.
+        empty_documents: Ids of documents without any chunk: nothing of them can be found.
+    """
+
+    documents: int = 0
+    chunks: int = 0
+    blank_chunks: int = 0
+    empty_documents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport(AddReport):
+    """What a ``sync`` did; `documents` and `chunks` count what it embedded and wrote.
+
+    Attributes:
+        new_documents: Those among `documents` that the store did not hold.
+        unchanged_documents: Documents that were skipped.
+        relabelled_documents: Documents of which only the metadata changed: written, but not embedded.
+        deleted_documents: Documents deleted because they were missing.
+    """
+
+    new_documents: int = 0
+    unchanged_documents: int = 0
+    relabelled_documents: int = 0
+    deleted_documents: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDocument:
+    """A document as the store holds it.
+
+    Attributes:
+        id: The document's id.
+        chunks: Chunks stored of it.
+        chunk_count: Chunks it has. Where this differs from `chunks`, a write was interrupted: the same
+            ``add`` or ``sync`` again completes it.
+    """
+
+    id: str
+    chunks: int
+    chunk_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedHit:
+    """How one hit fared in each stage; ranks count from 1.
+
+    Attributes:
+        hit: The hit.
+        hamming_rank: Its rank by the packed bits, or None beyond the candidates.
+        euclid_rank: Its rank by Euclidean distance of the int8 codes, or None beyond the candidates.
+        cosine_rank: Its rank in an exact scan by cosine, or None beyond the candidates.
+    """
+
+    hit: Hit
+    hamming_rank: int | None
+    euclid_rank: int | None
+    cosine_rank: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """How a search came to its hits, and what its first stage cost.
+
+    Attributes:
+        hits: The search's hits, best first, with their ranks in each stage.
+        missed: Hits of an exact scan that the search did not return, best first.
+        candidates: Points that reached the exact stage.
+        recall: Share of the exact scan's hits that the search returned, 0 to 1.
+    """
+
+    hits: tuple[ExplainedHit, ...]
+    missed: tuple[Hit, ...]
+    candidates: int
+    recall: float

@@ -1,0 +1,446 @@
+"""What the embedded engine owes the store: the same points as ``QdrantClient(":memory:")``, whatever is asked.
+
+The latter is numpy and plain Python, and the oracle here. Payloads, filters, searches and the order of
+writes are generated. Where the engines differ by themselves, the generator leaves that out and says so.
+What only the embedded engine does is in test_edge.py.
+"""
+
+import functools
+import itertools
+import json
+import os
+import tempfile
+import uuid
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from qdrant_client import QdrantClient, models
+
+from pplx_vectorstore.collection import PAYLOAD_INDEXES, VECTOR_NAME, vector_params
+from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.errors import StoreError
+from pplx_vectorstore.points import SHIFT
+from pplx_vectorstore.query import build_query
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+DIMENSION = 7
+EVERYTHING = 1000  # more points than any test writes
+# In no order of their own, so that the order of pages is the engine's work.
+IDS = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))) for i in range(400)]
+FEW = 14
+MISSING = IDS[-3:]
+
+# Distances have 24 bits. Against norms as far apart as 1 and 128 · √7 they leave d² accurate to 0.01, and
+# the cosine to 0.01 / (2 · 1 · 339).
+SCORE_TOLERANCE = 5e-5
+
+
+class Both:
+    """The same collection on both engines."""
+
+    def __init__(self):
+        in_memory = "/dev/shm"  # the engine syncs files to disk all the time
+        self._folder = tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None)
+        self.embedded = EdgeClient(Path(self._folder.name) / "index")
+        self.memory = QdrantClient(":memory:")
+        self.embedded.create_collection("c", vectors_config=vector_params(DIMENSION), metadata={})
+        self.memory.create_collection("c", vectors_config=vector_params(DIMENSION))
+        words = models.TextIndexParams(type="text", tokenizer="word", lowercase=True, phrase_matching=True)
+        for field, schema in [*PAYLOAD_INDEXES.items(), ("metadata.tag", "keyword"), ("text", words)]:
+            self.do("create_payload_index", field, schema)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.embedded.close()
+        self.memory.close()
+        self._folder.cleanup()
+
+    def do(self, verb, *args, **options):
+        """Call both; return both results."""
+        return [getattr(client, verb)("c", *args, **options) for client in (self.embedded, self.memory)]
+
+    def reopen(self):
+        self.embedded.close()
+        self.embedded = EdgeClient(self.embedded.folder)
+
+    def pages(self, page=EVERYTHING, **options):
+        """Both engines' pages of a scroll to its end: ids in order, and the id that each page ends before."""
+        for client in (self.embedded, self.memory):
+            seen, offset = [], None
+            while True:
+                points, offset = client.scroll("c", limit=page, offset=offset, **options)
+                seen.append(([point.id for point in points], offset))
+                if offset is None:
+                    break
+            yield seen
+
+    def assert_same_contents(self):
+        (found, _), (expected, _) = self.do("scroll", limit=EVERYTHING, with_payload=True, with_vectors=True)
+        assert as_dict(found) == as_dict(expected)
+
+    def assert_same_matches(self, given_filter, page=EVERYTHING):
+        found, expected = self.pages(page, scroll_filter=given_filter, with_payload=False)
+        assert found == expected
+        n_found, n_expected = self.do("count", count_filter=given_filter, exact=True)
+        assert n_found.count == n_expected.count == sum(len(ids) for ids, _ in expected)
+
+    def assert_same_facets(self, key, limit, given_filter):
+        found, expected = self.do("facet", key, facet_filter=given_filter, limit=limit, exact=True)
+        assert [(hit.value, hit.count) for hit in found.hits] == [(hit.value, hit.count) for hit in expected.hits]
+
+    def assert_same_hits(self, codes, *, k, score_threshold, spare_candidates, **options):
+        """Both find the best of what matches; among equal scores at the end any choice is right."""
+        everything = build_query(codes, k=EVERYTHING, candidates=EVERYTHING, **options)
+        (answer,) = self.memory.query_batch_points("c", requests=[everything])
+        scores = {hit.id: hit.score for hit in answer.points}
+        payloads = {hit.id: as_json(hit.payload) for hit in answer.points}
+        # As many candidates as points, so that both searches are exact; fewer than were ever written, so
+        # that the embedded engine, too, ranks them by their codes.
+        candidates = self.memory.count("c").count + 1 + spare_candidates
+        request = build_query(codes, k=k, candidates=candidates, score_threshold=score_threshold, **options)
+        for (answer,) in self.do("query_batch_points", requests=[request]):
+            hits = answer.points
+            assert len({hit.id for hit in hits}) == len(hits) <= k
+            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+            assert [as_json(hit.payload) for hit in hits] == [payloads[hit.id] for hit in hits]
+            for hit in hits:
+                assert hit.score == pytest.approx(scores[hit.id], rel=0, abs=SCORE_TOLERANCE)
+            assert score_threshold is None or all(hit.score >= score_threshold for hit in hits)
+            least = hits[-1].score if len(hits) == k else -2 if score_threshold is None else score_threshold
+            better = {id for id, score in scores.items() if score > least + SCORE_TOLERANCE}
+            assert better <= {hit.id for hit in hits}
+
+
+def as_json(payload):
+    """Tells 1, 1.0 and True apart, and 0.0 and -0.0, but not the order of keys."""
+    return json.dumps(payload, sort_keys=True)
+
+
+def as_dict(records):
+    return {record.id: (as_json(record.payload), record.vector) for record in records}
+
+
+def make_point(point_id, codes, payload):
+    """As the store does it, where zeros have no vector; but the norm has few digits, see NUMBERS."""
+    wide = np.asarray(codes, dtype=np.int64)
+    norm = round(float(np.sqrt(wide @ wide)), 8)
+    vector = {VECTOR_NAME: (wide + SHIFT).tolist()} if norm else {}
+    return models.PointStruct(id=point_id, vector=vector, payload={**payload, "norm": norm})
+
+
+# --- payloads ------------------------------------------------------------------------------------------
+
+# Few values, so that filters meet them. The embedded engine compares numbers of a range as floats, the
+# emulation exactly: whole numbers are ones that a float can hold.
+SCALARS = st.sampled_from(
+    [None, True, False, 0, 1, 2, -1, 2**53, -(2**63), 0.5, 1.0, 2.5, -0.0, "", "x", "y", "1", "ß", "X y"]
+)
+OBJECTS = st.dictionaries(st.sampled_from(["p", "q"]), SCALARS | st.lists(SCALARS, max_size=2))
+VALUES = st.one_of(SCALARS, SCALARS, st.lists(SCALARS | st.lists(SCALARS, max_size=2), max_size=3), OBJECTS)
+# Fractions of 64: the embedded engine may change the last bit of a float of more than 15 digits.
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.integers(-(10**6), 10**6).map(lambda n: n / 64)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+DAYS = [
+    "2024-01-01",
+    "2024-01-01T00:00:00Z",
+    "2024-06-01T12:00:00+02:00",
+    "2024-06-01 10:00:00.5",
+    "2024-12-31T23:59",
+    "soon",
+]
+TAGS = st.sampled_from(["red", "green", "blue", "grün", ""])
+METADATA = {
+    "a": VALUES,
+    "b": VALUES,
+    "c.d": VALUES,
+    "größe": VALUES,
+    "日本 語": VALUES,
+    "objects": st.lists(OBJECTS, max_size=3) | SCALARS,
+    "day": st.sampled_from(DAYS) | st.lists(st.sampled_from(DAYS), max_size=2),
+    # A keyword index knows of no other values: an "except" would pass over them.
+    "tag": TAGS | st.lists(TAGS, max_size=3) | st.none(),
+    "anything": ANYTHING,
+}
+WORDS = ["alpha", "Beta", "über", "42", "日本"]
+TEXTS = st.builds(str.join, st.sampled_from([" ", ", ", "-", "_", "\n"]), st.lists(st.sampled_from(WORDS), max_size=4))
+DOCUMENTS = st.sampled_from(["d1", "d2", "Ünicode", "d/3 "])
+PAYLOADS = st.fixed_dictionaries(
+    {"text": TEXTS, "document_id": DOCUMENTS, "metadata": st.fixed_dictionaries({}, optional=METADATA)}
+)
+CODES = st.lists(
+    st.sampled_from([-128, -127, -1, 0, 1, 127]) | st.integers(-128, 127), min_size=DIMENSION, max_size=DIMENSION
+)
+ID = st.sampled_from(IDS[:FEW])
+POINTS = st.lists(st.builds(make_point, ID, CODES, PAYLOADS), min_size=1, max_size=6)
+QUERIES = CODES.filter(any).map(lambda codes: np.array(codes, dtype=np.int8))
+
+# --- filters -------------------------------------------------------------------------------------------
+
+FIELDS = st.sampled_from(
+    [
+        "metadata.a",
+        "metadata.a",
+        "metadata.b",
+        'metadata."c.d"',
+        "metadata.größe",
+        'metadata."日本 語"',
+        "metadata.a.p",
+        "metadata.b[0]",
+        "metadata.objects",
+        "metadata.tag",
+        "metadata.absent",
+        "metadata",
+        "norm",
+        "text",
+    ]
+)
+WILDCARDS = st.sampled_from(["metadata.a[]", "metadata.b[].p", "metadata.objects[].p", "metadata.objects[].q[]"])
+TEXT_VALUES, WHOLE_VALUES = (st.lists(st.sampled_from(some), max_size=3) for some in (["x", "y", "1", ""], [0, 1, 2]))
+PHRASES = st.builds(str.join, st.sampled_from([" ", ","]), st.lists(st.sampled_from([*WORDS, "BETA", "x"]), max_size=2))
+BOUNDS = st.none() | st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 2.5, 2.0**53, -(2.0**63)])
+MOMENTS = st.none() | st.sampled_from(
+    [
+        date(2024, 1, 1),
+        datetime(2024, 1, 1),
+        datetime(2024, 6, 1, 10, tzinfo=UTC),
+        datetime(2024, 6, 1, 15, 30, 0, 500_000, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+    ]
+)
+COUNTS = st.none() | st.integers(0, 3)
+
+
+def condition(key, **kinds):
+    return st.builds(models.FieldCondition, key=key, **kinds)
+
+
+def conditions_on(fields, wildcards):
+    """Conditions on the values of fields; paths with wildcards may stand for many values."""
+    paths = fields | wildcards
+    equals = SCALARS.filter(lambda value: isinstance(value, (str, int)))
+    matches = st.one_of(
+        equals.map(lambda value: models.MatchValue(value=value)),
+        (TEXT_VALUES | WHOLE_VALUES).map(lambda some: models.MatchAny(any=some)),
+        (TEXT_VALUES | WHOLE_VALUES).map(lambda some: models.MatchExcept(**{"except": some})),
+    )
+    named = paths.map(lambda key: models.PayloadField(key=key))
+    return st.one_of(
+        condition(paths, match=matches),
+        condition(paths, match=matches),
+        condition(paths, range=st.builds(models.Range, gte=BOUNDS, gt=BOUNDS, lte=BOUNDS, lt=BOUNDS)),
+        condition(paths, values_count=st.builds(models.ValuesCount, gte=COUNTS, gt=COUNTS, lte=COUNTS, lt=COUNTS)),
+        st.builds(models.IsEmptyCondition, is_empty=named),
+        st.builds(models.IsNullCondition, is_null=named),
+        # Of a path with many values, the embedded engine asks whether any is empty or no null, the
+        # emulation whether all are. With IsEmptyCondition and IsNullCondition they agree.
+        condition(fields, is_empty=st.booleans()),
+        condition(fields, is_null=st.booleans()),
+    )
+
+
+def filters_over(conditions, least_should=0):
+    """Filters of one or two clauses; with more, hardly any point would be left to compare."""
+    some = st.lists(conditions, min_size=1, max_size=3)
+    # The embedded engine mistakes a min_count above the number of conditions where another clause has ids.
+    at_least = some.flatmap(
+        lambda chosen: st.builds(models.MinShould, conditions=st.just(chosen), min_count=st.integers(1, len(chosen)))
+    )
+    clauses = {
+        "must": st.lists(conditions, max_size=2),
+        "should": st.lists(conditions, min_size=least_should, max_size=3),
+        "must_not": some,
+        "min_should": at_least,
+    }
+    names = st.lists(st.sampled_from(sorted(clauses)), min_size=1, max_size=2, unique=True)
+    return names.flatmap(lambda chosen: st.builds(models.Filter, **{name: clauses[name] for name in chosen}))
+
+
+INNER = st.sampled_from(["p", "q"])
+CONDITIONS = st.one_of(
+    conditions_on(FIELDS, WILDCARDS),
+    conditions_on(FIELDS, WILDCARDS),
+    condition(
+        st.just("metadata.day"),
+        range=st.builds(models.DatetimeRange, gte=MOMENTS, gt=MOMENTS, lte=MOMENTS, lt=MOMENTS),
+    ),
+    condition(
+        st.sampled_from(["text", "text", "metadata.a"]),
+        match=PHRASES.map(lambda text: models.MatchText(text=text))
+        | PHRASES.map(lambda text: models.MatchTextAny(text_any=text))
+        | PHRASES.map(lambda text: models.MatchPhrase(phrase=text)),
+    ),
+    condition(st.just("document_id"), match=DOCUMENTS.map(lambda value: models.MatchValue(value=value))),
+    condition(
+        st.just("metadata.tag"),
+        match=st.lists(TAGS, max_size=2).map(lambda some: models.MatchAny(any=some))
+        | st.lists(TAGS, max_size=2).map(lambda some: models.MatchExcept(**{"except": some})),
+    ),
+    st.lists(ID | st.sampled_from(MISSING), max_size=FEW).map(lambda ids: models.HasIdCondition(has_id=ids)),
+    st.builds(models.HasVectorCondition, has_vector=st.sampled_from([VECTOR_NAME, "other"])),
+    st.builds(
+        models.Nested,
+        key=st.sampled_from(["metadata.objects", "metadata.objects[]", "metadata.a"]),
+        # An empty "should" says nothing; only here the embedded engine takes it for one that nothing meets.
+        filter=filters_over(conditions_on(INNER, INNER.map("{}[]".format)), least_should=1),
+    ).map(lambda nested: models.NestedCondition(nested=nested)),
+)
+FILTERS = st.recursive(filters_over(CONDITIONS), lambda inner: filters_over(CONDITIONS | inner), max_leaves=4)
+SEARCHES = st.fixed_dictionaries(
+    {
+        "k": st.integers(1, 20),
+        "filter": st.none() | FILTERS,
+        "score_threshold": st.none() | st.sampled_from([-1, -0.5, 0, 0.1, 0.5, 0.9]),
+        "exact": st.booleans(),
+        "spare_candidates": st.sampled_from([0, EVERYTHING]),
+    }
+)
+FACETS = st.sampled_from(["document_id", "metadata.tag"])
+SELECTORS = st.booleans() | st.lists(FIELDS | WILDCARDS, max_size=3)
+
+# --- what is asked of points at rest -------------------------------------------------------------------
+
+
+@settings(max_examples=120)
+@given(points=POINTS, more=POINTS, filters=st.lists(FILTERS, min_size=4, max_size=8), page=st.integers(1, 7))
+def test_any_filter_of_any_payloads_keeps_the_same_points(points, more, filters, page):
+    with Both() as both:
+        both.do("upsert", points=points + more)
+        both.assert_same_contents()
+        for given_filter in filters:
+            both.assert_same_matches(given_filter, page)
+
+
+@pytest.fixture(scope="module")
+def indexed():
+    """Both engines with hundreds of points: most of them indexed, then some overwritten, some deleted, some new."""
+    rng = np.random.default_rng(9)
+    tags, words = ["red", "green", ["red", "blue"], [], None], np.array(WORDS)
+
+    def points(rows):
+        for i in rows:
+            metadata = {"a": int(rng.integers(3)), "b": [0.5, "x", True, None][rng.integers(4)], "tag": tags[i % 5]}
+            payload = {"text": " ".join(rng.choice(words, 3)), "document_id": f"d{i % 3}", "metadata": metadata}
+            yield make_point(IDS[i], rng.integers(-128, 128, DIMENSION) * (i % 20 > 0), payload)
+
+    with Both() as both:
+        both.do("upsert", points=list(points(range(300))))
+        both.embedded.optimize("c")
+        assert both.embedded.get_collection("c").indexed_vectors_count > 200
+        both.do("upsert", points=list(points(range(0, 300, 9))))
+        both.do("delete", points_selector=models.PointIdsList(points=IDS[5:300:7]))
+        both.do("set_payload", payload={"metadata": {"a": 1}}, points=IDS[3:5] + IDS[301:301])
+        both.do("upsert", points=list(points(range(300, 330))))
+        yield both
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(codes=QUERIES, search=SEARCHES, page=st.integers(20, 200), key=FACETS)
+def test_indexed_points_are_the_same(indexed, codes, search, page, key):
+    indexed.assert_same_hits(codes, **search)
+    indexed.assert_same_matches(search["filter"], page)
+    indexed.assert_same_facets(key, 10, search["filter"])
+
+
+# --- orders of writes ----------------------------------------------------------------------------------
+
+
+class Writes(RuleBasedStateMachine):
+    """Anything may follow anything, and after each step both hold the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = Both()
+
+    def teardown(self):
+        self.both.__exit__()
+
+    @initialize(
+        payloads=st.lists(PAYLOADS, min_size=1, max_size=4), seed=st.integers(0, 99), n=st.sampled_from([0, 200])
+    )
+    def load(self, payloads, seed, n):
+        """So many points are worth an index to the embedded engine, and moved to another segment when written again."""
+        if n:
+            codes = np.random.default_rng(seed).integers(-128, 128, (n, DIMENSION))
+            points = map(make_point, IDS[:n], codes, itertools.cycle(payloads))
+            self.both.do("upsert", points=list(points))
+            self.both.embedded.optimize("c")
+
+    @rule(points=POINTS)
+    def upsert(self, points):
+        self.both.do("upsert", points=points)
+
+    @rule(ids=st.lists(ID | st.sampled_from(MISSING), min_size=1, max_size=3))
+    def delete_by_ids(self, ids):
+        self.both.do("delete", points_selector=models.PointIdsList(points=ids))
+
+    @rule(given_filter=FILTERS)
+    def delete_by_filter(self, given_filter):
+        self.both.do("delete", points_selector=models.FilterSelector(filter=given_filter))
+
+    @rule(
+        payload=st.fixed_dictionaries(
+            {}, optional={"text": TEXTS, "metadata": PAYLOADS.map(lambda payload: payload["metadata"]), "new": ANYTHING}
+        ),
+        ids=st.lists(ID, min_size=1, max_size=4, unique=True),
+    )
+    def set_payload(self, payload, ids):
+        missing = len(self.both.memory.retrieve("c", ids)) < len(ids)
+        for client, error in ((self.both.embedded, StoreError), (self.both.memory, KeyError)):
+            update = functools.partial(client.set_payload, "c", payload=payload, points=ids)
+            if missing:  # the others are updated nevertheless
+                with pytest.raises(error):
+                    update()
+            else:
+                update()
+
+    @rule()
+    def optimize(self):
+        self.both.embedded.optimize("c")
+
+    @rule()
+    def reopen(self):
+        self.both.reopen()
+
+    @rule(given_filter=FILTERS, page=st.integers(1, 7))
+    def scroll(self, given_filter, page):
+        self.both.assert_same_matches(given_filter, page)
+
+    @rule(offset=ID | st.sampled_from(MISSING))
+    def scroll_from_an_id(self, offset):
+        (found, after), (expected, expected_after) = self.both.do("scroll", limit=5, offset=offset)
+        assert [point.id for point in found] == [point.id for point in expected]
+        assert after == expected_after
+
+    @rule(key=FACETS, limit=st.sampled_from([1, 2, 10]), given_filter=st.none() | FILTERS)
+    def facet(self, key, limit, given_filter):
+        self.both.assert_same_facets(key, limit, given_filter)
+
+    @rule(codes=QUERIES, search=SEARCHES)
+    def search(self, codes, search):
+        self.both.assert_same_hits(codes, **search)
+
+    @rule(ids=st.lists(ID | st.sampled_from(MISSING), max_size=5), with_payload=SELECTORS, with_vectors=st.booleans())
+    def retrieve(self, ids, with_payload, with_vectors):
+        found, expected = self.both.do("retrieve", ids, with_payload=with_payload, with_vectors=with_vectors)
+        if with_payload is False:  # ours is {} then, so that it can always be read
+            expected = [record.model_copy(update={"payload": {}}) for record in expected]
+        assert as_dict(found) == as_dict(expected)
+
+    @invariant()
+    def hold_the_same(self):
+        self.both.assert_same_contents()
+
+
+def test_any_order_of_writes_leaves_the_same_points():
+    run_state_machine_as_test(Writes, settings=settings(max_examples=60, stateful_step_count=15, deadline=None))
