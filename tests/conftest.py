@@ -7,11 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports torch: on a busy machine, threads that wait for each other take four times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import asyncio
 import functools
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
+import tempfile
+import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,34 @@ def _load_helper(name):
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+class Blocking:
+    """An AsyncVectorStore behind the interface of VectorStore, so that one test-suite fits both."""
+
+    def __init__(self, store, run):
+        self._store, self._run = store, run
+
+    def __getattr__(self, name):
+        value = getattr(self._store, name)
+        if inspect.iscoroutinefunction(value):
+            return lambda *arguments, **options: self._run(value(*arguments, **options))
+        if inspect.isasyncgenfunction(value):
+            return lambda: iter(self._run(_listed(value())))
+        return value
+
+    def copy_to(self, target):
+        return self._run(self._store.copy_to(target._store))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+async def _listed(values):
+    return [value async for value in values]
 
 
 SENTENCES = [
@@ -64,6 +97,108 @@ def hash_encoder():
 @pytest.fixture(scope="session")
 def tests_folder():
     return HERE
+
+
+@pytest.fixture(scope="session")
+def run_async():
+    """Run a coroutine to its end in an event loop that all tests share: ``run_async(coroutine)``."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def qdrant_server_module():
+    """tests/qdrant_server.py."""
+    return _load_helper("qdrant_server")
+
+
+@pytest.fixture
+def folder():
+    """A new folder, in memory where that is possible: the engine syncs files to disk all the time."""
+    in_memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def server(folder, qdrant_server_module):
+    """A Qdrant server on loopback: real HTTP over the embedded engine."""
+    with qdrant_server_module.QdrantServer(folder / "server") as running:
+        yield running
+    assert running.errors == []
+
+
+@pytest.fixture(
+    params=[
+        "edge",  # the embedded engine
+        "memory",  # QdrantClient(":memory:"), which emulates in numpy and ignores quantization
+        "http",  # VectorStore.connect, over HTTP on loopback
+        "async",  # AsyncVectorStore.connect, over the same
+        pytest.param(
+            "server", marks=pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
+        ),
+    ]
+)
+def engine(request):
+    """Where a store's points are; a test that takes `new_store` runs on each."""
+    return request.param
+
+
+@pytest.fixture
+def new_store(engine, folder, hash_encoder, request, run_async):
+    """A factory of empty stores: ``new_store(dimension=64, **options)``."""
+    from qdrant_client import QdrantClient
+
+    from pplx_vectorstore import AsyncVectorStore, VectorStore
+
+    opened = []
+    created = []
+
+    def make(dimension=64, **options):
+        options.setdefault("encoder", hash_encoder(dimension))
+        if engine == "edge":
+            options.pop("retries", None)
+            store = VectorStore.open(folder / f"index-{len(opened)}", **options)
+        elif engine == "memory":
+            client = QdrantClient(":memory:")
+            opened.append(client)
+            return VectorStore(client, **options)
+        else:
+            # A collection of its own, so that one server serves several stores.
+            collection = options.setdefault("collection", f"test-{uuid.uuid4().hex}")
+            url = os.environ["QDRANT_URL"] if engine == "server" else request.getfixturevalue("server").url
+            if engine == "async":
+                store = Blocking(run_async(AsyncVectorStore.connect(url, **options)), run_async)
+            else:
+                store = VectorStore.connect(url, **options)
+            if engine == "server":
+                created.append((url, collection))
+        opened.append(store)
+        return store
+
+    yield make
+    for one in opened:
+        one.close()
+    for url, collection in created:
+        QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY")).delete_collection(collection)
+
+
+@pytest.fixture
+def read_points(run_async):
+    """Read all points of a store, past the store: ``read_points(store, with_vectors=False)``."""
+
+    def read(store, *, with_vectors=False):
+        collection = store._session.points.collection
+        found = store._client.scroll(collection, limit=100_000, with_payload=True, with_vectors=with_vectors)
+        points, _ = run_async(found) if inspect.isawaitable(found) else found
+        return points
+
+    return read
 
 
 @pytest.fixture(scope="session")

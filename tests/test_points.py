@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qdrant_client import models
 
 from pplx_vectorstore import Chunk, Document
 from pplx_vectorstore.collection import VECTOR_NAME, Fingerprint
 from pplx_vectorstore.errors import AlignmentError
 from pplx_vectorstore.points import (
+    content_hash,
+    copy_points,
     derive_point_id,
     hash_document,
     iter_points,
+    point_bytes,
     point_id_of,
     possible_point_ids,
     read_chunk,
@@ -86,18 +90,34 @@ CHUNKS = (Chunk(text="one", start=0, end=3), Chunk(text="two", start=4, end=7, i
     ],
 )
 def test_the_hash_changes_with_all_that_the_points_depend_on(document_id, chunks, fingerprint):
-    assert hash_document(document_id, chunks, fingerprint) != hash_document("d", CHUNKS, FINGERPRINT)
+    changed = hash_of(chunks, document_id, fingerprint)
+    assert changed != hash_of(CHUNKS)
+    assert content_hash(changed) != content_hash(hash_of(CHUNKS))
 
 
-def test_the_hash_does_not_change_with_metadata_or_where_the_model_lies():
-    moved = replace(FINGERPRINT, source="elsewhere")
-    tagged = tuple(replace(chunk, metadata={"a": 1}) for chunk in CHUNKS)
-    assert hash_document("d", tagged, moved) == hash_document("d", CHUNKS, FINGERPRINT)
+def test_the_hash_tells_metadata_from_content():
+    of_chunk = hash_of([replace(CHUNKS[0], metadata={"a": 1}), *CHUNKS[1:]])
+    of_document = hash_of(CHUNKS, metadata={"a": 1})
+    hashes = {hash_of(CHUNKS), of_chunk, of_document, hash_of(CHUNKS, metadata={"a": 1.0})}
+    assert len(hashes) == 4
+    assert len({content_hash(one) for one in hashes}) == 1
+    assert hash_of(CHUNKS, metadata={"a": 1, "b": 2}) == hash_of(CHUNKS, metadata={"b": 2, "a": 1})
+
+
+def test_the_hash_does_not_change_with_where_the_model_lies():
+    assert hash_of(CHUNKS, fingerprint=replace(FINGERPRINT, source="elsewhere")) == hash_of(CHUNKS)
+
+
+def test_the_hash_changes_with_vectors_that_came_ready_made():
+    vectors = [np.array([[1, 2, 3, 4]] * len(CHUNKS), dtype) for dtype in (np.int8, np.float32)]
+    vectors.append(vectors[0] + np.int8(1))
+    hashes = {hash_of(CHUNKS, vectors=one) for one in [None, *vectors]}
+    assert len({content_hash(one) for one in hashes}) == 4
 
 
 @given(st.lists(TEXTS), st.lists(TEXTS))
 def test_the_hash_knows_where_chunks_end(first, second):
-    hashes = [hash_document("d", [Chunk(text=text) for text in texts], FINGERPRINT) for texts in (first, second)]
+    hashes = [hash_of([Chunk(text=text) for text in texts]) for texts in (first, second)]
     assert (hashes[0] == hashes[1]) == (first == second)
 
 
@@ -106,10 +126,34 @@ def test_the_hash_knows_where_chunks_end(first, second):
 )
 def test_a_chunks_end_cannot_be_forged_in_text(between):
     # What separates two chunks in the hash, spelled out in the text of one.
-    joined = [Chunk(text=f"a{between}b")]
-    assert hash_document("d", joined, FINGERPRINT) != hash_document(
-        "d", [Chunk(text="a"), Chunk(text="b")], FINGERPRINT
+    assert hash_of([Chunk(text=f"a{between}b")]) != hash_of([Chunk(text="a"), Chunk(text="b")])
+
+
+def hash_of(chunks, document_id="d", fingerprint=FINGERPRINT, **options):
+    document = Document(id=document_id, chunks=list(chunks), **options)
+    return hash_document(document, document.chunks, fingerprint)
+
+
+def test_tenants_have_points_of_their_own():
+    document = Document(id="d", chunks=["one", Chunk(text="two", id="mine")])
+    codes = np.ones((2, 4), np.int8)
+    hash_ = hash_of(document.chunks)
+    of_none, of_a, of_b = (
+        list(iter_points(document, document.chunks, codes, hash_, tenant)) for tenant in (None, "a", "b")
     )
+    assert len({point.id for points in (of_none, of_a, of_b) for point in points}) == 6
+    assert [point.payload["tenant"] for point in of_a] == ["a", "a"]
+    assert "tenant" not in of_none[0].payload
+    (moved,) = copy_points([of_a[1].payload], codes[:1], "b")
+    assert (moved.id, moved.payload, moved.vector) == (of_b[1].id, of_b[1].payload, of_b[1].vector)
+
+
+@given(text=TEXTS, key=TEXTS)
+def test_the_estimate_of_a_points_bytes_is_no_less_than_what_is_sent(text, key):
+    document = Document(id="d", chunks=[text], metadata={key: [text, 1.5]})
+    (point,) = iter_points(document, document.chunks, np.full((1, 4), 127, np.int8), hash_of(document.chunks))
+    sent = models.PointStruct(**point.model_dump()).model_dump_json().encode()
+    assert point_bytes(point) >= len(sent)
 
 
 def test_a_point_holds_all_of_a_chunk():

@@ -89,14 +89,18 @@ class PointAccess:
         for point in points:
             if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
-        await self._calls("upsert", self.collection, points=points)
-        self._forget()
+        try:
+            await self._calls("upsert", self.collection, points=points)
+        finally:
+            self._forget()
 
     async def delete(self, condition: models.Filter) -> None:
         """Delete the points that match."""
         selector = models.FilterSelector(filter=self._scoped(condition) or condition)
-        await self._calls("delete", self.collection, points_selector=selector)
-        self._forget()
+        try:
+            await self._calls("delete", self.collection, points_selector=selector)
+        finally:
+            self._forget()
 
     async def set_payloads(self, changes: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> None:
         """Set payload fields: pairs of the fields and of the ids of the tenant's points."""

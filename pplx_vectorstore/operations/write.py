@@ -105,7 +105,9 @@ async def _write(
     with shown as advance:
         written = _Written(advance)
         try:
-            for group in _groups(session, documents, seen):
+            groups = _groups(session, documents, seen)
+            # The caller's iterable and the chunking take their time, which is no event loop's to give.
+            while group := await session.calls.run(next, groups, None):
                 if skip_unchanged:
                     plan = await _plan(session, group)
                 else:
