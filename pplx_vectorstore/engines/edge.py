@@ -244,8 +244,9 @@ class EdgeClient:
             key, limit, exact, filter=None if facet_filter is None else edge_filter(facet_filter)
         )
         response = self._shard(collection_name).facet(request)
+        # The engine remembers, with a count of 0, values whose points were all deleted.
         return models.FacetResponse(
-            hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in response.hits]
+            hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in response.hits if hit.count]
         )
 
     def query_batch_points(self, collection_name: str, requests: Sequence[models.QueryRequest]) -> list[Found]:
@@ -255,6 +256,10 @@ class EdgeClient:
             Found([FoundPoint(str(hit.id), hit.score, hit.payload or {}, hit.vector) for hit in hits])
             for hits in results
         ]
+
+    def is_indexed(self, collection_name: str) -> bool:
+        """Tell whether the index covers all points, but for so few that the engine leaves them out."""
+        return self._shard(collection_name).is_indexed()
 
     def optimize(self, collection_name: str) -> None:
         """Build the index over everything written so far."""
@@ -403,6 +408,9 @@ class _Shard:
     def flush(self) -> None:
         with _translated(self._path):
             self._shard.flush()
+
+    def is_indexed(self) -> bool:
+        return self._unindexed <= self._leftover
 
     def optimize(self) -> None:
         with self._lock, _translated(self._path):

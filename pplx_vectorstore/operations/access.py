@@ -181,6 +181,8 @@ class PointAccess:
         sent: list[models.QueryRequest] = []
         for request in requests:
             scoped = map_filters(request, self._scoped) if self.tenant is not None else request
+            if self.capabilities.kind == "emulation" and scoped.params is not None:
+                scoped = scoped.model_copy(update={"params": None})  # it always scans, and warns of settings
             sent.append(scoped if await self.uses_bits(scoped) else self._widened(scoped))
         results: list[list[Any]] = []
         for some in in_batches(sent, self.limits.searches or max(1, len(sent))):
@@ -207,6 +209,12 @@ class PointAccess:
             return False
         vectors: Any = info.config.params.vectors
         return unindexed_points(threshold, min(params.size for params in vectors.values())) <= limit
+
+    async def ranks_by_bits(self, request: models.QueryRequest) -> bool:
+        """Tell whether ranking by bits alone would mean anything now: the index covers the newest points."""
+        if self.capabilities.kind == "embedded":
+            return bool(await self._calls("is_indexed", self.collection))
+        return self.capabilities.kind == "server" and await self.uses_bits(request)
 
     async def covers_all(self, candidates: int) -> bool:
         """Tell whether so many candidates are all the points there are, asking as rarely as possible."""

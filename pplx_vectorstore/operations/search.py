@@ -121,12 +121,12 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
         with_payload=False,
     )
     found, hamming, euclid, cosine = await session.points.query([search, by_bits, by_distance, scan])
-    uses_bits = session.points.capabilities.kind != "emulation" and await session.points.uses_bits(by_bits)
+    ranked_by_bits = await session.points.ranks_by_bits(by_bits)
     of_hamming, of_euclid, of_cosine = map(_ranks, (hamming, euclid, cosine))
     hits = tuple(
         ExplainedHit(
             hit=read_hit(point.id, point.payload, point.score),
-            hamming_rank=of_hamming.get(str(point.id)) if uses_bits else None,
+            hamming_rank=of_hamming.get(str(point.id)) if ranked_by_bits else None,
             euclid_rank=of_euclid.get(str(point.id)),
             cosine_rank=of_cosine.get(str(point.id)),
         )
@@ -218,6 +218,7 @@ async def _search_pools(
     """Choose among all candidates of each query; ask for more where they are of too few documents."""
     chosen: dict[int, list[Any]] = {}
     waiting = list(range(len(queries)))
+    cut_off: list[int] = []
     while waiting:
         requests = await _requests(
             session,
@@ -230,19 +231,22 @@ async def _search_pools(
             with_payload=["document_id"],
             with_codes=options.diversity is not None,
         )
-        pools = await session.points.query(requests)
         again = []
-        for i, pool in zip(waiting, pools, strict=True):
-            chosen[i] = _choose(all_codes[i], pool, options, session.fingerprint.dimension)
-            n_documents = len({point.payload["document_id"] for point in chosen[i]})
-            if options.group_by_document and n_documents < options.k and len(pool) >= candidates:
-                again.append(i)
         larger = 4 * candidates
         if session.points.limits.query_limit is not None:
             larger = min(larger, session.points.limits.query_limit)
-        if larger == candidates:
-            break
+        for i, pool in zip(waiting, await session.points.query(requests), strict=True):
+            chosen[i] = _choose(all_codes[i], pool, options, session.fingerprint.dimension)
+            if len(pool) < candidates:
+                continue
+            n_documents = len({point.payload["document_id"] for point in chosen[i]})
+            if options.group_by_document and n_documents < options.k and larger > candidates:
+                again.append(i)
+            else:
+                cut_off.append(i)
         waiting, candidates = again, larger
+    if int(options.group_by_document) > 1 and options.diversity is None and not options.hybrid:
+        await _fill_groups(session, all_codes, options, condition, cut_off, chosen)
     ids = [str(point.id) for points in chosen.values() for point in points]
     records = await session.points.retrieve(ids)
     return [
@@ -253,6 +257,46 @@ async def _search_pools(
         ]
         for i in range(len(queries))
     ]
+
+
+async def _fill_groups(
+    session: Session,
+    all_codes: Codes,
+    options: SearchOptions,
+    condition: models.Filter | None,
+    incomplete: Sequence[int],
+    chosen: dict[int, list[Any]],
+) -> None:
+    """Search within each chosen document: its other good chunks may lie beyond the candidates."""
+    most = int(options.group_by_document)
+    places = [
+        (i, document_id)
+        for i in incomplete
+        for document_id in dict.fromkeys(point.payload["document_id"] for point in chosen[i])
+    ]
+    if not places:
+        return
+    within = replace(options, k=most, candidates=None, group_by_document=False)
+    candidates = _candidates(session, within)
+    requests = []
+    for i, document_id in places:
+        must: list[Any] = [models.FieldCondition(key="document_id", match=models.MatchValue(value=document_id))]
+        if condition is not None:
+            must.append(condition)
+        requests += await _requests(
+            session,
+            [""],
+            all_codes[[i]],
+            within,
+            models.Filter(must=must),
+            candidates,
+            limit=most,
+            with_payload=["document_id"],
+        )
+    for i in incomplete:
+        chosen[i] = []
+    for (i, _), points in zip(places, await session.points.query(requests), strict=True):
+        chosen[i] += points
 
 
 def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension: int) -> list[Any]:

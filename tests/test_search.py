@@ -1,0 +1,353 @@
+"""Search options on every engine: hybrid, grouped, diverse, with context, explained, filtered by operators."""
+
+import math
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pytest
+
+from pplx_vectorstore import Chunk, CollectionConfig, Document, cosine_similarity, hamming_distance, pack_bits
+from pplx_vectorstore.diversity import order_by_relevance_and_novelty
+from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedFilterError
+
+N_DOCUMENTS, PER_DOCUMENT, DIMENSION = 30, 6, 64
+
+
+@pytest.fixture
+def codes():
+    rng = np.random.default_rng(20240701)
+    centres = rng.normal(size=(N_DOCUMENTS, DIMENSION))
+    vectors = np.repeat(centres, PER_DOCUMENT, axis=0) + rng.normal(size=(N_DOCUMENTS * PER_DOCUMENT, DIMENSION))
+    return np.clip(np.rint(40 * vectors), -128, 127).astype(np.int8)
+
+
+@pytest.fixture
+def filled(new_store, codes):
+    """A store of 30 documents of 6 chunks; chunk j of document i has the words "common", "doc<i>", "chunk<j>"."""
+    store = new_store(DIMENSION)
+    store.add(
+        Document(
+            id=f"d{i}",
+            chunks=[f"common words of doc{i} and chunk{j}" for j in range(PER_DOCUMENT)],
+            vectors=codes[i * PER_DOCUMENT : (i + 1) * PER_DOCUMENT],
+            metadata={
+                "number": i,
+                "share": i / 10,
+                "lang": ["en", "de", "fr"][i % 3],
+                "when": f"2024-01-{i + 1:02}T00:00:00Z",
+                **({"tag": "x"} if i < 5 else {}),
+                "inner": {"deep": i % 2},
+            },
+        )
+        for i in range(N_DOCUMENTS)
+    )
+    return store
+
+
+def places(hits):
+    return [(int(hit.document_id[1:]), hit.chunk_index) for hit in hits]
+
+
+def rows(hits):
+    return [document * PER_DOCUMENT + chunk for document, chunk in places(hits)]
+
+
+# --- hybrid ------------------------------------------------------------------------------------------
+
+
+def fuse(*rankings):
+    """Reciprocal rank fusion with Qdrant's constant: a first rank is worth 1/2, a second 1/3."""
+    scores = {}
+    for ranking in rankings:
+        for rank, row in enumerate(ranking):
+            scores[row] = scores.get(row, 0) + 1 / (rank + 2)
+    return scores
+
+
+def test_hybrid_fuses_the_rankings_by_cosine_and_by_words(filled, codes):
+    question = "doc7 chunk3"
+    (query,) = filled._session.encoder.encode_queries([question])
+    by_cosine = np.argsort(-cosine_similarity(query, codes), kind="stable")[:20]
+    hits = filled.search(question, k=5, candidates=20, hybrid=True)
+    # Only document 7 and the chunks 3 hold a word of the question; the chunk with both comes first.
+    expected = fuse(by_cosine, [7 * PER_DOCUMENT + 3])
+    assert places(hits)[0] in {(7, 3), divmod(int(by_cosine[0]), PER_DOCUMENT)}
+    by_row = dict(zip(rows(hits), (hit.score for hit in hits), strict=True))
+    assert by_row[7 * PER_DOCUMENT + 3] == pytest.approx(expected[7 * PER_DOCUMENT + 3], abs=1e-6)
+    assert by_row[int(by_cosine[0])] >= 1 / 2 - 1e-6
+    assert sorted((hit.score for hit in hits), reverse=True) == [hit.score for hit in hits]
+
+
+def test_hybrid_finds_by_words_what_the_vectors_do_not(filled):
+    hits = filled.search("doc21", k=3, candidates=3, hybrid=True)
+    assert 21 in {document for document, _ in places(hits)}
+    assert 21 not in {document for document, _ in places(filled.search("doc21", k=3, candidates=3))}
+
+
+def test_hybrid_keeps_to_the_filter_in_both_rankings(filled):
+    for hits in filled.search_batch(["doc21 chunk1", "common"], k=10, hybrid=True, filter={"lang": "de"}):
+        assert hits
+        assert {document % 3 for document, _ in places(hits)} == {1}
+
+
+def test_a_threshold_of_a_hybrid_search_is_of_the_fused_score(filled):
+    all_hits = filled.search("doc7 chunk3", k=10, hybrid=True)
+    least = all_hits[2].score
+    kept = filled.search("doc7 chunk3", k=10, hybrid=True, score_threshold=least)
+    assert {hit.id for hit in kept} == {hit.id for hit in all_hits if hit.score >= least}
+
+
+def test_hybrid_needs_words(filled, codes):
+    with pytest.raises(InvalidInputError, match="needs the question's words"):
+        filled.search(codes[0], hybrid=True)
+
+
+def test_hybrid_without_a_text_index_says_how_to_build_it(new_store, engine):
+    if engine == "memory":
+        pytest.skip("QdrantClient(':memory:') does not tell which indexes it has")
+    store = new_store(config=CollectionConfig(text_index=False), collection="c")
+    store.add([Document(id="d", chunks=["some words"])])
+    with pytest.raises(StoreError, match=r"config=CollectionConfig\(text_index=True\)"):
+        store.search("words", hybrid=True)
+    assert store.search("words")
+
+
+# --- grouping ----------------------------------------------------------------------------------------
+
+
+def best_of_documents(query, codes, k, most):
+    scores = cosine_similarity(query, codes)
+    groups = {}
+    for row in np.argsort(-scores, kind="stable"):
+        groups.setdefault(int(row) // PER_DOCUMENT, []).append(int(row))
+    return [row for group in list(groups.values())[:k] for row in group[:most]]
+
+
+@pytest.mark.parametrize("most", [True, 1, 2, 6, 99])
+def test_grouping_gives_the_best_chunks_of_the_best_documents(filled, codes, most):
+    for query in codes[::37]:
+        hits = filled.search(query, k=4, group_by_document=most)
+        expected = best_of_documents(query, codes, 4, int(most))
+        scores = cosine_similarity(query, codes)
+        # Of two chunks at the same cosine, to 32 bits, either may come first.
+        np.testing.assert_allclose(scores[rows(hits)], scores[expected], rtol=0, atol=1e-6)
+        assert [document for document, _ in places(hits)] == [row // PER_DOCUMENT for row in expected]
+        assert len(set(rows(hits))) == len(hits)
+
+
+def test_grouping_asks_for_more_candidates_until_there_are_enough_documents(filled, codes):
+    hits = filled.search(codes[0], k=N_DOCUMENTS, candidates=N_DOCUMENTS, group_by_document=True)
+    assert len({hit.document_id for hit in hits}) == N_DOCUMENTS
+    assert rows(hits) == best_of_documents(codes[0], codes, N_DOCUMENTS, 1)
+    assert len(filled.search(codes[0], k=50, group_by_document=True)) == N_DOCUMENTS
+
+
+def test_grouping_in_a_batch_with_filter_and_threshold(filled, codes):
+    options = {"k": 3, "group_by_document": 2, "filter": {"lang": "fr"}, "score_threshold": 0.0}
+    batch = filled.search_batch([codes[3], codes[100]], **options)
+    assert [rows(hits) for hits in batch] == [rows(filled.search(query, **options)) for query in codes[[3, 100]]]
+    for hits in batch:
+        assert {document % 3 for document, _ in places(hits)} == {2}
+        assert all(hit.score >= 0 for hit in hits)
+
+
+# --- diversity ---------------------------------------------------------------------------------------
+
+
+def mmr(query, codes, pool, k, diversity):
+    """Carbonell and Goldstein, written out."""
+    relevance = cosine_similarity(query, codes)
+    likeness = cosine_similarity(codes, codes)
+    chosen, left = [], list(pool)
+    while left and len(chosen) < k:
+        if chosen:
+            scores = [(1 - diversity) * relevance[i] - diversity * max(likeness[i, j] for j in chosen) for i in left]
+        else:
+            scores = [relevance[i] for i in left]
+        chosen.append(left.pop(int(np.argmax(scores))))
+    return chosen
+
+
+@pytest.mark.parametrize("diversity", [0, 0.3, 0.7, 1])
+def test_diversity_is_maximal_marginal_relevance_over_the_codes(filled, codes, diversity):
+    for query in codes[[0, 50, 111]]:
+        pool = np.argsort(-cosine_similarity(query, codes), kind="stable")[:40]
+        hits = filled.search(query, k=8, candidates=40, diversity=diversity)
+        found = filled.search(query, k=40, candidates=40)
+        assert rows(hits) == mmr(query, codes, rows(found), 8, diversity)
+        np.testing.assert_allclose([hit.score for hit in hits], cosine_similarity(query, codes)[rows(hits)], atol=1e-6)
+        if diversity == 0:
+            assert set(rows(hits)) <= set(pool.tolist())
+
+
+def test_diversity_and_grouping_together(filled, codes):
+    hits = filled.search(codes[0], k=5, candidates=60, diversity=0.5, group_by_document=True)
+    assert len({hit.document_id for hit in hits}) == len(hits) == 5
+    pool = rows(filled.search(codes[0], k=60, candidates=60))
+    order = mmr(codes[0], codes, pool, 60, 0.5)
+    first_of = {}
+    for row in order:
+        first_of.setdefault(row // PER_DOCUMENT, row)
+    assert rows(hits) == list(first_of.values())[:5]
+
+
+def test_the_order_by_novelty_of_nothing_and_of_equals():
+    query = np.array([1, 2, 3], np.int8)
+    assert order_by_relevance_and_novelty(query, np.zeros((0, 3), np.int8), 0.5, 3) == []
+    equal = np.array([[1, 2, 3]] * 3, np.int8)
+    assert order_by_relevance_and_novelty(query, equal, 0.5, 2) == [0, 1]
+    with_zero = np.array([[0, 0, 0], [1, 2, 3]], np.int8)
+    assert order_by_relevance_and_novelty(query, with_zero, 0.0, 5) == [1, 0]
+
+
+# --- context -----------------------------------------------------------------------------------------
+
+
+def test_context_joins_the_neighbours(new_store):
+    text = "One two.  Three four.\nFive six. Seven."
+    spans = [(0, 8), (10, 21), (22, 31), (32, 38)]
+    store = new_store()
+    store.add(
+        [
+            Document(id="with", chunks=[Chunk(text=text[a:b], start=a, end=b) for a, b in spans]),
+            Document(id="without", chunks=["a", "b", "c"]),
+        ]
+    )
+    by_text = {hit.text: hit for hit in store.search("x", k=10, context=1)}
+    assert by_text["One two."].context == "One two.\n\nThree four."
+    assert by_text["Three four."].context == "One two.\n\nThree four. Five six."
+    assert by_text["Seven."].context == "Five six. Seven."
+    assert by_text["b"].context == "a\n\nb\n\nc"
+    assert by_text["a"].context == "a\n\nb"
+    assert {hit.text: hit.context for hit in store.search("x", k=10, context=9)}["c"] == "a\n\nb\n\nc"
+    assert all(hit.context is None for hit in store.search("x", k=10))
+    assert by_text["b"].chunk_index == 1
+
+
+def test_overlapping_chunks_are_joined_without_repeating_the_overlap(new_store):
+    text = "abcdefghijklmnop"
+    store = new_store()
+    spans = [(0, 6), (4, 10), (5, 9), (8, 16)]
+    store.add([Document(id="d", chunks=[Chunk(text=text[a:b], start=a, end=b) for a, b in spans])])
+    hits = {hit.chunk_index: hit.context for hit in store.search("x", k=4, context=3)}
+    assert hits == dict.fromkeys(range(4), text)
+
+
+def test_context_of_many_hits_in_a_batch(filled, codes):
+    for hits in filled.search_batch([codes[0], codes[90]], k=100, context=1):
+        assert len(hits) == 100
+        for hit, (document, chunk) in zip(hits, places(hits), strict=True):
+            expected = [f"common words of doc{document} and chunk{j}" for j in (chunk - 1, chunk, chunk + 1)]
+            assert hit.context == "\n\n".join(expected[chunk == 0 : 3 - (chunk == PER_DOCUMENT - 1)])
+
+
+# --- explain -----------------------------------------------------------------------------------------
+
+
+def test_explain_gives_the_ranks_of_each_stage(filled, codes, engine):
+    filled.optimize()
+    query = codes[77]
+    explained = filled.explain(query, k=5, candidates=40)
+    hits = filled.search(query, k=5, candidates=40)
+    assert [one.hit for one in explained.hits] == hits
+    assert explained.candidates == 40
+    euclid = np.linalg.norm(codes.astype(float) - query.astype(float), axis=1)
+    hamming = hamming_distance(pack_bits(query), pack_bits(codes))
+    cosine = cosine_similarity(query, codes)
+    for one, row in zip(explained.hits, rows(hits), strict=True):
+        assert one.cosine_rank == 1 + np.count_nonzero(cosine > cosine[row])
+        assert one.euclid_rank == 1 + np.count_nonzero(euclid < euclid[row])
+        if engine == "edge":  # ties among whole numbers leave a choice
+            at_least = 1 + np.count_nonzero(hamming < hamming[row])
+            assert at_least <= one.hamming_rank <= np.count_nonzero(hamming <= hamming[row])
+    if engine == "memory":
+        assert {one.hamming_rank for one in explained.hits} == {None}
+
+
+def test_explain_names_what_the_first_stage_missed(filled, codes):
+    filled.optimize()
+    exact = cosine_similarity(codes[5], codes)
+    best = set(np.argsort(-exact, kind="stable")[:10].tolist())
+    narrow = filled.explain(codes[5], k=10, candidates=10)
+    found = set(rows([one.hit for one in narrow.hits]))
+    assert set(rows(narrow.missed)) == best - found
+    assert narrow.recall == pytest.approx(len(best & found) / 10)
+    wide = filled.explain(codes[5], k=10, candidates=1000)
+    assert (wide.recall, wide.missed) == (1.0, ())
+
+
+def test_explain_of_nothing(filled, codes):
+    explained = filled.explain(codes[0], filter={"lang": "none"})
+    assert (explained.hits, explained.missed, explained.recall) == ((), (), 1.0)
+
+
+# --- filters with operators --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"number": {"$gt": 3, "$lte": 7}}, lambda i: 3 < i <= 7),
+        ({"number": {"$gte": 28}}, lambda i: i >= 28),
+        ({"share": {"$lt": 0.25}}, lambda i: i / 10 < 0.25),
+        ({"share": 0.2}, lambda i: i == 2),
+        ({"when": {"$gte": "2024-01-10", "$lt": "2024-01-12T00:00:00Z"}}, lambda i: i in (9, 10)),
+        ({"when": {"$gt": datetime(2024, 1, 29, tzinfo=UTC)}}, lambda i: i > 28),
+        ({"when": {"$lte": date(2024, 1, 2)}}, lambda i: i < 2),
+        ({"lang": {"$ne": "en"}}, lambda i: i % 3 != 0),
+        ({"lang": {"$in": ["en", "fr"]}}, lambda i: i % 3 != 1),
+        ({"lang": {"$nin": ["en", "fr"]}}, lambda i: i % 3 == 1),
+        ({"tag": {"$exists": True}}, lambda i: i < 5),
+        ({"tag": {"$exists": False}}, lambda i: i >= 5),
+        ({"tag": {"$ne": "x"}}, lambda i: i >= 5),
+        ({"inner": {"deep": {"$gt": 0}}}, lambda i: i % 2 == 1),
+        ({"inner": {"deep": 1}, "number": {"$lt": 10, "$ne": 3}}, lambda i: i % 2 == 1 and i < 10 and i != 3),
+    ],
+)
+def test_operators_of_a_filter(filled, codes, given, kept):
+    expected = {i for i in range(N_DOCUMENTS) if kept(i)}
+    assert filled.count(given) == PER_DOCUMENT * len(expected)
+    hits = filled.search(codes[0], k=200, candidates=200, filter=given)
+    assert {document for document, _ in places(hits)} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": {"$gt": 1, "b": 2}}, "mixes operators and fields"),
+        ({"a": {"$like": "x"}}, "operators are"),
+        ({"a": {"$gt": True}}, "bounds must be finite numbers"),
+        ({"a": {"$gt": math.nan}}, "bounds must be finite numbers"),
+        ({"a": {"$gt": 1, "$lt": "2024-01-01"}}, "bounds must be finite numbers"),
+        ({"a": {"$gt": "yesterday"}}, "no date"),
+        ({"a": {"$in": "en"}}, "needs a list"),
+        ({"a": {"$nin": 1}}, "needs a list"),
+        ({"a": {"$exists": "yes"}}, "with True or False"),
+    ],
+)
+def test_operators_that_mean_nothing_are_refused(filled, given, message):
+    with pytest.raises(UnsupportedFilterError, match=message):
+        filled.count(given)
+
+
+# --- arguments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hybrid": 1},
+        {"group_by_document": -1},
+        {"group_by_document": 1.5},
+        {"diversity": 1.1},
+        {"diversity": True},
+        {"diversity": "much"},
+        {"context": -1},
+        {"context": 101},
+        {"context": True},
+    ],
+    ids=repr,
+)
+def test_bad_search_options_are_refused_by_name(filled, options):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        filled.search("text", **options)
