@@ -6,6 +6,7 @@ On disk::
       <collection>/
         collection.json     vector settings and metadata; written once, last
         unindexed           most points that the index lacks; present while nobody writes
+        lock                locked while a process has the collection open
         shard/              the engine's own files
 """
 
@@ -21,8 +22,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
+import portalocker
 import qdrant_edge as edge
 from qdrant_client import models
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
 _UNINDEXED = "unindexed"
+_LOCK = "lock"
 _TEMPORARY = ".creating-"
 _ABANDONED_SECONDS = 60
 
@@ -354,8 +357,13 @@ class _Shard:
         self._marker = path / _UNINDEXED
         self._leftover = -(-_INDEXING_THRESHOLD_KB * 1024 // dimension)
         self._lock = threading.Lock()
-        with _translated(path):
-            self._shard = edge.EdgeShard.load(str(path / "shard"))
+        self._opened = _lock_file(path)
+        try:
+            with _translated(path):
+                self._shard = edge.EdgeShard.load(str(path / "shard"))
+        except BaseException:
+            self._opened.close()
+            raise
         try:
             self._unindexed = int(self._marker.read_text("ascii"))
         except (FileNotFoundError, ValueError):  # a killed process leaves none
@@ -423,13 +431,34 @@ class _Shard:
     def close(self) -> None:
         if self._is_due(_SHARE_AT_CLOSE):
             self.optimize()
-        with self._lock, _translated(self._path):
+        with self._lock, _translated(self._path), self._opened:
             self._shard.flush()
             self._shard.close()
             self._marker.write_text(str(self._unindexed), "ascii")
 
     def _is_due(self, share: float) -> bool:
         return self._unindexed > max(self._leftover, share * self._shard.info().points_count)
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """Lock a collection until the returned file is closed, or the process ends.
+
+    The engine has a lock of its own, but takes it after it has repaired the files of what it believes to
+    be a process that was killed: on a collection in use, that damages them.
+    """
+    file = (path / _LOCK).open("ab")
+    try:
+        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.LockException as error:
+        file.close()
+        raise _locked(path) from error
+    return file
+
+
+def _locked(path: Path) -> StoreLockedError:
+    return StoreLockedError(
+        f"the index {path} is in use by another process, or by another store in this one; close it there first"
+    )
 
 
 def _record(point: edge.Record) -> models.Record:
@@ -445,7 +474,5 @@ def _translated(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if "WouldBlock" in str(error):
-            raise StoreLockedError(
-                f"the index {path} is in use by another process, or by another store in this one; close it there first"
-            ) from error
+            raise _locked(path) from error
         raise StoreError(f"the engine failed on {path}: {error}") from error

@@ -47,7 +47,8 @@ class Retries:
 
         Raises:
             ServerUnavailableError: It failed on every try.
-            ServerError: The server refused.
+            ServerError: The server refused, or is none of Qdrant's.
+            InvalidInputError: The request could not be sent.
         """
         if self._where is None:
             return function(*arguments, **options)
@@ -104,6 +105,7 @@ class Retries:
                 "server up? What was acknowledged is kept; the same call again completes the rest"
             ) from error
         if status is None:
+            self._translate_misfit(verb, error)
             return
         if "index required" in reason.lower():
             raise UnsupportedFilterError(
@@ -118,6 +120,24 @@ class Retries:
         if status == 404:
             raise StoreNotFoundError(f"{self._where}: {reason}") from error
         raise ServerError(f"{self._where} refused {verb}: {reason}") from error
+
+    def _translate_misfit(self, verb: str, error: Exception) -> None:
+        """Raise our error for a request that could not be sent, or an answer that is none of Qdrant's."""
+        import httpx
+        from qdrant_client.http.exceptions import ResponseHandlingException
+
+        if not isinstance(error, ResponseHandlingException):
+            return
+        if isinstance(error.source, httpx.LocalProtocolError):
+            # Without its cause, which quotes the header, and so the api_key.
+            raise InvalidInputError(
+                f"{verb} could not be sent to {self._where}: a header is malformed. Does the api_key begin or end "
+                "with white space, such as the line end of a file?"
+            ) from None
+        raise ServerError(
+            f"{self._where} gave an answer to {verb} that is not understood: {_reason(error)}. Is this the address "
+            "of a Qdrant server?"
+        ) from error
 
 
 def is_temporary(error: BaseException) -> bool:

@@ -156,10 +156,12 @@ class PointAccess:
 
     async def count(self, condition: models.Filter | None = None) -> int:
         """Count the points that match."""
+        if not self.limits.exact:  # which forbids exact counts, too
+            return sum([len(page) async for page in self.scroll(condition, with_payload=False)])
         found = await self._calls("count", self.collection, count_filter=self._scoped(condition), exact=True)
         return int(found.count)
 
-    async def facet(self, field: str, condition: models.Filter, most: int) -> dict[str, int]:
+    async def facet(self, field: str, condition: models.Filter | None, most: int) -> dict[str, int]:
         """Count the points that match by the value of an indexed field.
 
         Args:
@@ -167,14 +169,25 @@ class PointAccess:
             condition: Which points.
             most: How many values are expected; asked again for more where there are more.
         """
-        limit = most + 1
-        while True:
+        largest = self.limits.query_limit
+        limit = most + 1 if largest is None else min(most + 1, largest)
+        # The emulation rewrites values that look like UUIDs, such as the hex digits of an MD5.
+        while self.limits.exact and self.capabilities.kind != "emulation":
             found = await self._calls(
                 "facet", self.collection, key=field, facet_filter=self._scoped(condition), limit=limit, exact=True
             )
             if len(found.hits) < limit:
-                return {str(hit.value): int(hit.count) for hit in found.hits}
-            limit *= 4
+                # A value whose points were all deleted may come with a count of 0.
+                return {str(hit.value): int(hit.count) for hit in found.hits if hit.count}
+            if limit == largest:
+                break
+            limit = 4 * limit if largest is None else min(4 * limit, largest)
+        counts: dict[str, int] = {}
+        async for page in self.scroll(condition, with_payload=[field]):
+            for record in page:
+                value = str((record.payload or {})[field])
+                counts[value] = counts.get(value, 0) + 1
+        return counts
 
     async def query(self, requests: Sequence[models.QueryRequest]) -> list[list[Any]]:
         """Run searches together; the points of each, best first."""

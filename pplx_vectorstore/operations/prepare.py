@@ -26,7 +26,7 @@ from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.encoders import Encoder
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.retrying import is_conflict
-from pplx_vectorstore.engines.server import Capabilities, is_emulation, read_capabilities
+from pplx_vectorstore.engines.server import Capabilities, describe, is_emulation, read_capabilities
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
@@ -104,12 +104,9 @@ async def list_tenants(calls: Calls, collection: str) -> list[str] | None:
     info = await calls("get_collection", collection)
     if not has_tenants(info.config.metadata):
         return None
-    limit = 1000
-    while True:
-        found = await calls("facet", collection, key=TENANT_FIELD, limit=limit, exact=True)
-        if len(found.hits) < limit:
-            return sorted(str(hit.value) for hit in found.hits)
-        limit *= 10
+    capabilities = await learn_capabilities(calls, describe(calls.client))
+    everyone = PointAccess(calls, collection, None, capabilities, Limits.of(info), has_text_index=False)
+    return sorted(await everyone.facet(TENANT_FIELD, None, most=1000))
 
 
 async def open_collection(

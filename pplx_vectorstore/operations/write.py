@@ -81,8 +81,8 @@ async def sync(session: Session, documents: Iterable[Document], *, delete_missin
             "delete them by their ids"
         )
     deleted = 0
-    missing = [document.id async for document in list_documents(session) if document.id not in seen]
     try:
+        missing = [document.id async for document in list_documents(session) if document.id not in seen]
         for some in in_batches(missing, _GROUP_DOCUMENTS):
             await delete_documents(session, some)
             deleted += len(some)

@@ -1,0 +1,178 @@
+"""AsyncVectorStore: the same methods as VectorStore, awaited without holding up the loop.
+
+What it does is tested with VectorStore, by the suites that run on every engine.
+"""
+
+import asyncio
+import inspect
+import time
+
+import numpy as np
+import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient
+
+from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
+from pplx_vectorstore.engines.calls import BlockingCalls, run_now
+from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.engines.retrying import Retries
+from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreLockedError, StoreNotFoundError
+
+
+def public_members(cls):
+    return {name: value for name, value in inspect.getmembers(cls) if not name.startswith("_")}
+
+
+def test_both_stores_have_the_same_methods_and_signatures():
+    blocking, asynchronous = public_members(VectorStore), public_members(AsyncVectorStore)
+    assert blocking.keys() == asynchronous.keys()
+    assert inspect.signature(VectorStore) == inspect.signature(AsyncVectorStore)
+    for name, ours in blocking.items():
+        theirs = asynchronous[name]
+        if isinstance(ours, property):
+            assert isinstance(theirs, property), name
+            continue
+        ours_is, theirs_is = inspect.signature(ours), inspect.signature(theirs)
+        assert str(theirs_is).replace("Async", "") == str(ours_is), name
+        defaults = [[parameter.default for parameter in one.parameters.values()] for one in (ours_is, theirs_is)]
+        assert defaults[0] == defaults[1], name
+        assert inspect.iscoroutinefunction(theirs) or inspect.isasyncgenfunction(theirs), name
+
+
+@pytest.fixture
+def documents():
+    return [Document(id=f"d{i}", chunks=[f"{i} a", f"{i} b"]) for i in range(20)]
+
+
+def test_over_the_embedded_engine_everything_runs_in_threads(run_async, folder, hash_encoder, documents):
+    async def use():
+        encoder = hash_encoder(64)
+        async with await AsyncVectorStore.open(folder / "index", encoder=encoder) as store:
+            assert (await store.add(documents)).chunks == 40
+            assert (await store.sync(documents)).unchanged_documents == 20
+            hits = await asyncio.gather(*(store.search(f"{i}", k=3, hybrid=True) for i in range(10)))
+            assert [len(found) for found in hits] == [3] * 10
+            assert len([document async for document in store.documents()]) == 20
+            with pytest.raises(StoreLockedError):
+                await AsyncVectorStore.open(folder / "index", encoder=encoder)
+            assert await store.delete(document_ids=["d3"]) == 2
+            return await store.count()
+
+    assert run_async(use()) == 38
+    with VectorStore.open(folder / "index", encoder=hash_encoder(64)) as store:
+        assert store.count() == 38
+
+
+def test_a_client_may_be_handed_over_and_is_verified_on_first_use(run_async, hash_encoder, documents, folder):
+    async def use(client):
+        store = AsyncVectorStore(client, "c", encoder=hash_encoder(64), create=False)
+        with pytest.raises(StoreNotFoundError):
+            await store.count()
+        store = AsyncVectorStore(client, "c", encoder=hash_encoder(64))
+        await asyncio.gather(*(store.count() for _ in range(5)))  # the first of them creates the collection
+        await store.add(documents)
+        await store.close()
+        with pytest.raises(StoreClosedError):
+            await store.search("x")
+        again = AsyncVectorStore(client, "c", encoder=hash_encoder(64), create=False)
+        assert again.tenant is None
+        assert again.fingerprint == hash_encoder(64).fingerprint
+        return await again.count()
+
+    client = AsyncQdrantClient(":memory:")
+    assert run_async(use(client)) == 40
+    run_async(client.close())
+    with EdgeClient(folder / "index") as client:
+        assert run_async(use(client)) == 40
+
+
+def test_each_store_refuses_the_others_client(hash_encoder):
+    client = QdrantClient(":memory:")
+    with pytest.raises(InvalidInputError, match="AsyncVectorStore needs an AsyncQdrantClient"):
+        AsyncVectorStore(client, encoder=hash_encoder())
+    client.close()
+    with pytest.raises(InvalidInputError, match="give AsyncQdrantClient to AsyncVectorStore"):
+        VectorStore(AsyncQdrantClient(":memory:"), encoder=hash_encoder())
+
+
+@pytest.mark.parametrize("engine_", ["edge", "http"])
+def test_a_slow_model_and_slow_documents_do_not_hold_up_the_loop(run_async, folder, hash_encoder, request, engine_):
+    """While a group is read and embedded, other tasks go on: some hundred turns of the loop, not a few."""
+    encoder = hash_encoder(64)
+    encode = encoder.encode_documents
+
+    def slowly(documents, **options):
+        time.sleep(0.3)
+        return encode(documents, **options)
+
+    encoder.encode_documents = slowly
+
+    def documents():
+        for i in range(3):
+            time.sleep(0.1)
+            yield Document(id=str(i), chunks=["x"])
+
+    async def use():
+        if engine_ == "edge":
+            store = await AsyncVectorStore.open(folder / "index", encoder=encoder)
+        else:
+            store = await AsyncVectorStore.connect(request.getfixturevalue("server").url, encoder=encoder)
+        turns = 0
+
+        async def count_turns():
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0.001)
+                turns += 1
+
+        counting = asyncio.ensure_future(count_turns())
+        await store.add(documents())
+        counting.cancel()
+        await store.close()
+        return turns
+
+    assert run_async(use()) > 50
+
+
+def test_a_cancelled_add_leaves_a_store_that_works(run_async, server, hash_encoder, documents):
+    async def use():
+        async with await AsyncVectorStore.connect(server.url, encoder=hash_encoder(64)) as store:
+            server.delay = 0.2
+            adding = asyncio.ensure_future(store.add(documents))
+            await asyncio.sleep(0.1)
+            adding.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await adding
+            server.delay = 0.0
+            await store.sync(documents)
+            return await store.count()
+
+    assert run_async(use()) == 40
+
+
+def test_an_operation_over_a_blocking_client_never_waits_for_a_loop():
+    async def waits():
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="waited for an event loop"):
+        run_now(waits())
+
+
+def test_started_work_runs_beside_and_its_error_is_raised_where_it_is_awaited():
+    calls = BlockingCalls(None, Retries(where=None))
+    order = []
+
+    async def fail():
+        order.append("started")
+        raise ValueError("inside")
+
+    async def use():
+        work = calls.start(fail())
+        with pytest.raises(ValueError, match="inside"):
+            await work
+        return await calls.start(value())
+
+    async def value():
+        return np.int8(5)
+
+    assert run_now(use()) == 5
+    assert order == ["started"]
