@@ -25,15 +25,13 @@ def make_codes(n: int, rng: np.random.Generator, clusters: int = 100) -> Codes:
     return quantize_absmax(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, DIMENSION)))
 
 
-def make_documents(n: int, rng: np.random.Generator) -> list[Document]:
-    """Make n documents of ten chunks of about 1,000 characters each, with int8 vectors."""
-    documents = []
+def make_documents(n: int, rng: np.random.Generator) -> Iterator[Document]:
+    """Make n documents of ten chunks of about 1,000 characters each, with int8 vectors, one by one."""
     for number in range(n):
         texts = [" ".join(rng.choice(_WORDS, size=_WORDS_PER_CHUNK)) for _ in range(CHUNKS_PER_DOCUMENT)]
         codes = make_codes(CHUNKS_PER_DOCUMENT, rng)
         metadata = {"lang": "en", "number": number}
-        documents.append(Document(id=f"document-{number}", chunks=texts, vectors=codes, metadata=metadata))
-    return documents
+        yield Document(id=f"document-{number}", chunks=texts, vectors=codes, metadata=metadata)
 
 
 def take_turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=2_500, help="fewer than 20,000, which would be indexed")
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    documents = make_documents(arguments.points // CHUNKS_PER_DOCUMENT, np.random.default_rng(1))
+    documents = list(make_documents(arguments.points // CHUNKS_PER_DOCUMENT, np.random.default_rng(1)))
     points = [point for document in documents for point in raw_points(document)]
     encoder = load_encoder("all-minilm-l6-v2")
     seconds = {"raw": np.zeros(arguments.rounds), "store": np.zeros(arguments.rounds)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pplx_vectorstore import VectorStore
+from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.cli import app
 
 COMMAND = [str(Path(sys.executable).with_name("pplx-vectorstore"))]
@@ -41,7 +41,7 @@ def corpus(run, tmp_path):
 def test_index_search_info_delete(corpus):
     indexed = corpus("index", "docs", *MODEL)
     assert indexed.exit_code == 0, indexed.output
-    assert "indexed 2 documents, 2 chunks; .pplx-vectorstore now holds 2 chunks" in indexed.stdout
+    assert indexed.stdout == "indexed 2 documents, 2 chunks\n.pplx-vectorstore now holds 2 chunks\n"
     assert "skipped docs/photo.jpg: is binary" in indexed.stderr
 
     # The store remembers its model.
@@ -63,7 +63,7 @@ def test_index_search_info_delete(corpus):
     assert "context weight  0.3" in corpus("info").stdout
 
     again = corpus("index", "docs")  # no model: the store's own
-    assert "now holds 2 chunks" in again.stdout
+    assert again.stdout == "nothing to embed; 2 unchanged\n.pplx-vectorstore now holds 2 chunks\n"
 
     deleted = corpus("delete", "docs/cats.md", "gone")
     assert deleted.exit_code == 1
@@ -79,6 +79,81 @@ def test_settings_are_remembered_too(corpus, minilm):
     refused = corpus("index", "docs", "--window-tokens", "256")
     assert refused.exit_code == 1
     assert "window_tokens 128 in the collection, 256 given" in refused.stderr
+
+
+def test_only_what_changed_is_embedded_and_prune_removes_what_is_gone(corpus, tmp_path, minilm):
+    corpus("index", "docs", *MODEL)
+    (tmp_path / "docs" / "stars.txt").write_text("The sun is a star, and not a large one.")
+    (tmp_path / "docs" / "new.txt").write_text("A new file.")
+    (tmp_path / "docs" / "cats.md").unlink()
+    with VectorStore.open(".pplx-vectorstore", encoder=minilm) as store:
+        # A program's own documents may have ids that look like files below the folder.
+        store.add([Document(id="docs/no-file", chunks=["from elsewhere"]), Document(id="other", chunks=["x"])])
+    changed = corpus("index", "docs")
+    assert changed.stdout.splitlines()[0] == "indexed 2 documents (1 new), 2 chunks"
+    assert "docs/cats.md" in corpus("documents").stdout
+    pruned = corpus("index", "docs", "--prune")
+    assert pruned.stdout.splitlines()[0] == "nothing to embed; 2 unchanged; 1 deleted"
+    listed = json.loads(corpus("documents", "--json").stdout)
+    assert [one["id"] for one in listed] == ["docs/new.txt", "docs/no-file", "docs/stars.txt", "other"]
+    assert corpus("documents").stdout.splitlines()[0] == "      1  docs/new.txt"
+    for file in (tmp_path / "docs").iterdir():
+        file.unlink()
+    assert corpus("index", "docs").exit_code == 1
+    assert corpus("index", "docs", "--prune").stdout.splitlines()[0] == "nothing to embed; 2 deleted"
+
+
+def test_search_options(corpus):
+    corpus("index", "docs", *MODEL)
+    hits = json.loads(corpus("search", "hydrogen", "--hybrid", "--json").stdout)
+    assert hits[0]["document_id"] == "docs/stars.txt"
+    filtered = corpus("search", "hydrogen", "--filter", '{"source": "docs/cats.md"}', "--json", "--by-document")
+    assert [hit["document_id"] for hit in json.loads(filtered.stdout)] == ["docs/cats.md"]
+    (hit,) = json.loads(corpus("search", "stars", "-k", "1", "--context", "1", "--json").stdout)
+    assert hit["context"] == hit["text"]
+    for bad, message in (('{"source"', "--filter must be JSON"), ("[1]", "--filter must be a JSON object")):
+        refused = corpus("search", "x", "--filter", bad)
+        assert (refused.exit_code, message in refused.stderr) == (1, True)
+
+
+def test_a_server_behind_the_same_commands(corpus, server):
+    on_server = ["--store", server.url]
+    indexed = corpus("index", "docs", *MODEL, *on_server)
+    assert indexed.exit_code == 0, indexed.output
+    assert f"{server.url} now holds 2 chunks" in indexed.stdout
+    assert "docs/cats.md" in corpus("search", "happy cats", "-k", "1", *on_server).stdout
+    facts = json.loads(corpus("info", "--json", *on_server).stdout)
+    assert (facts["store"], facts["documents"]) == (server.url, 2)
+    assert "nothing to embed; 2 unchanged" in corpus("index", "docs", *on_server).stdout
+    missing = corpus("info", *on_server, "--collection", "other")
+    assert (missing.exit_code, "there is no index 'other'" in missing.stderr) == (1, True)
+
+
+def test_an_index_moves_between_folder_file_and_server(corpus, server):
+    corpus("index", "docs", *MODEL)
+    assert corpus("copy", ".pplx-vectorstore", server.url).stdout == f"copied 2 chunks to {server.url}\n"
+    assert "nothing to embed; 2 unchanged" in corpus("index", "docs", "--store", server.url).stdout
+    assert corpus("export", "all.parquet", "--store", server.url).stdout == "exported 2 chunks to all.parquet\n"
+    assert corpus("import", "all.parquet", "--store", "new").stdout == "imported 2 chunks into new\n"
+    assert "docs/cats.md" in corpus("search", "happy cats", "-k", "1", "--store", "new").stdout
+    copied = corpus("copy", "new", "newer", "--to-collection", "other")
+    assert copied.stdout == "copied 2 chunks to newer\n"
+    assert json.loads(corpus("info", "--json", "--store", "newer", "--collection", "other").stdout)["chunks"] == 2
+    lost = corpus("copy", "nowhere", "newer")
+    assert (lost.exit_code, "there is no index 'documents' in nowhere" in lost.stderr) == (1, True)
+
+
+def test_tenants_on_the_command_line(corpus):
+    corpus("index", "docs/cats.md", *MODEL, "--tenant", "a")
+    corpus("index", "docs/stars.txt", "--tenant", "b")
+    assert json.loads(corpus("info", "--json", "--tenant", "a").stdout)["chunks"] == 1
+    assert json.loads(corpus("info", "--json").stdout)["tenants"] == 2
+    hits = json.loads(corpus("search", "happy cats", "--tenant", "b", "--json").stdout)
+    assert [hit["document_id"] for hit in hits] == ["docs/stars.txt"]
+    refused = corpus("search", "cats")
+    assert (refused.exit_code, "holds tenants; say which" in refused.stderr) == (1, True)
+    assert corpus("copy", ".pplx-vectorstore", "all").stdout == "copied 2 chunks to all\n"
+    assert json.loads(corpus("info", "--json", "--store", "all").stdout)["tenants"] == 2
 
 
 def test_what_the_command_line_writes_the_library_reads(corpus, minilm):

@@ -1,7 +1,10 @@
 """kill -9 while documents are written: what was acknowledged is there, and the same run again repairs the rest."""
 
+import contextlib
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.points import derive_point_id
 
 pytestmark = pytest.mark.slow
@@ -21,6 +24,7 @@ N_KILLS_WHILE_INDEXING = 6  # of those
 DIMENSION = 64
 N_DOCUMENTS = 60
 MOST_TOGETHER = 4
+N_KILLS_OF_SYNC = 50
 
 # What the killed process runs. Two rounds: the second replaces documents by versions of more, fewer or no
 # chunks. A line is printed when an add has returned, and when an optimization starts.
@@ -57,6 +61,52 @@ if __name__ == "__main__":
                     print("added", n, version, flush=True)
                 number += together
     print("done", flush=True)
+"""
+
+# What is forked and killed in `sync`: once for each index that is named on its standard input. A line is printed
+# before each of the engine's verbs.
+SYNCING_CHILD = """
+import os
+import pickle
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from hash_encoder import make_encoder
+from pplx_vectorstore import VectorStore
+from pplx_vectorstore.engines import edge
+from pplx_vectorstore.operations import write
+
+write._GROUP_DOCUMENTS = 5
+write._UPSERT_POINTS = 4
+edge._MOST_UNINDEXED = 20
+edge._SHARE_WHILE_WRITING = 0.05
+
+def tell(owner, name):
+    function = getattr(owner, name)
+
+    def tell_and_do(*args, **options):
+        os.write(1, f"{name}\\n".encode())  # whole, whichever thread it is
+        return function(*args, **options)
+
+    setattr(owner, name, tell_and_do)
+
+for name in ("facet", "retrieve", "upsert", "delete", "batch_update_points", "scroll", "count", "flush"):
+    tell(edge.EdgeClient, name)
+tell(edge._Shard, "optimize")
+
+with open(sys.argv[2], "rb") as file:
+    documents = pickle.load(file)
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        print(os.getpid(), flush=True)
+        with VectorStore.open(line.strip(), encoder=make_encoder(64), create=False) as store:
+            store.sync(documents, delete_missing=True)
+        assert "torch" not in sys.modules
+        print("done", flush=True)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print("ended", os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -122,15 +172,19 @@ def assert_whole(found, number, version, encoder):
     }
 
 
+def anywhere(lines, rng, n, most_delay):
+    """Choose the lines after which to kill, spread over the run, and how many seconds after."""
+    width = (len(lines) - 1) / n
+    return [(1 + int(width * (i + rng.random())), rng.uniform(0, most_delay)) for i in range(n)]
+
+
 def moments(lines, rng):
-    """Choose the lines after which to kill, and how long after: spread over the run, some while indexing."""
+    """Choose when to kill: anywhere, and some while indexing."""
     indexing = [number for number, line in enumerate(lines, start=1) if line == "indexing"]
     assert len(indexing) > 2 * N_KILLS_WHILE_INDEXING
-    n_anywhere = N_KILLS - N_KILLS_WHILE_INDEXING
-    width = (len(lines) - 1) / n_anywhere
-    anywhere = [(1 + int(width * (i + rng.random())), rng.uniform(0, 0.02)) for i in range(n_anywhere)]
+    spread = anywhere(lines, rng, N_KILLS - N_KILLS_WHILE_INDEXING, 0.02)
     while_indexing = [(line, rng.uniform(0, 0.015)) for line in rng.sample(indexing, N_KILLS_WHILE_INDEXING)]
-    return anywhere + while_indexing
+    return spread + while_indexing
 
 
 def test_killed_processes_lose_nothing_and_running_again_repairs(command, folder, hash_encoder):
@@ -168,6 +222,119 @@ def test_killed_processes_lose_nothing_and_running_again_repairs(command, folder
         assert run(command, index)[-1] == "done"
         assert read_all(index, encoder) == expected
     assert n_unfinished >= N_KILLS - 4
+
+
+def changing_document(number, version):
+    """A document in one of two versions: its metadata, its chunks or nothing changes, by its number."""
+    id_ = f"d{number}"
+    match number % 4:
+        case 0:
+            chunks = [Chunk(text=f"part {i} of {number}", metadata={"edition": version} if i else {}) for i in range(3)]
+            return Document(id=id_, chunks=chunks, metadata={"version": version})
+        case 1:
+            return Document(id=id_, chunks=["always", "the same", f"as {number}"], metadata={"version": 1})
+        case 2:  # their own ids, some of which go on to other places
+            texts = chunks_of(number, version)
+            chunks = [Chunk(text=text, id=f"c{number}-{i + version}") for i, text in enumerate(texts)]
+            return Document(id=id_, chunks=chunks)
+    return Document(id=id_, chunks=chunks_of(number, version) * (5 if number == 19 else 1))
+
+
+@pytest.fixture
+def sync_and_kill(folder, tests_folder):
+    """``sync_and_kill(documents, index, kill_at=None, delay=0.0)`` → the lines it printed, without the last.
+
+    Killed are forks of one process, so that not each has to import everything first.
+    """
+    script = folder / "syncing.py"
+    script.write_text(SYNCING_CHILD, "utf-8")
+    with contextlib.ExitStack() as stack:
+        started = []
+
+        def run(documents, index, kill_at=None, delay=0.0):
+            if not started:
+                (folder / "documents").write_bytes(pickle.dumps(documents))
+                command = [sys.executable, str(script), str(tests_folder), str(folder / "documents")]
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+                started.append(stack.enter_context(subprocess.Popen(command, **pipes, text=True)))
+            (parent,) = started
+            parent.stdin.write(f"{index}\n")
+            parent.stdin.flush()
+            pid = int(parent.stdout.readline())
+            lines = []
+            while not (line := parent.stdout.readline().strip()).startswith("ended"):
+                assert line
+                lines.append(line)
+                if len(lines) == kill_at:
+                    time.sleep(delay)
+                    with contextlib.suppress(ProcessLookupError):  # it was faster
+                        os.kill(pid, signal.SIGKILL)
+            assert line == ("ended 0" if lines[-1] == "done" else f"ended {-signal.SIGKILL}")
+            return lines
+
+        yield run
+
+
+def read_points(store):
+    """Every point, past the store: id → (payload, vector)."""
+    points, _ = store._client.scroll("documents", limit=100_000, with_vectors=True)
+    return {point.id: (point.payload, point.vector) for point in points}
+
+
+def of_document(points, document_id):
+    return {id_: point for id_, point in points.items() if point[0]["document_id"] == document_id}
+
+
+def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encoder, sync_and_kill):
+    encoder = hash_encoder(DIMENSION)
+    old, new = [
+        [changing_document(number, version) for number in numbers]
+        for version, numbers in ((1, range(36)), (2, range(8, 44)))
+    ]
+    with VectorStore.open(folder / "undisturbed", encoder=encoder) as store:
+        store.add(old)
+        before = read_points(store)
+    lines_of_all = sync_and_kill(new, folder / "undisturbed")
+    assert set(lines_of_all) >= {"facet", "upsert", "delete", "batch_update_points", "scroll", "optimize"}
+    with VectorStore.open(folder / "undisturbed", encoder=encoder) as store:
+        expected = read_points(store)
+    texts = {(one.id, i): getattr(chunk, "text", chunk) for one in new for i, chunk in enumerate(one.chunks)}
+    assert {(point["document_id"], point["chunk_index"]): point["text"] for point, _ in expected.values()} == texts
+    assert len(expected) == len(texts) > 100
+    sizes = [(len(of_document(before, one.id)), len(of_document(expected, one.id))) for one in new]
+    assert any(0 < a < b for a, b in sizes)
+    assert any(a > b > 0 for a, b in sizes)
+    assert {(a == 0, b == 0) for a, b in sizes} >= {(True, False), (False, True), (False, False)}
+
+    rng = random.Random(20250704)
+    interrupted = []
+    for kill_at, delay in anywhere(lines_of_all, rng, N_KILLS_OF_SYNC, 0.004):
+        index = folder / "killed"
+        with VectorStore.open(index, encoder=encoder) as store:
+            store.add(old)
+        lines = sync_and_kill(new, index, kill_at, delay)
+        interrupted.append(lines[-1])
+        with VectorStore.open(index, encoder=encoder, create=False) as store:
+            found = read_points(store)
+            for id_, point in found.items():
+                assert point in (before.get(id_), expected.get(id_))
+            for one in new:
+                # Nothing of the old version goes before all of the new one is there.
+                wanted = of_document(expected, one.id)
+                assert (
+                    of_document(before, one.id).keys() <= found.keys()
+                    or wanted.items() == {id_: found.get(id_) for id_ in wanted}.items()
+                )
+            store.sync(new, delete_missing=True)
+            assert read_points(store) == expected
+            assert store.sync(new, delete_missing=True).unchanged_documents == len(new)
+            one = rng.choice([one for one in new if of_document(expected, one.id)])
+            (codes,) = encoder.encode_documents([[getattr(chunk, "text", chunk) for chunk in one.chunks]])
+            (hit,) = store.search(codes[-1], k=1, candidates=10)
+            assert (hit.document_id, hit.score) == (one.id, pytest.approx(1, abs=1e-6))
+        shutil.rmtree(index)
+    assert interrupted.count("done") <= 3
+    assert set(interrupted) >= {"facet", "upsert", "delete", "batch_update_points", "optimize"}
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,17 @@ def of_document(contents, document_id):
     return {id_: point for id_, point in contents.items() if point[0]["document_id"] == document_id}
 
 
+def assert_holds(contents, documents):
+    """The contents are these documents' chunks, each once."""
+    texts = {
+        (document.id, i): getattr(chunk, "text", chunk)
+        for document in documents
+        for i, chunk in enumerate(document.chunks)
+    }
+    assert {(stored["document_id"], stored["chunk_index"]): stored["text"] for stored, _ in contents.values()} == texts
+    assert len(contents) == len(texts)
+
+
 @pytest.fixture
 def undisturbed(folder, hash_encoder):
     """The embedded engine: ``undisturbed(work)`` → what `work(store)` returned, and the contents after it."""
@@ -173,6 +184,7 @@ def test_every_kind_of_fault_is_injected(qdrant_server_module):
 @pytest.mark.usefixtures("small_requests")
 def test_faults_leave_no_trace(new_store, server, undisturbed, run):
     told, contents = undisturbed(use)
+    assert_holds(contents, [document(number, 3) for number in range(16)])
     kinds = [QUICK[i % len(QUICK)] for i in range(N_FAULTS)]
     if run == 0:
         kinds[:N_STALLS] = STALLS * (N_STALLS // 2)
@@ -202,6 +214,7 @@ def test_a_call_that_failed_tells_what_is_written_and_is_completed_by_another(
 
     _, expected_before = undisturbed(begin)
     changed, expected = undisturbed(change)
+    assert_holds(expected, [*old[:2], *new] if operation == "add" else new)
     store = new_store(collection="documents", retries=0)
     begin(store)
     n_before = len(server.requests)

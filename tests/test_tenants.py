@@ -28,7 +28,7 @@ EVERYTHING = 1000  # more points than any test writes
 COLLECTION = "shared"
 TENANTS = ("acme", "acme.eu", 'Ünïon "7" ß')
 
-DOCUMENT_IDS = ("a", "b.c", 'd "e"', "ü/文")
+DOCUMENT_IDS = ("a", 'd "e"', "ü/文", "9dd4e461268c8034f5c8564e155c67a6")
 TEXTS = ("red apple", "green apple pie", "blue sky", "the sky is red", "pie", "a quiet sea", " ", "sea, sky, pie")
 QUESTIONS = ("red apple", "sky", "pie by the sea", "something else")
 
