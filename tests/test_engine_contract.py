@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from qdrant_client import QdrantClient, models
@@ -357,31 +357,39 @@ def test_any_filter_of_any_payloads_keeps_the_same_points(points, more, filters,
 def indexed():
     """Both engines with hundreds of points: most of them indexed, then some overwritten, some deleted, some new."""
     rng = np.random.default_rng(9)
-    tags, words = ["red", "green", ["red", "blue"], [], None], np.array(WORDS)
+    values = {
+        "a": [0, 1, 2, "x", None, [1, "x"]],
+        "tag": ["red", "green", ["red", "blue"], [], None],
+        "year": [0, 1, [1, 2]],
+        "flag": [True, False],
+        "key": KEYS,
+    }
 
-    def points(rows):
+    def write(rows):
+        points = []
         for i in rows:
-            metadata = {"a": int(rng.integers(3)), "b": [0.5, "x", True, None][rng.integers(4)], "tag": tags[i % 5]}
-            payload = {"text": " ".join(rng.choice(words, 3)), "document_id": f"d{i % 3}", "metadata": metadata}
-            yield make_point(IDS[i], rng.integers(-128, 128, DIMENSION) * (i % 20 > 0), payload)
+            metadata = {name: some[rng.integers(len(some))] for name, some in values.items() if rng.random() < 0.9}
+            payload = {"text": " ".join(rng.choice(WORDS, 3)), "document_id": f"d{i % 3}", "metadata": metadata}
+            points.append(make_point(IDS[i], rng.integers(-128, 128, DIMENSION) * (i % 20 > 0), payload))
+        both.do("upsert", points=points)
 
     with Both() as both:
-        both.do("upsert", points=list(points(range(300))))
+        write(range(300))
         both.embedded.optimize("c")
         assert both.embedded.get_collection("c").indexed_vectors_count > 200
-        both.do("upsert", points=list(points(range(0, 300, 9))))
+        write(range(0, 300, 9))
         both.do("delete", points_selector=models.PointIdsList(points=IDS[5:300:7]))
-        both.do("set_payload", payload={"metadata": {"a": 1}}, points=IDS[3:5] + IDS[301:301])
-        both.do("upsert", points=list(points(range(300, 330))))
+        both.do("set_payload", payload={"metadata": {"a": 1}}, points=IDS[0:300:7])
+        write(range(300, 330))
         yield both
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(codes=QUERIES, search=SEARCHES, page=st.integers(20, 200))
-def test_indexed_points_are_the_same(indexed, codes, search, page):
+@settings(max_examples=80)
+@given(codes=QUERIES, search=SEARCHES, given_filter=FILTERS, page=st.integers(20, 200))
+def test_indexed_points_are_the_same(indexed, codes, search, given_filter, page):
     indexed.assert_same_hits(codes, **search)
-    indexed.assert_same_matches(search["filter"], page)
-    indexed.assert_same_facets(search["filter"])
+    indexed.assert_same_matches(given_filter, page)
+    indexed.assert_same_facets(given_filter)
 
 
 def test_a_facet_leaves_out_values_that_no_point_has_any_more():

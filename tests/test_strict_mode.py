@@ -11,8 +11,9 @@ import threading
 
 import pytest
 from qdrant_client import models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
-from pplx_vectorstore import AsyncVectorStore, Chunk, CollectionConfig, Document, VectorStore
+from pplx_vectorstore import Chunk, Document
 from pplx_vectorstore.collection import indexing_threshold
 from pplx_vectorstore.engines.calls import BlockingCalls, run_now
 from pplx_vectorstore.engines.retrying import Retries
@@ -325,7 +326,8 @@ def live(store, other, folder, *, exact):
     assert store.count() == 156
 
     assert store.export_parquet(folder / "file") == 156
-    assert other.import_parquet(folder / "file") == 156
+    assert other.import_parquet(folder / "file") == other.count() == 156
+    assert other.delete(document_ids=[document.id for document in other.documents()]) == 156
     assert store.copy_to(other) == other.count() == 156
     assert len(list(other.documents())) == 9
     store.optimize()
@@ -338,16 +340,220 @@ def open_both(new_store, tenants):
     return [new_store(DIMENSION, **options) for _ in range(2)]
 
 
-@pytest.mark.parametrize("tenants", [False, True])
+@pytest.mark.parametrize(
+    ("engine", "tenants"),
+    [
+        ("http", False),
+        ("async", True),
+        pytest.param("http", True, marks=pytest.mark.slow),
+        pytest.param("async", False, marks=pytest.mark.slow),
+    ],
+    indirect=["engine"],
+)
 def test_nothing_is_refused(new_store, strict, tmp_path, tenants):
     server = strict(**LIMITS)
     live(*open_both(new_store, tenants), tmp_path, exact=False)
     assert server.refusals == []
 
 
-@pytest.mark.parametrize("name", LIMITS)
+# Each alone: what works around one limit must not be what another one forbids.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("max_query_limit", "search_allow_exact") else pytest.param(name, marks=pytest.mark.slow)
+        for name in LIMITS
+    ],
+)
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_nothing_is_refused_whatever_is_limited(new_store, strict, tmp_path, name):
     server = strict(**{name: LIMITS[name]})
-    live(*open_both(new_store, False), tmp_path, exact=name != "search_allow_exact")
+    live(*open_both(new_store, False), tmp_path, exact=name not in ("search_allow_exact", "search_max_hnsw_ef"))
     assert server.refusals == []
+
+
+def test_a_copy_replaces_what_is_there(new_store, strict, tmp_path):
+    server = strict(**LIMITS)
+    store, other = open_both(new_store, False)
+    store.add(make_documents(20))
+    other.add(make_documents(30, version=", of before", chunks=6))
+    assert store.copy_to(other) == 100
+    assert other.count() == 100 + 60
+    assert {document.chunks for document in other.documents() if int(document.id[1:]) < 20} == {5}
+    store.export_parquet(tmp_path / "file")
+    other.add(make_documents(30, version=", of before", chunks=6))
+    assert other.import_parquet(tmp_path / "file") == 100
+    assert other.count() == 160
+    assert server.refusals == []
+
+
+def test_a_search_is_explained_with_a_narrow_beam(new_store, strict):
+    server = strict(search_max_hnsw_ef=64)
+    store = new_store(DIMENSION, retries=0)
+    documents = make_documents(30)
+    store.add(documents)
+    explanation = store.explain("some words", k=5)
+    assert len(explanation.hits) == 5
+    assert explanation.hits[0].cosine_rank == 1
+    assert server.refusals == []
+
+
+# --- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_filter_on_a_field_without_an_index_says_what_to_do(new_store, strict, status):
+    server = strict(status, unindexed_filtering_retrieve=False, unindexed_filtering_update=False)
+    store = new_store(DIMENSION, retries=0)
+    store.add(make_documents(3))
+    said = r'strict mode, which filters by indexed fields only: .*"metadata\.lang".*Name the field in index_fields'
+    for call in (
+        lambda: store.search("words", filter={"lang": "en"}),
+        lambda: store.search("words", filter={"lang": "en"}, hybrid=True, group_by_document=True),
+        lambda: store.explain("words", filter={"lang": "en"}),
+        lambda: store.count({"lang": "en"}),
+        lambda: store.count({"lang": {"$exists": False}}),
+        lambda: store.delete(filter={"lang": "en"}),
+    ):
+        with pytest.raises(UnsupportedFilterError, match=said):
+            call()
+    assert len(server.refusals) == 6
+    assert store.count() == 15
+
+
+def test_a_filter_needs_an_index_of_its_kind(new_store, strict):
+    strict(unindexed_filtering_retrieve=False)
+    store = new_store(DIMENSION, retries=0, index_fields={"year": "keyword"})
+    store.add(make_documents(3))
+    with pytest.raises(UnsupportedFilterError, match="one of the following types: .*integer.*index_fields"):
+        store.count({"year": {"$gte": 2001}})
+
+
+def test_only_deletes_may_need_an_index(new_store, strict):
+    strict(unindexed_filtering_update=False)
+    store = new_store(DIMENSION, retries=0)
+    store.add(make_documents(3))
+    assert store.count({"lang": "en"}) == 5
+    with pytest.raises(UnsupportedFilterError, match="index_fields"):
+        store.delete(filter={"lang": "en"})
+    assert store.count() == 15
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_indexed_fields_can_be_filtered_by(new_store, strict, later):
+    server = strict(unindexed_filtering_retrieve=False, unindexed_filtering_update=False)
+    if later:
+        new_store(DIMENSION, collection="c").add(make_documents(6))
+    fields = {"lang": "keyword", "author": {"born": "integer"}}
+    store = new_store(DIMENSION, retries=0, collection="c", index_fields=fields)
+    store.add(make_documents(6))
+    assert {hit.metadata["lang"] for hit in store.search("words", filter={"lang": ["en", "fr"]})} == {"en", "fr"}
+    assert store.count({"author": {"born": {"$lt": 1901}}}) == 10
+    assert store.delete(filter={"lang": "en", "author": {"born": 1900}}) == 5
+    assert store.count() == 25
+    assert server.refusals == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"k": 41}, "k must be at most 40 on this server .strict mode., not 41"),
+        ({"candidates": 41}, "candidates must be at most 40 on this server .strict mode., not 41"),
+        ({"k": 41, "hybrid": True}, "k must be at most 40"),
+        ({"candidates": 1000, "diversity": 0.5}, "candidates must be at most 40"),
+        ({"k": 41, "group_by_document": True}, "k must be at most 40"),
+    ],
+)
+def test_more_than_the_server_allows_is_refused_before_it_is_sent(new_store, server, strict, options, named):
+    strict(max_query_limit=40)
+    store = new_store(DIMENSION, retries=0)
+    store.add(make_documents(30))
+    server.requests.clear()
+    with pytest.raises(InvalidInputError, match=named):
+        store.search("words", **options)
+    if options.keys() <= {"k", "candidates"}:
+        with pytest.raises(InvalidInputError, match=named):
+            store.explain("words", **options)
+    assert server.requests == []
+    assert len(store.search("words", k=40, candidates=40)) == 40
+
+
+def test_a_filter_larger_than_the_server_allows_is_told_in_its_words(new_store, strict):
+    strict(condition_max_size=8, filter_max_conditions=7)
+    store = new_store(DIMENSION, retries=0)
+    with pytest.raises(ServerError, match=r"refused count: 400 .*Condition size limit reached \(9 > 8\)"):
+        store.count({"year": list(range(9))})
+    with pytest.raises(ServerError, match=r"Filter condition limit reached \(8 > 7\)"):
+        store.search("words", filter={f"field {i}": i for i in range(8)})
+
+
+def test_a_strict_mode_that_is_off_limits_nothing(new_store, server, strict):
+    strict(**LIMITS)
+    server.strict_mode["enabled"] = False
+    store = new_store(DIMENSION, retries=0)
+    store.add(make_documents(30))
+    assert len(store.search("words", k=100)) == 100
+    assert store.explain("words", k=100).recall == 1
+
+
+@pytest.mark.parametrize("limits", [{"max_query_limit": 5}, {"search_allow_exact": False}], ids=str)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_all_tenants_are_listed(new_store, strict, limits):
+    server = strict(**limits)
+    names = [f"tenant {i:02}" for i in range(7)]
+    for name in names:
+        store = new_store(DIMENSION, collection="c", tenant=name)
+        store.add(make_documents(1))
+    assert run_now(list_tenants(BlockingCalls(store._client, Retries(where=None)), "c")) == names
+    assert server.refusals == []
+
+
+# --- the server above --------------------------------------------------------------------------------
+
+LANG = models.Filter(must=[models.FieldCondition(key="metadata.lang", match=models.MatchValue(value="en"))])
+MANY = models.Filter(must=[models.FieldCondition(key="document_id", match=models.MatchAny(any=["d"] * 9))])
+EIGHT = models.Filter(should=[models.Filter(must=[MANY.must[0].model_copy() for _ in range(8)])])
+NEAREST = models.NearestQuery(nearest=[0.0] * DIMENSION)
+FORMULA = models.FormulaQuery(formula=models.MultExpression(mult=["$score", models.NegExpression(neg="metadata.year")]))
+
+
+def query(**options):
+    return {"requests": [models.QueryRequest(query=NEAREST, using="codes", **options)]}
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "said"),
+    [
+        ("scroll", {"limit": 41}, "Limit exceeded 41 > 40"),
+        ("scroll", {"scroll_filter": LANG}, "Index required"),
+        ("scroll", {"scroll_filter": EIGHT}, "Filter condition limit reached .8 > 7"),
+        ("count", {"exact": True}, "Exact search disabled"),
+        ("count", {"exact": False, "count_filter": LANG}, "Index required"),
+        ("facet", {"key": "document_id", "limit": 41}, "Limit exceeded 41 > 40"),
+        ("facet", {"key": "document_id", "exact": True}, "Exact search disabled"),
+        ("facet", {"key": "document_id", "facet_filter": MANY}, "Condition size limit reached .9 > 8"),
+        ("delete", {"points_selector": models.FilterSelector(filter=LANG)}, "Index required"),
+        ("query_batch_points", query(limit=41), "Limit exceeded 41 > 40"),
+        ("query_batch_points", query(prefetch=models.Prefetch(query=NEAREST, limit=41)), "Limit exceeded 41 > 40"),
+        ("query_batch_points", query(filter=LANG), "Index required"),
+        ("query_batch_points", query(params=models.SearchParams(hnsw_ef=65)), "Limit exceeded 65 > 64"),
+        ("query_batch_points", query(params=models.SearchParams(exact=True)), "Exact search disabled"),
+        ("query_batch_points", {"requests": query()["requests"] * 3}, "Limit exceeded 3 > 2"),
+        (
+            "query_batch_points",
+            {"requests": [models.QueryRequest(prefetch=models.Prefetch(query=NEAREST), query=FORMULA)]},
+            'Index required but not found for "metadata.year"',
+        ),
+        (
+            "upsert",
+            {"points": [models.PointStruct(id=i, vector={}, payload={}) for i in range(17)]},
+            "Limit exceeded 17 > 16",
+        ),
+    ],
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_the_server_enforces_what_it_tells(new_store, strict, verb, options, said):
+    server = strict(**LIMITS)
+    store = new_store(DIMENSION, collection="c")
+    with pytest.raises(UnexpectedResponse, match=said):
+        getattr(store._client, verb)("c", **options)
+    assert len(server.refusals) == 1
