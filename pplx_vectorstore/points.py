@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import uuid
@@ -70,7 +71,7 @@ def hash_document(document: Document, chunks: Sequence[Chunk], fingerprint: Fing
     The first 32 (:func:`content_hash`) stand for vectors, texts, offsets and ids, the others for
     metadata: where only those differ, nothing has to be embedded again.
     """
-    content = hashlib.sha256(json.dumps([document.id, fingerprint.identity()]).encode())
+    content = hashlib.sha256(f"[{json.dumps(document.id)}, {_identity_json(fingerprint)}]".encode())
     for chunk in chunks:
         text = chunk.text.encode()
         # The length keeps chunk boundaries part of what is hashed.
@@ -83,6 +84,11 @@ def hash_document(document: Document, chunks: Sequence[Chunk], fingerprint: Fing
     metadata = [dict(document.metadata), *(dict(chunk.metadata) for chunk in chunks)]
     of_metadata = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     return content.hexdigest()[:_CONTENT_DIGITS] + of_metadata.hexdigest()[:_METADATA_DIGITS]
+
+
+@functools.lru_cache(maxsize=16)
+def _identity_json(fingerprint: Fingerprint) -> str:
+    return json.dumps(fingerprint.identity())
 
 
 def content_hash(document_hash: str) -> str:

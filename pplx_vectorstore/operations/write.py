@@ -243,7 +243,8 @@ async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None
     under_way: deque[Awaitable[None]] = deque()
     most = min(_UPSERT_POINTS, session.points.limits.upsert_points or _UPSERT_POINTS)
     try:
-        for batch in _batches(points, most):
+        is_remote = session.points.capabilities.kind == "server"
+        for batch in _bounded_batches(points, most) if is_remote else in_batches(points, most):
             if session.parallel == 1:
                 await session.points.upsert(batch)
                 continue
@@ -258,7 +259,7 @@ async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None
                 await rest
 
 
-def _batches(points: Iterable[models.PointStruct], most: int) -> Iterator[list[models.PointStruct]]:
+def _bounded_batches(points: Iterable[models.PointStruct], most: int) -> Iterator[list[models.PointStruct]]:
     """Cut points into requests of bounded size."""
     batch: list[models.PointStruct] = []
     size = 0
