@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/index_overhead.py $(DATA)
 	$(BIN)/python benchmarks/recall.py $(DATA)
 	$(BIN)/python benchmarks/blend.py $(DATA)
+	$(BIN)/python benchmarks/footprint.py $(DATA)
 
 # Answers questions about this project from its own documents, with the offline model.
 demo: $(INSTALLED)

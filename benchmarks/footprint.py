@@ -6,8 +6,11 @@ the public brandonstarxel/chunking_evaluation repository (so passages overlap, a
 words than in as much text of one's own), and made-up codes that lie around centres, which is cheap and takes the
 same room. A small index is subtracted, so that what does not grow with the chunks is left out.
 
-Memory is what a fresh process grows by when it opens an index and searches it: its own pages. Pages of
-files that it maps are shown apart; the system takes them back when it needs them.
+Memory is what a fresh process grows by when it opens an index and searches it: its own pages, and the graph, whose
+file is mapped and read at once. Other files are mapped too; the system takes their pages back when it needs them.
+
+The computed graph has the links of the vectors alone. Qdrant adds links for every indexed value that many chunks
+share, so that filtered searches find their way.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     (*_, dimension) = arguments.dimensions
     if arguments.memory_run:
-        print(json.dumps(measure_memory(arguments.memory_run, dimension)))
+        print(measure_memory(arguments.memory_run, dimension))
         return
     text = "\n\n".join(read_corpora(arguments.data).values())
     payload, words = sample_chunks(text, arguments.characters)
@@ -140,7 +143,7 @@ def compare(dimension: int, arguments: argparse.Namespace, text: str, payload: f
     measured = {}
     for text_index in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            sizes = []
+            sizes: list[tuple[Counter[str], int]] = []
             for points in (SMALL, n):
                 path = Path(folder) / str(points)
                 seconds = build(path, points, dimension, text, arguments.characters, text_index=text_index)
@@ -148,37 +151,39 @@ def compare(dimension: int, arguments: argparse.Namespace, text: str, payload: f
                 sizes.append((disk, run_memory(path, dimension, arguments.data)))
             (small_disk, small_memory), (disk, memory) = sizes
             grown = {name: (disk[name] - small_disk[name]) / (n - SMALL) for name in disk}
-            own, mapped = ((memory[name] - small_memory[name]) / (n - SMALL) for name in ("own", "mapped"))
-            measured[text_index] = grown, own, mapped
+            measured[text_index] = grown, (memory - small_memory) / (n - SMALL)
         what = "with" if text_index else "without"
         print(f"\n{n:,} chunks of {dimension} dimensions {what} text index, built in {seconds:.0f} s", flush=True)
         print(f"fixed: {sum(small_disk.values()) / 1e6:.0f} MB on disk for {SMALL:,} chunks", flush=True)
-    (_, own_without, _), (disk_with, own_with, mapped) = measured[False], measured[True]
-    print(f"\n{'bytes per chunk':24}{'computed':>10}{'measured':>10}{'ratio':>8}")
+    (disk_without, own_without), (disk_with, own_with) = measured[False], measured[True]
+    print(f"\n{'bytes per chunk':32}{'computed':>10}{'measured':>10}{'ratio':>8}")
     computed = compute_disk(dimension, n, payload, words)
+    print_row("graph, without text index", computed["graph"], disk_without["graph"])
+    print_row("graph, with text index", computed["graph"], disk_with["graph"])
     for name, expected in computed.items():
-        print_row(f"disk, {name}", expected, disk_with[name])
+        if name != "graph":
+            print_row(f"disk, {name}", expected, disk_with[name])
     print_row("disk", sum(computed.values()), sum(disk_with[name] for name in computed))
-    in_memory = compute_memory(dimension, n, words)
-    of_text = in_memory.pop("text index")
-    print_row("memory, text index", of_text, own_with - own_without)
-    print_row("memory, all else", sum(in_memory.values()), own_without)
-    print(f"{'mapped from files':24}{'':10}{mapped:10.0f}", flush=True)
+    memory_parts = compute_memory(dimension, n, words)
+    others = [memory_parts[name] for name in ("bits", "point ids", "other indexes")]
+    print_row("memory, bits, ids, other indexes", sum(others), own_without)
+    print_row("memory, text index", memory_parts["text index"], own_with - own_without)
+    print_row("memory", sum(memory_parts.values()), own_with + disk_with["graph"])
 
 
 def print_row(name: str, computed: float, measured: float) -> None:
-    print(f"{name:24}{computed:10.0f}{measured:10.0f}{measured / computed:8.2f}")
+    print(f"{name:32}{computed:10.0f}{measured:10.0f}{measured / computed:8.2f}", flush=True)
 
 
 def show_computed(payload: float, words: float) -> None:
     """Print what a million chunks take, for the usual dimensions."""
-    print(f"\n{'MB per million chunks':24}" + "".join(f"{dimension:>10}" for dimension in SHOWN_DIMENSIONS))
+    print(f"\n{'MB per million chunks':32}" + "".join(f"{dimension:>10}" for dimension in SHOWN_DIMENSIONS))
     memory = {dimension: compute_memory(dimension, MILLION, words) for dimension in SHOWN_DIMENSIONS}
     disk = {dimension: compute_disk(dimension, MILLION, payload, words) for dimension in SHOWN_DIMENSIONS}
     for what, by_dimension in (("memory", memory), ("disk", disk)):
         for name in next(iter(by_dimension.values())):
-            print(f"{what + ', ' + name:24}" + "".join(f"{parts[name]:10.0f}" for parts in by_dimension.values()))
-        print(f"{what:24}" + "".join(f"{sum(parts.values()):10.0f}" for parts in by_dimension.values()))
+            print(f"{what + ', ' + name:32}" + "".join(f"{parts[name]:10.0f}" for parts in by_dimension.values()))
+        print(f"{what:32}" + "".join(f"{sum(parts.values()):10.0f}" for parts in by_dimension.values()))
 
 
 def make_documents(n: int, dimension: int, text: str, characters: int) -> Iterator[Document]:
@@ -240,27 +245,30 @@ def disk_by_part(path: Path) -> Counter[str]:
     return sizes
 
 
-def run_memory(path: Path, dimension: int, data: Path) -> dict[str, float]:
+def run_memory(path: Path, dimension: int, data: Path) -> int:
     """Open and search an index in a fresh process; return by how many bytes that grew."""
     command = [sys.executable, __file__, str(data), f"--memory-run={path}", f"--dimensions={dimension}"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    sizes: dict[str, float] = json.loads(output.splitlines()[-1])
-    return sizes
+    return int(output.splitlines()[-1])
 
 
-def measure_memory(path: Path, dimension: int) -> dict[str, int]:
+def measure_memory(path: Path, dimension: int) -> int:
+    """Return by how many bytes this process grows when it opens and searches an index, mapped files left out."""
     queries = make_codes(SEARCHES, dimension, np.random.default_rng(3))
     encoder = PrecomputedEncoder("made-up", dimension)
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder), dimension, text_index=False) as store:
         store.add([Document(id="warm-up", chunks=["all code is loaded"], vectors=queries[:1])])
         store.search(queries[0])
-    before = psutil.Process().memory_info()
+    before = own_memory()
     with VectorStore.open(path, encoder=encoder) as store:
         for codes in queries:
             store.search(codes)
-        after = psutil.Process().memory_info()
-    mapped = after.shared - before.shared
-    return {"own": after.rss - before.rss - mapped, "mapped": mapped}
+        return own_memory() - before
+
+
+def own_memory() -> int:
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)
 
 
 if __name__ == "__main__":

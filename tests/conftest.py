@@ -133,19 +133,38 @@ def server(folder, qdrant_server_module):
     assert running.errors == []
 
 
+@pytest.fixture(scope="session")
+def qdrant_grpc_module():
+    """tests/qdrant_grpc.py."""
+    return _load_helper("qdrant_grpc")
+
+
+@pytest.fixture
+def grpc_server(folder, qdrant_server_module, qdrant_grpc_module):
+    """A Qdrant server on loopback that speaks gRPC too, on the port after."""
+    make_rest = functools.partial(qdrant_server_module.QdrantServer, folder / "grpc-server")
+    with qdrant_grpc_module.serve(make_rest) as running:
+        yield running
+    assert running.rest.errors == []
+
+
 @pytest.fixture(
     params=[
         "edge",  # the embedded engine
         "memory",  # QdrantClient(":memory:"), which emulates in numpy and ignores quantization
         "http",  # VectorStore.connect, over HTTP on loopback
         "async",  # AsyncVectorStore.connect, over the same
+        "grpc",  # VectorStore.connect, over gRPC on loopback
         pytest.param(
             "server", marks=pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
         ),
     ]
 )
 def engine(request):
-    """Where a store's points are; a test that takes `new_store` runs on each."""
+    """Where a store's points are; a test that takes `new_store` runs on each.
+
+    One more on request: "async-grpc", AsyncVectorStore.connect over gRPC.
+    """
     return request.param
 
 
@@ -171,8 +190,14 @@ def new_store(engine, folder, hash_encoder, request, run_async):
         else:
             # A collection of its own, so that one server serves several stores.
             collection = options.setdefault("collection", f"test-{uuid.uuid4().hex}")
-            url = os.environ["QDRANT_URL"] if engine == "server" else request.getfixturevalue("server").url
-            if engine == "async":
+            if engine == "server":
+                url = os.environ["QDRANT_URL"]
+            elif engine.endswith("grpc"):
+                url = request.getfixturevalue("grpc_server").url
+                options["prefer_grpc"] = True
+            else:
+                url = request.getfixturevalue("server").url
+            if engine.startswith("async"):
                 store = Blocking(run_async(AsyncVectorStore.connect(url, **options)), run_async)
             else:
                 store = VectorStore.connect(url, **options)

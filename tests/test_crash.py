@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pplx_vectorstore import Chunk, Document, VectorStore
-from pplx_vectorstore.points import derive_point_id
+from pplx_vectorstore.points import derive_point_id, join_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -64,10 +64,12 @@ if __name__ == "__main__":
 """
 
 # What is forked and killed in `sync`: once for each index that is named on its standard input. A line is printed
-# before each of the engine's verbs.
+# before each of the engine's verbs; it kills itself at the line of the number that is given with the index.
 SYNCING_CHILD = """
+import itertools
 import os
 import pickle
+import signal
 import sys
 
 sys.path.insert(0, sys.argv[1])
@@ -86,21 +88,25 @@ def tell(owner, name):
 
     def tell_and_do(*args, **options):
         os.write(1, f"{name}\\n".encode())  # whole, whichever thread it is
+        if next(numbers) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **options)
 
     setattr(owner, name, tell_and_do)
 
-for name in ("facet", "retrieve", "upsert", "delete", "batch_update_points", "scroll", "count", "flush"):
+for name in ("facet", "retrieve", "upsert", "delete", "set_payload", "scroll", "count", "flush"):
     tell(edge.EdgeClient, name)
 tell(edge._Shard, "optimize")
 
 with open(sys.argv[2], "rb") as file:
     documents = pickle.load(file)
+numbers = itertools.count(1)
 for line in sys.stdin:
+    index, last = line.split()[0], int(line.split()[1])
     pid = os.fork()
     if not pid:
         print(os.getpid(), flush=True)
-        with VectorStore.open(line.strip(), encoder=make_encoder(64), create=False) as store:
+        with VectorStore.open(index, encoder=make_encoder(64), create=False) as store:
             store.sync(documents, delete_missing=True)
         assert "torch" not in sys.modules
         print("done", flush=True)
@@ -242,30 +248,31 @@ def changing_document(number, version):
 
 @pytest.fixture
 def sync_and_kill(folder, tests_folder):
-    """``sync_and_kill(documents, index, kill_at=None, delay=0.0)`` → the lines it printed, without the last.
+    """``sync_and_kill(documents, index, kill_at=None, delay=None)`` → the lines that it printed.
 
-    Killed are forks of one process, so that not each has to import everything first.
+    Killed are forks of one process, so that not each has to import everything first: `delay` seconds after
+    their line number `kill_at`, or by themselves at that very line.
     """
     script = folder / "syncing.py"
     script.write_text(SYNCING_CHILD, "utf-8")
     with contextlib.ExitStack() as stack:
         started = []
 
-        def run(documents, index, kill_at=None, delay=0.0):
+        def run(documents, index, kill_at=None, delay=None):
             if not started:
                 (folder / "documents").write_bytes(pickle.dumps(documents))
                 command = [sys.executable, str(script), str(tests_folder), str(folder / "documents")]
                 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
                 started.append(stack.enter_context(subprocess.Popen(command, **pipes, text=True)))
             (parent,) = started
-            parent.stdin.write(f"{index}\n")
+            parent.stdin.write(f"{index} {kill_at or 0 if delay is None else 0}\n")
             parent.stdin.flush()
             pid = int(parent.stdout.readline())
             lines = []
             while not (line := parent.stdout.readline().strip()).startswith("ended"):
                 assert line
                 lines.append(line)
-                if len(lines) == kill_at:
+                if len(lines) == kill_at and delay is not None:
                     time.sleep(delay)
                     with contextlib.suppress(ProcessLookupError):  # it was faster
                         os.kill(pid, signal.SIGKILL)
@@ -295,12 +302,15 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
         store.add(old)
         before = read_points(store)
     lines_of_all = sync_and_kill(new, folder / "undisturbed")
-    assert set(lines_of_all) >= {"facet", "upsert", "delete", "batch_update_points", "scroll", "optimize"}
+    assert set(lines_of_all) >= {"facet", "upsert", "delete", "set_payload", "scroll", "optimize"}
     with VectorStore.open(folder / "undisturbed", encoder=encoder) as store:
         expected = read_points(store)
-    texts = {(one.id, i): getattr(chunk, "text", chunk) for one in new for i, chunk in enumerate(one.chunks)}
-    assert {(point["document_id"], point["chunk_index"]): point["text"] for point, _ in expected.values()} == texts
-    assert len(expected) == len(texts) > 100
+    chunks = {(one.id, i): (chunk.text, join_metadata(one, chunk)) for one in new for i, chunk in enumerate(one.chunks)}
+    stored = [payload for payload, _ in expected.values()]
+    assert len(stored) == len(chunks) > 100
+    assert {
+        (payload["document_id"], payload["chunk_index"]): (payload["text"], payload["metadata"]) for payload in stored
+    } == chunks
     sizes = [(len(of_document(before, one.id)), len(of_document(expected, one.id))) for one in new]
     assert any(0 < a < b for a, b in sizes)
     assert any(a > b > 0 for a, b in sizes)
@@ -308,11 +318,11 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
 
     rng = random.Random(20250704)
     interrupted = []
-    for kill_at, delay in anywhere(lines_of_all, rng, N_KILLS_OF_SYNC, 0.004):
+    for round_, (kill_at, delay) in enumerate(anywhere(lines_of_all, rng, N_KILLS_OF_SYNC, 0.003)):
         index = folder / "killed"
         with VectorStore.open(index, encoder=encoder) as store:
             store.add(old)
-        lines = sync_and_kill(new, index, kill_at, delay)
+        lines = sync_and_kill(new, index, kill_at, delay if round_ % 2 else None)
         interrupted.append(lines[-1])
         with VectorStore.open(index, encoder=encoder, create=False) as store:
             found = read_points(store)
@@ -329,12 +339,12 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
             assert read_points(store) == expected
             assert store.sync(new, delete_missing=True).unchanged_documents == len(new)
             one = rng.choice([one for one in new if of_document(expected, one.id)])
-            (codes,) = encoder.encode_documents([[getattr(chunk, "text", chunk) for chunk in one.chunks]])
+            (codes,) = encoder.encode_documents([[chunk.text for chunk in one.chunks]])
             (hit,) = store.search(codes[-1], k=1, candidates=10)
             assert (hit.document_id, hit.score) == (one.id, pytest.approx(1, abs=1e-6))
         shutil.rmtree(index)
     assert interrupted.count("done") <= 3
-    assert set(interrupted) >= {"facet", "upsert", "delete", "batch_update_points", "optimize"}
+    assert set(interrupted) >= {"facet", "upsert", "delete", "set_payload", "optimize"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import traceback
 from types import SimpleNamespace
 
 import grpc
@@ -91,6 +92,13 @@ def slept(monkeypatch):
     return waits
 
 
+def acquainted(most):
+    """The retries of a server that has answered before."""
+    retries = Retries(most, where=WHERE)
+    retries.call("info", lambda: "1.20.0", (), {})
+    return retries
+
+
 def failing(*errors, then="value"):
     """A function that raises one error after the other, and returns at last; it keeps how it was called."""
     left = list(errors)
@@ -108,7 +116,7 @@ def failing(*errors, then="value"):
 # --- what is temporary ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 520, 529])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 529])
 def test_statuses_that_may_pass(status):
     assert is_temporary(refusal(status))
 
@@ -172,7 +180,7 @@ def test_grpc_codes(code, make):
 
 def test_the_same_call_is_made_until_it_succeeds(call, slept):
     function = failing(*PASSING.values())
-    assert call(Retries(len(PASSING), where=WHERE), function, "documents", limit=3) == "value"
+    assert call(acquainted(len(PASSING)), function, "documents", limit=3) == "value"
     assert function.calls == [(("documents",), {"limit": 3})] * (len(PASSING) + 1)
     assert len(slept) == len(PASSING)
 
@@ -182,17 +190,24 @@ def test_at_most_so_often(call, slept, most, tries):
     function = failing(*[refusal(503)] * 10)
     message = rf"{WHERE} gave no answer to count, asked {tries}: 503 words of the server\. Is the address right"
     with pytest.raises(ServerUnavailableError, match=message) as caught:
-        call(Retries(most, where=WHERE), function)
+        call(acquainted(most), function)
     assert len(function.calls) == most + 1
     assert len(slept) == most
     assert isinstance(caught.value.__cause__, UnexpectedResponse)
+
+
+def test_a_server_that_never_answered_is_given_up_soon(call, slept):
+    function = failing(*[PASSING["no connection"]] * 10)
+    with pytest.raises(ServerUnavailableError, match="asked 3 times"):
+        call(Retries(8, where=WHERE), function)
+    assert len(function.calls) == 3
 
 
 @pytest.mark.parametrize("name", LASTING)
 def test_what_lasts_is_not_tried_again(call, slept, name):
     function = failing(LASTING[name])
     with pytest.raises(BaseException):  # noqa: B017, PT011 - which one is tested below
-        call(Retries(5, where=WHERE), function)
+        call(acquainted(5), function)
     assert len(function.calls) == 1
     assert slept == []
 
@@ -200,7 +215,7 @@ def test_what_lasts_is_not_tried_again(call, slept, name):
 def test_a_refusal_after_a_failure_ends_it(call, slept):
     function = failing(refusal(503), refusal(400), refusal(503))
     with pytest.raises(ServerError, match="400"):
-        call(Retries(5, where=WHERE), function)
+        call(acquainted(5), function)
     assert len(function.calls) == 2
 
 
@@ -228,7 +243,7 @@ def test_waits_grow_are_spread_and_stay_below_a_bound(call, slept):
     runs = []
     for _ in range(100):
         slept.clear()
-        call(Retries(10, where=WHERE), failing(*[refusal(503)] * 10))
+        call(acquainted(10), failing(*[refusal(503)] * 10))
         runs.append(list(slept))
     for n, waits in enumerate(zip(*runs, strict=True)):
         bound = min(longest, first * 2**n)
@@ -254,7 +269,7 @@ ASKED = {
 @pytest.mark.parametrize("name", ASKED)
 def test_what_the_server_asks_for_is_waited_on_top(call, slept, name):
     error, seconds = ASKED[name]
-    call(Retries(1, where=WHERE), failing(error))
+    call(acquainted(1), failing(error))
     (waited,) = slept
     assert seconds <= waited <= seconds + retrying._FIRST_WAIT
 
@@ -294,16 +309,24 @@ TRANSLATED = [
 @pytest.mark.parametrize(("error", "class_", "words"), TRANSLATED)
 def test_the_servers_errors_become_ours(call, error, class_, words):
     with pytest.raises(class_, match=words) as caught:
-        call(Retries(0, where=WHERE), failing(error))
+        call(acquainted(0), failing(error))
     assert type(caught.value) is class_
     assert WHERE in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+def test_a_header_that_cannot_be_sent_is_not_quoted(call):
+    """It may be the api_key."""
+    error = ResponseHandlingException(httpx.LocalProtocolError("Illegal header value b'secret'"))
+    with pytest.raises(InvalidInputError) as caught:
+        call(Retries(3, where=WHERE), failing(error))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), LASTING["of the client"], KeyboardInterrupt()])
 def test_errors_that_are_no_servers_are_passed_on(call, error):
     with pytest.raises(type(error)) as caught:
-        call(Retries(3, where=WHERE), failing(error))
+        call(acquainted(3), failing(error))
     assert caught.value is error
 
 
@@ -320,13 +343,13 @@ def test_errors_that_are_no_servers_are_passed_on(call, error):
 def test_the_servers_own_words_are_told_in_one_line(call, content, told):
     error = UnexpectedResponse(418, "Teapot", content, httpx.Headers())
     with pytest.raises(ServerError) as caught:
-        call(Retries(0, where=WHERE), failing(error))
+        call(acquainted(0), failing(error))
     assert str(caught.value) == f"{WHERE} {told}"
 
 
 def test_a_refusal_without_words_is_told_by_its_status(call):
     with pytest.raises(ServerError, match=r"refused count: .*418 \(Teapot\)"):
-        call(Retries(0, where=WHERE), failing(UnexpectedResponse(418, "Teapot", b"", httpx.Headers())))
+        call(acquainted(0), failing(UnexpectedResponse(418, "Teapot", b"", httpx.Headers())))
 
 
 @pytest.mark.parametrize(
@@ -343,6 +366,6 @@ def test_a_refusal_without_words_is_told_by_its_status(call):
 )
 def test_a_conflict_is_known_by_its_cause(call, error, conflict):
     with pytest.raises(ServerError) as caught:
-        call(Retries(0, where=WHERE), failing(error))
+        call(acquainted(0), failing(error))
     assert is_conflict(caught.value) is conflict
     assert not is_conflict(ServerError("already exists"))

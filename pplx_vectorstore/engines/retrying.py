@@ -22,6 +22,8 @@ DEFAULT_RETRIES = 8
 # Seconds. Waits are drawn from 0 to twice the last bound, so that clients do not come back together.
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 20.0
+# Tries after the first where no connection was ever made.
+_FIRST_CONTACT = 2
 _LONGEST_RETRY_AFTER = 300.0
 
 
@@ -39,6 +41,7 @@ class Retries:
             raise InvalidInputError(f"retries must be a whole number of at least 0, not {most!r}")
         self._most = most
         self._where = where
+        self._has_answered = False
 
     def call(
         self, verb: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
@@ -54,11 +57,14 @@ class Retries:
             return function(*arguments, **options)
         from tenacity import Retrying
 
+        retrying = Retrying(**self._policy())
         try:
-            return Retrying(**self._policy())(function, *arguments, **options)
+            answer: Any = retrying(function, *arguments, **options)
         except Exception as error:
-            self._translate(verb, error)
+            self._translate(verb, error, retrying.statistics["attempt_number"])
             raise
+        self._has_answered = True
+        return answer
 
     async def acall(
         self,
@@ -72,14 +78,17 @@ class Retries:
             return await function(*arguments, **options)
         from tenacity import AsyncRetrying
 
+        retrying = AsyncRetrying(**self._policy())
         try:
-            return await AsyncRetrying(**self._policy())(function, *arguments, **options)
+            answer: Any = await retrying(function, *arguments, **options)
         except Exception as error:
-            self._translate(verb, error)
+            self._translate(verb, error, retrying.statistics["attempt_number"])
             raise
+        self._has_answered = True
+        return answer
 
     def _policy(self) -> dict[str, Any]:
-        from tenacity import retry_if_exception, stop_after_attempt, wait_random_exponential
+        from tenacity import retry_if_exception, wait_random_exponential
 
         jittered = wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
 
@@ -87,19 +96,26 @@ class Retries:
             asked = _retry_after(state.outcome.exception())
             return jittered(state) + min(asked, _LONGEST_RETRY_AFTER)
 
+        def stop(state: Any) -> bool:
+            most = self._most
+            if not self._has_answered and _is_unreachable(state.outcome.exception()):
+                # Patience is for a server that has been there: a mistyped address should be told soon.
+                most = min(most, _FIRST_CONTACT)
+            return bool(state.attempt_number > most)
+
         return {
             "retry": retry_if_exception(is_temporary),
-            "stop": stop_after_attempt(self._most + 1),
+            "stop": stop,
             "wait": wait,
             "reraise": True,
         }
 
-    def _translate(self, verb: str, error: Exception) -> None:
+    def _translate(self, verb: str, error: Exception, attempts: int) -> None:
         """Raise our error for a server's; return where it is none."""
         reason = _reason(error)
         status = _status(error)
         if is_temporary(error):
-            tries = "once" if self._most == 0 else f"{self._most + 1} times"
+            tries = "once" if attempts == 1 else f"{attempts} times"
             raise ServerUnavailableError(
                 f"{self._where} gave no answer to {verb}, asked {tries}: {reason}. Is the address right and the "
                 "server up? What was acknowledged is kept; the same call again completes the rest"
@@ -126,6 +142,12 @@ class Retries:
         import httpx
         from qdrant_client.http.exceptions import ResponseHandlingException
 
+        if type(error).__module__ == "google.protobuf.message":
+            raise InvalidInputError(
+                f"{verb} could not be sent to {self._where} over gRPC, whose messages nest 100 levels deep: "
+                f"{_reason(error)}. Each dict in metadata takes three levels; flatten it, or connect with "
+                "prefer_grpc=False"
+            ) from error
         if not isinstance(error, ResponseHandlingException):
             return
         if isinstance(error.source, httpx.LocalProtocolError):
@@ -141,7 +163,7 @@ class Retries:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Tell whether the same request may succeed later: no connection, no whole answer, 429, or 5xx."""
+    """Tell whether the same request may succeed later: no connection, no whole answer, 408, 429, or 5xx."""
     import httpx
     from pydantic import ValidationError
     from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
@@ -153,7 +175,7 @@ def is_temporary(error: BaseException) -> bool:
         return "Retry-After" in str(error)
     if isinstance(error, UnexpectedResponse):
         # 501 and 505: it will never do that; 507: its disk is full.
-        return error.status_code == 429 or (
+        return error.status_code in (408, 429) or (
             (error.status_code or 0) >= 500 and error.status_code not in (501, 505, 507)
         )
     # The answer was cut off; an answer that does not fit otherwise would not fit again.
@@ -167,6 +189,16 @@ def is_temporary(error: BaseException) -> bool:
             source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
         )
     return _grpc_code(error) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Tell whether there was not even a connection."""
+    import httpx
+
+    source = getattr(error, "source", error)
+    return isinstance(source, (httpx.ConnectError, httpx.ConnectTimeout)) or (
+        error is not None and _grpc_code(error) == "UNAVAILABLE"
+    )
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -199,7 +231,8 @@ def _status(error: BaseException) -> int | None:
         "INVALID_ARGUMENT": 400,
         "FAILED_PRECONDITION": 400,
     }
-    return of_codes.get(_grpc_code(error) or "")
+    code = _grpc_code(error)
+    return None if code is None else of_codes.get(code, 500)
 
 
 def _grpc_code(error: BaseException) -> str | None:

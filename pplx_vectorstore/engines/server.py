@@ -20,6 +20,8 @@ _MEMORY_PLACEMENT = (1, 19)
 _TEXT_SCORING = (1, 20)
 
 _VERSION = re.compile(r"(\d+)\.(\d+)")
+# What a header can hold, over HTTP and over gRPC.
+_HEADER = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
         asynchronous: Which of the two.
 
     Raises:
-        InvalidInputError: The URL is none.
+        InvalidInputError: The URL is none, or the key cannot be sent.
     """
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -58,10 +60,15 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
         raise InvalidInputError(f"url must begin with http:// or https://, such as http://localhost:6333, not {url!r}")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
         raise InvalidInputError(f"timeout must be seconds above 0 or None, not {timeout!r}")
+    key = api_key or os.environ.get(API_KEY_VARIABLE) or None
+    if key is not None and not (isinstance(key, str) and _HEADER.fullmatch(key)):
+        raise InvalidInputError(  # without the key; gRPC would take it for a failure that may pass
+            "the api_key must be visible ASCII. Does it begin or end with white space, such as the line end of a file?"
+        )
     port = re.match(r"https?://[^/]*:(\d+)", url)
     options: dict[str, Any] = {
         "url": url,
-        "api_key": api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        "api_key": key,
         "prefer_grpc": prefer_grpc,
         "grpc_port": int(port[1]) + 1 if port else 6334,
         "timeout": timeout,
@@ -87,7 +94,8 @@ def describe(client: Any) -> str | None:
     if location == ":memory:" or options.get("path"):
         return None
     host = options.get("host")
-    return str(options.get("url") or location or f"{host or 'localhost'}:{options.get('port')}")
+    address = str(options.get("url") or location or f"{host or 'localhost'}:{options.get('port')}")
+    return re.sub(r"//[^/@]*@", "//", address)  # a password has no place in messages
 
 
 def is_emulation(client: Any) -> bool:

@@ -206,15 +206,18 @@ async def _create_indexes(
     calls: Calls, collection: str, wanted: dict[str, Any], info: models.CollectionInfo, capabilities: Capabilities
 ) -> None:
     existing = info.payload_schema or {}
+    different = []
     for field, kind in wanted.items():
-        if field not in existing:  # new, or killed while it was new
-            if capabilities.kind != "emulation" or field == TEXT_FIELD:  # no other index has an effect there
-                await calls("create_payload_index", collection, field_name=field, field_schema=kind)
-            continue
-        is_ = existing[field].data_type.value
+        is_ = existing[field].data_type.value if field in existing else None
         needed = kind if isinstance(kind, str) else kind.type.value
-        if is_ != needed:
-            raise SchemaMismatchError(
-                f"field {field!r} of collection {collection!r} has an index of type {is_}, and {needed} is needed; "
-                "delete that index, or ask for its type"
-            )
+        if is_ not in (None, needed):
+            different.append(f"the index of field {field!r} is of type {is_}, and {needed} is needed")
+    if different:
+        raise SchemaMismatchError(
+            f"collection {collection!r} has other indexes: {'; '.join(different)}. Delete them, or ask for their types"
+        )
+    for field, kind in wanted.items():
+        # Not there: the collection is new, or its maker was killed, or the field was not asked for before.
+        # In the emulation, no other index has an effect.
+        if field not in existing and (capabilities.kind != "emulation" or field == TEXT_FIELD):
+            await calls("create_payload_index", collection, field_name=field, field_schema=kind)

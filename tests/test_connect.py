@@ -1,0 +1,790 @@
+"""Connecting to a server: what is sent to make a collection, and what is refused of one that exists.
+
+Every test looks at the requests as they arrive at the server.
+"""
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+
+from pplx_vectorstore import AsyncVectorStore, CollectionConfig, Document, VectorStore
+from pplx_vectorstore.collection import METADATA_KEY, PAYLOAD_INDEXES, VECTOR_NAME, vector_params
+from pplx_vectorstore.engines.server import make_client
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    SchemaMismatchError,
+    ServerError,
+    ServerUnavailableError,
+    StoreNotFoundError,
+    UnsupportedServerError,
+)
+from pplx_vectorstore.operations import access
+
+DIMENSION = 64
+
+
+@dataclasses.dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict
+    body: dict | None
+
+
+@pytest.fixture
+def sent(server):
+    """The requests, in order of arrival."""
+    requests = []
+    here = threading.local()
+    answer = server.answer
+
+    class Handler(server._listener.RequestHandlerClass):
+        def _serve(self):
+            here.headers = dict(self.headers)
+            super()._serve()
+
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - the base class's names
+
+    def record(method, path, body):
+        requests.append(Request(method, path, here.headers, json.loads(body) if body else None))
+        return answer(method, path, body)
+
+    server.answer = record
+    server._listener.RequestHandlerClass = Handler
+    return requests
+
+
+@pytest.fixture
+def change_answers(server):
+    """Answer some requests otherwise: ``change_answers(method, path, lambda answer: …)``, on status 200."""
+
+    def install(method, path, change):
+        answer = server.answer
+
+        def changed(*request):
+            status, content = answer(*request)
+            if request[:2] == (method, path) and status == 200:
+                content = json.dumps(change(json.loads(content))).encode()
+            return status, content
+
+        server.answer = changed
+
+    return install
+
+
+@pytest.fixture(params=["http", "async"])
+def engine(request):
+    """Of `new_store`: ``VectorStore.connect`` or ``AsyncVectorStore.connect`` to the server."""
+    return request.param
+
+
+@pytest.fixture
+def connect(engine, run_async, hash_encoder):
+    """Connect to any address: ``connect(url, **options)``, without another try."""
+    opened = []
+
+    def connect(url, **options):
+        options = {"encoder": hash_encoder(DIMENSION), "retries": 0, **options}
+        if engine == "async":
+            opened.append(run_async(AsyncVectorStore.connect(url, **options)))
+        else:
+            opened.append(VectorStore.connect(url, **options))
+
+    yield connect
+    for store in opened:
+        run_async(store.close()) if engine == "async" else store.close()
+
+
+def created(sent):
+    """The body of the request that made the collection."""
+    (body,) = [one.body for one in sent if one.method == "PUT" and one.path.count("/") == 2]
+    return body
+
+
+def indexed(sent):
+    """The indexes that were asked for, by field."""
+    return {one.body["field_name"]: one.body["field_schema"] for one in sent if one.path.endswith("/index")}
+
+
+# --- address, key and time ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "variable", "header"),
+    [
+        ("from the argument", None, "from the argument"),
+        (None, "from the environment", "from the environment"),
+        ("from the argument", "from the environment", "from the argument"),
+        (None, None, None),
+        ("", "", None),
+    ],
+)
+def test_the_api_key_goes_with_every_request(new_store, sent, monkeypatch, argument, variable, header):
+    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("QDRANT_API_KEY", variable)
+    store = new_store(DIMENSION, api_key=argument)
+    store.add([Document(id="d", chunks=["text"])])
+    assert store.search("text")
+    assert len(sent) > 8
+    assert {request.headers.get("api-key") for request in sent} == {header}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_key_that_is_not_accepted_is_told(connect, server, status):
+    refusal = {"status": {"error": "Must provide an API key or an Authorization bearer token"}, "time": 0.0}
+    server.answer = lambda *request: (status, json.dumps(refusal).encode())
+    with pytest.raises(ServerError, match=rf"{status} Must provide an API key.*give an api_key, or set QDRANT_API_KEY"):
+        connect(server.url, api_key="wrong")
+    assert len(server.requests) == 1, "it is not asked again"
+
+
+def test_no_answer_in_time_is_a_failure(connect, server, qdrant_server_module):
+    server.faults = qdrant_server_module.Faults(
+        seed=1, rate=1, kinds=["stall_before"], stall_seconds=20, everything=True
+    )
+    start = time.monotonic()
+    with pytest.raises(ServerUnavailableError, match="gave no answer to info, asked once: ReadTimeout"):
+        connect(server.url, timeout=0.5)
+    assert 0.9 < time.monotonic() - start < 4.5, "rounded up to one second; the client's default is five"
+    assert server.faults.total == 1
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [
+        *(0, -1, -0.5, True, "5", [5]),
+        pytest.param(float("inf"), marks=pytest.mark.xfail(strict=True, reason="raises OverflowError")),
+        pytest.param(float("nan"), marks=pytest.mark.xfail(strict=True, reason="the URL is said to be wrong")),
+    ],
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_timeout_that_is_none_is_refused(connect, timeout):
+    with pytest.raises(InvalidInputError, match="timeout must be seconds above 0 or None, not "):
+        connect("http://127.0.0.1:1", timeout=timeout)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_without_a_timeout_the_clients_own_holds(new_store):
+    assert new_store(DIMENSION, timeout=None).count() == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [None, 5, b"http://host", "", "localhost", "localhost:6333", "ftp://host", "/var/qdrant", "http://", "http:///x"],
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_what_is_no_url_is_refused(connect, url):
+    with pytest.raises(InvalidInputError, match=r"url must begin with http:// or https://, such as .*, not "):
+        connect(url)
+
+
+@pytest.mark.parametrize("url", ["http://host:port", "http://host:99999", "http://two words", "https://[::1"])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_url_that_cannot_be_read_is_refused(connect, url):
+    with pytest.raises(InvalidInputError, match="is not usable: "):
+        connect(url)
+
+
+def test_nobody_at_that_address_is_told(connect):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ServerUnavailableError, match=f"{url} gave no answer to info, asked once: ConnectError"):
+            connect(url)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_server_may_be_below_a_path(connect, server, sent):
+    answer = server.answer
+    server.answer = lambda method, path, body: answer(method, path.removeprefix("/vectors/qdrant") or "/", body)
+    connect(f"{server.url}/vectors/qdrant", collection="c")
+    assert server.client.collection_exists("c")
+    assert {path.startswith("/vectors/qdrant/") for _, path in server.requests} == {True}
+
+
+# --- which version -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.15.5", "1.9.7", "0.11.0", "1.15.0-dev"])
+def test_a_server_too_old_is_refused(connect, server, sent, version):
+    server.version = version
+    with pytest.raises(
+        UnsupportedServerError, match=rf"{server.url} runs Qdrant {version}; version 1\.16 or newer is needed"
+    ):
+        connect(server.url)
+    assert [(request.method, request.path) for request in sent] == [("GET", "/")]
+
+
+@pytest.mark.parametrize("version", ["1.16.0", "1.18.3"])
+@pytest.mark.parametrize(
+    ("codes_memory", "on_disk"), [(None, True), ("cold", True), ("cached", True), ("pinned", False)]
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_older_servers_get_flags_for_memory(new_store, server, sent, version, codes_memory, on_disk):
+    server.version = version
+    given = {} if codes_memory is None else {"codes_memory": codes_memory, "bits_memory": codes_memory}
+    new_store(DIMENSION, config=CollectionConfig(**given))
+    codes = created(sent)["vectors"][VECTOR_NAME]
+    assert codes == {
+        "size": DIMENSION,
+        "distance": "Euclid",
+        "datatype": "uint8",
+        "on_disk": on_disk,
+        "quantization_config": {"binary": {"always_ram": codes_memory in (None, "pinned")}},
+    }
+    assert indexed(sent).keys() == PAYLOAD_INDEXES.keys()
+
+
+@pytest.mark.parametrize("version", ["1.19.0", "1.20.1", "1.20.0-dev", "2.0.0", "master"])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_newer_servers_get_placements(new_store, server, sent, version):
+    server.version = version
+    new_store(DIMENSION)
+    assert created(sent)["vectors"][VECTOR_NAME] == {
+        "size": DIMENSION,
+        "distance": "Euclid",
+        "datatype": "uint8",
+        "memory": "cold",
+        "quantization_config": {"binary": {"memory": "pinned"}},
+    }
+
+
+@pytest.mark.parametrize("version", ["1.16.0", "1.19.3"])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_hybrid_search_needs_a_newer_server(new_store, server, sent, version):
+    server.version = version
+    store = new_store(DIMENSION)
+    assert "text" not in indexed(sent)
+    store.add([Document(id="d", chunks=["some words"])])
+    sent.clear()
+    with pytest.raises(UnsupportedServerError, match=rf"hybrid search needs Qdrant 1\.20 or newer.*is {version}"):
+        store.search("words", hybrid=True)
+    assert sent == []
+    assert store.search("words")
+
+
+@pytest.mark.parametrize("version", ["1.20.0", "1.20.0-dev", "master"])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_hybrid_search_on_a_newer_server(new_store, server, sent, version):
+    server.version = version
+    store = new_store(DIMENSION)
+    assert indexed(sent)["text"] == {"type": "text", "scoring": True}
+    store.add([Document(id="d", chunks=["some words"])])
+    assert store.search("words", hybrid=True)[0].text == "some words"
+
+
+# --- how a collection is made ------------------------------------------------------------------------
+
+
+def test_a_collection_is_made_as_configured(new_store, sent):
+    config = CollectionConfig(
+        shard_number=3,
+        replication_factor=2,
+        write_consistency_factor=1,
+        codes_memory="cached",
+        bits_memory="cold",
+        query_encoding="scalar8bits",
+        text_index=False,
+    )
+    store = new_store(
+        DIMENSION, collection="c", config=config, index_fields={"lang": "keyword", "author": {"e.mail": "uuid"}}
+    )
+    body = created(sent)
+    assert {name: body[name] for name in body if name not in ("vectors", "metadata")} == {
+        "shard_number": 3,
+        "replication_factor": 2,
+        "write_consistency_factor": 1,
+        "on_disk_payload": True,
+        # Up to 100 codes of 64 bytes may be left without an index.
+        "optimizers_config": {"indexing_threshold": 6},
+    }
+    assert body["vectors"][VECTOR_NAME] == {
+        "size": DIMENSION,
+        "distance": "Euclid",
+        "datatype": "uint8",
+        "memory": "cached",
+        "quantization_config": {"binary": {"memory": "cold", "query_encoding": "scalar8bits"}},
+    }
+    recorded = body["metadata"][METADATA_KEY]
+    assert recorded == {
+        "schema": 1,
+        "library": recorded["library"],
+        "tenants": False,
+        **dataclasses.asdict(store.fingerprint),
+    }
+    assert indexed(sent) == {**PAYLOAD_INDEXES, "metadata.lang": "keyword", 'metadata.author."e.mail"': "uuid"}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_what_is_not_configured_is_left_to_the_server(new_store, sent):
+    new_store(DIMENSION)
+    assert created(sent).keys() == {"vectors", "metadata", "on_disk_payload", "optimizers_config"}
+
+
+@pytest.mark.parametrize("dimension", [1, 64, 1024, 2560])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_server_indexes_what_a_search_would_not_scan_whole(new_store, sent, dimension):
+    new_store(dimension)
+    kilobytes = created(sent)["optimizers_config"]["indexing_threshold"]
+    assert kilobytes >= 1, "0 would turn the index off"
+    # A search of the default hands 100 points on, so that a segment left without an index is ranked whole.
+    assert kilobytes * 1024 <= max(1024, 100 * dimension)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("shard_number", [0, -1, 1.5, "2", True]),
+        ("replication_factor", [0, "1"]),
+        ("write_consistency_factor", [0, 2.0]),
+        ("codes_memory", ["disk", None, True, "Pinned"]),
+        ("bits_memory", ["ram", None, 1]),
+        ("query_encoding", ["scalar4bits", None, 8]),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(field, values):
+    for value in values:
+        with pytest.raises(InvalidInputError, match=f"{field} must be .*not {value!r}"):
+            CollectionConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["lang"], "index_fields must be a dict such as .*not list"),
+        ({"lang": "string"}, "index of metadata field 'lang' must be one of keyword, .*not 'string'"),
+        ({"author": {"born": int}}, "index of metadata field 'born' must be one of"),
+        ({'quo"te': "keyword"}, "a metadata key must be"),
+        ({"": "keyword"}, "a metadata key must be"),
+        ({5: "keyword"}, "a metadata key must be"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_index_fields_that_cannot_be_are_refused_before_anything_is_made(connect, server, sent, fields, said):
+    with pytest.raises(InvalidInputError, match=said):
+        connect(server.url, index_fields=fields)
+    assert {request.method for request in sent} == {"GET"}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_an_index_may_have_parameters(new_store, sent):
+    words = models.TextIndexParams(type=models.TextIndexType.TEXT, lowercase=False)
+    new_store(DIMENSION, index_fields={"title": words})
+    assert indexed(sent)["metadata.title"] == {"type": "text", "lowercase": False}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_an_existing_collection_keeps_its_layout_and_gets_what_is_new(new_store, sent):
+    new_store(DIMENSION, collection="c", config=CollectionConfig(text_index=False))
+    sent.clear()
+    new_store(DIMENSION, collection="c", config=CollectionConfig(text_index=False, codes_memory="pinned"))
+    new_store(DIMENSION, collection="c")
+    assert {request.method for request in sent} == {"GET"}
+    new_store(DIMENSION, collection="c", config=CollectionConfig(), index_fields={"lang": "keyword"})
+    assert indexed(sent) == {"text": {"type": "text", "scoring": True}, "metadata.lang": "keyword"}
+    assert {request.method for request in sent if not request.path.endswith("/index")} == {"GET"}
+
+
+def test_without_create_there_must_be_one(connect, server, sent):
+    with pytest.raises(StoreNotFoundError, match="there is no collection 'c'; index documents first"):
+        connect(server.url, collection="c", create=False)
+    assert {request.method for request in sent} == {"GET"}
+    connect(server.url, collection="c")
+    connect(server.url, collection="c", create=False)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_what_a_killed_process_left_out_is_completed(new_store, server, sent, hash_encoder):
+    metadata = hash_encoder(DIMENSION).fingerprint.to_metadata()
+    server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
+    server.client.create_payload_index("c", "norm", "float")
+    new_store(DIMENSION, collection="c")
+    assert indexed(sent).keys() == PAYLOAD_INDEXES.keys() - {"norm"}
+    assert server.client.get_collection("c").payload_schema.keys() == PAYLOAD_INDEXES.keys()
+
+
+# --- what exists is verified -------------------------------------------------------------------------
+
+
+def changed_params(**changes):
+    (params,) = vector_params(DIMENSION).values()
+    return {VECTOR_NAME: params.model_copy(update=changes)}
+
+
+def changed_metadata(encoder, **changes):
+    metadata = encoder.fingerprint.to_metadata()
+    metadata[METADATA_KEY] |= changes
+    return metadata
+
+
+LAYOUTS = {
+    "distance": (
+        changed_params(distance=models.Distance.COSINE),
+        ["distance of vector 'codes' is Cosine, and Euclid is needed"],
+    ),
+    "datatype": (
+        changed_params(datatype=models.Datatype.FLOAT32),
+        ["datatype of vector 'codes' is float32, and uint8 is needed"],
+    ),
+    "no datatype": (changed_params(datatype=None), ["datatype of vector 'codes' is None, and uint8 is needed"]),
+    "size": (changed_params(size=32), ["size of vector 'codes' is 32, and 64 is needed"]),
+    "no quantization": (changed_params(quantization_config=None), ["vector 'codes' has no binary quantization"]),
+    "everything": (
+        changed_params(
+            distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16, size=65, quantization_config=None
+        ),
+        ["size .* is 65, .*", "distance .* is Dot, .*", "datatype .* is float16, .*", ".* no binary quantization"],
+    ),
+    "another name": (
+        {"dense": vector_params(DIMENSION)[VECTOR_NAME]},
+        ["its vectors are 'dense', and 'codes' is needed"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_another_layout_is_refused(connect, server, sent, hash_encoder, layout):
+    vectors, differences = LAYOUTS[layout]
+    metadata = changed_metadata(hash_encoder(DIMENSION))
+    server.client.create_collection("c", vectors_config=vectors, metadata=metadata)
+    said = "collection 'c' was altered: " + "; ".join(differences) + ". Index into another collection"
+    with pytest.raises(SchemaMismatchError, match=said):
+        connect(server.url, collection="c")
+    assert_untouched(server, sent)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_an_unnamed_vector_is_refused(connect, server, sent, change_answers, hash_encoder):
+    metadata = changed_metadata(hash_encoder(DIMENSION))
+    server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
+
+    def without_name(answer):
+        vectors = answer["result"]["config"]["params"]
+        vectors["vectors"] = vectors["vectors"][VECTOR_NAME]
+        return answer
+
+    change_answers("GET", "/collections/c", without_name)
+    with pytest.raises(SchemaMismatchError, match="its vectors are an unnamed one, and 'codes' is needed"):
+        connect(server.url, collection="c")
+    assert_untouched(server, sent)
+
+
+OF_ANOTHER = {
+    "model": ({"model": "other"}, ["model 'other' in the collection, 'hash-encoder' given"]),
+    "revision": ({"revision": None}, ["revision None in the collection, '1' given"]),
+    "dimension": ({"dimension": 32}, ["dimension 32 in the collection, 64 given"]),
+    "several": (
+        {"quantizer": "tanh", "window_tokens": 4096, "min_context": 0, "context_weight": 0.5},
+        ["quantizer 'tanh'", "window_tokens 4096", "min_context 0", "context_weight 0.5"],
+    ),
+    "schema": ({"schema": 2, "library": "9.9"}, [r"has schema version 2 \(written by pplx-vectorstore 9\.9\)"]),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_the_collection_of_another_model_is_refused(connect, server, sent, hash_encoder, name):
+    changes, said = OF_ANOTHER[name]
+    metadata = changed_metadata(hash_encoder(DIMENSION), **changes)
+    server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
+    with pytest.raises(SchemaMismatchError, match="; ".join(f"{one}.*" for one in said)):
+        connect(server.url, collection="c")
+    assert_untouched(server, sent)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"owner": "somebody"}, {METADATA_KEY: "text"}], ids=str)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_somebody_elses_collection_is_refused(connect, server, sent, metadata):
+    server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
+    with pytest.raises(SchemaMismatchError, match="collection 'c' was not written by pplx-vectorstore; use another"):
+        connect(server.url, collection="c")
+    assert_untouched(server, sent)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_an_index_of_another_type_is_refused(connect, server, sent, hash_encoder):
+    metadata = changed_metadata(hash_encoder(DIMENSION))
+    server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
+    # The first of ours is missing, and must not be made before the others are found to be wrong.
+    for field, kind in [("document_id", "text"), ("chunk_index", "keyword"), ("metadata.lang", "integer")]:
+        server.client.create_payload_index("c", field, kind)
+    with pytest.raises(SchemaMismatchError) as caught:
+        connect(server.url, collection="c", index_fields={"lang": "keyword", "year": "integer"})
+    for said in (
+        "collection 'c'",
+        "field 'document_id' is of type text, and keyword is needed",
+        "field 'chunk_index' is of type keyword, and integer is needed",
+        "field 'metadata.lang' is of type integer, and keyword is needed",
+    ):
+        assert said in str(caught.value)
+    assert_untouched(server, sent, indexes={"document_id", "chunk_index", "metadata.lang"})
+
+
+def assert_untouched(server, sent, indexes=frozenset()):
+    assert {request.method for request in sent} == {"GET"}
+    assert server.client.get_collection("c").payload_schema.keys() == indexes
+
+
+# --- two at once -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_another_may_make_the_collection_meanwhile(connect, server, sent, hash_encoder, same):
+    """It is there only after this process was told that it is not."""
+    answer = server.answer
+
+    def make_it_first(method, path, body):
+        if (method, path) == ("PUT", "/collections/c"):
+            server.answer = answer
+            name = "hash-encoder" if same else "of another process"
+            VectorStore.connect(server.url, collection="c", encoder=hash_encoder(DIMENSION, name=name)).close()
+        return answer(method, path, body)
+
+    server.answer = make_it_first
+    if same:
+        connect(server.url, collection="c")
+        assert server.client.get_collection("c").payload_schema.keys() == {*PAYLOAD_INDEXES, "text"}
+    else:
+        with pytest.raises(SchemaMismatchError, match="model 'of another process' in the collection"):
+            connect(server.url, collection="c")
+    assert [one.path for one in sent if one.method == "PUT"].count("/collections/c") == 2
+
+
+def test_many_may_open_a_new_collection_at_once(server, hash_encoder):
+    n = 6
+    start = threading.Barrier(n)
+    errors = []
+
+    def open_and_add(i):
+        try:
+            start.wait()
+            with VectorStore.connect(server.url, collection="c", encoder=hash_encoder(DIMENSION)) as store:
+                store.add([Document(id=f"d{i}", chunks=["text"])])
+        except Exception as error:  # noqa: BLE001 - told by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_and_add, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert server.client.count("c").count == n
+
+
+# --- whose client ------------------------------------------------------------------------------------
+
+
+def test_each_store_refuses_the_others_client(server, hash_encoder, run_async):
+    async def make_client():
+        return AsyncQdrantClient(url=server.url, check_compatibility=False)
+
+    client = run_async(make_client())
+    with pytest.raises(InvalidInputError, match="needs a blocking client; give AsyncQdrantClient to AsyncVectorStore"):
+        VectorStore(client, encoder=hash_encoder(DIMENSION))
+    run_async(client.close())
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    with pytest.raises(InvalidInputError, match="needs an AsyncQdrantClient; give a QdrantClient to VectorStore"):
+        AsyncVectorStore(client, encoder=hash_encoder(DIMENSION))
+    client.close()
+    assert server.requests == []
+
+
+def test_a_client_that_was_handed_over_stays_open(server, hash_encoder):
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    with VectorStore(client, "c", encoder=hash_encoder(DIMENSION)) as store:
+        store.add([Document(id="d", chunks=["text"])])
+    assert not client._client.closed
+    assert client.count("c").count == 1
+    with pytest.raises(SchemaMismatchError):
+        VectorStore(client, "c", encoder=hash_encoder(DIMENSION, name="other"))
+    assert client.count("c").count == 1
+    client.close()
+
+
+def test_an_async_client_that_was_handed_over_stays_open(server, hash_encoder, run_async):
+    async def scenario():
+        client = AsyncQdrantClient(url=server.url, check_compatibility=False)
+        async with AsyncVectorStore(client, "c", encoder=hash_encoder(DIMENSION)) as store:
+            await store.add([Document(id="d", chunks=["text"])])
+        assert not client._client.closed
+        assert (await client.count("c")).count == 1
+        await client.close()
+
+    run_async(scenario())
+
+
+def test_an_own_client_is_closed(new_store):
+    store = new_store(DIMENSION)
+    client = store._client
+    assert not client._client.closed
+    store.close()
+    assert client._client.closed
+    store.close()  # again, which is nothing
+
+
+@pytest.mark.parametrize("version", ["1.20.0", "1.0.0"])
+def test_an_own_client_is_closed_when_opening_fails(connect, server, engine, monkeypatch, version):
+    made = []
+
+    def make(*arguments, **options):
+        made.append(make_client(*arguments, **options))
+        return made[-1]
+
+    module = "async_store" if engine == "async" else "store"
+    monkeypatch.setattr(f"pplx_vectorstore.{module}.make_client", make)
+    server.version = version
+    with pytest.raises((StoreNotFoundError, UnsupportedServerError)):
+        connect(server.url, create=False)
+    (client,) = made
+    assert client._client.closed
+
+
+# --- bits that cannot be trusted yet -----------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(new_store, sent, change_answers, monkeypatch):
+    """The first stage of a search among 150 chunks, on a server that says so of itself: ``searched("yellow", 6)``."""
+    monkeypatch.setattr(access, "_STATE_AGE", 0.0)
+    said = {}
+
+    def tell(answer):
+        answer["result"]["status"] = said["status"]
+        answer["result"]["config"]["optimizer_config"] |= {"indexing_threshold": said["threshold"]}
+        return answer
+
+    change_answers("GET", "/collections/c", tell)
+    said |= {"status": "green", "threshold": 6}
+    store = new_store(DIMENSION, collection="c")
+    store.add(Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(150))
+
+    def search(status, threshold, **options):
+        said.update(status=status, threshold=threshold)
+        sent.clear()
+        hits = store.search("text 7", **options)
+        assert hits[0].document_id == "d7"
+        (body,) = [request.body for request in sent if request.path.endswith("/query/batch")]
+        (search,) = body["searches"]
+        (first,) = [search["prefetch"]] if isinstance(search["prefetch"], dict) else search["prefetch"]
+        return first
+
+    return search
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_while_the_server_optimizes_bits_are_ignored(searched):
+    first = searched("yellow", 6)
+    assert first["limit"] == 800
+    assert first["params"]["hnsw_ef"] == 1600
+    assert first["params"]["quantization"] == {"ignore": True}
+    for status in ("grey", "red"):
+        assert searched(status, 6) == first
+
+
+def test_when_all_is_indexed_the_search_is_by_bits(searched):
+    first = searched("green", 6)
+    assert first["limit"] == 100
+    assert first["params"] == {
+        "hnsw_ef": 200,
+        "exact": False,
+        "quantization": {"ignore": False, "rescore": True, "oversampling": 1.0},
+    }
+
+
+@pytest.mark.parametrize("threshold", [None, 0, 10_000])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_where_large_segments_stay_unindexed_bits_are_ignored(searched, threshold):
+    assert searched("green", threshold)["params"]["quantization"] == {"ignore": True}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_segment_below_the_threshold_must_be_ranked_whole(searched):
+    # 6 KB are 96 codes of 64 bytes.
+    assert searched("green", 6, k=1, candidates=96)["params"]["quantization"]["ignore"] is False
+    assert searched("green", 6, k=1, candidates=95)["params"]["quantization"] == {"ignore": True}
+
+
+def test_the_state_is_asked_for_again_after_a_while_and_after_a_write(new_store, sent, monkeypatch):
+    store = new_store(DIMENSION, collection="c")
+    documents = [Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(3)]
+    store.add(documents)
+
+    def asked():
+        store.search("text 1")
+        n = sum((request.method, request.path) == ("GET", "/collections/c") for request in sent)
+        sent.clear()
+        return n
+
+    now = time.monotonic()
+    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    sent.clear()
+    assert asked() == 1
+    assert asked() == 0
+    store.add(documents[:1])
+    sent.clear()
+    assert asked() == 1
+    monkeypatch.setattr(access.time, "monotonic", lambda: now + 1.1)
+    assert asked() == 1
+
+
+# --- gRPC --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("http://localhost:6333", 6334),
+        ("http://localhost", 6334),
+        ("https://xyz.cloud.qdrant.io:6333", 6334),
+        ("http://10.0.0.5:7000/below/a/path:9", 7001),
+        ("http://[::1]:7000", 7001),
+        pytest.param("http://[::1]", 6334, marks=pytest.mark.xfail(strict=True, reason="takes ::1 for port 1")),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_grpc_is_on_the_port_after(run_async, url, port, asynchronous):
+    async def make():  # an async client wants a loop
+        return make_client(url, api_key="key", prefer_grpc=True, timeout=3, asynchronous=asynchronous)
+
+    client = run_async(make())
+    assert type(client) is (AsyncQdrantClient if asynchronous else QdrantClient)
+    remote = client._client
+    assert (remote._prefer_grpc, remote._grpc_port, remote._timeout) == (True, port, 3)
+    assert ("api-key", "key") in remote._grpc_headers
+    assert remote._grpc_channel_pool == [], "nothing is connected yet"
+    run_async(client.close()) if asynchronous else client.close()
+
+
+def test_without_grpc_nothing_is_said_of_it():
+    client = make_client("http://localhost:7000", api_key=None, prefer_grpc=False, timeout=None, asynchronous=False)
+    assert client._client._prefer_grpc is False
+    client.close()
+
+
+def test_stores_pass_the_connections_options_on(engine, connect, monkeypatch):
+    given = {}
+
+    def make(url, **options):
+        given.update(url=url, **options)
+        raise InvalidInputError("not made")
+
+    module = "async_store" if engine == "async" else "store"
+    monkeypatch.setattr(f"pplx_vectorstore.{module}.make_client", make)
+    with pytest.raises(InvalidInputError, match="not made"):
+        connect("http://host:7000", api_key="key", prefer_grpc=True, timeout=2.5)
+    assert given == {
+        "url": "http://host:7000",
+        "api_key": "key",
+        "prefer_grpc": True,
+        "timeout": 2.5,
+        "asynchronous": engine == "async",
+    }
