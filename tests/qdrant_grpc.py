@@ -13,8 +13,8 @@ gRPC there is one engine, as in Qdrant. ::
 import contextlib
 import functools
 import json
+import threading
 import traceback
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -82,7 +82,8 @@ class GrpcServer:
 
     def __init__(self, rest, port):
         self.rest, self.url, self.port = rest, rest.url, port
-        self.calls, self.metadata, self.refusals = [], [], deque()
+        self.calls, self.metadata, self.refusals = [], [], []
+        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(16)
         self._server = grpc.server(self._threads, options=_OPTIONS)
         for service, methods in _SERVICES.items():
@@ -137,11 +138,13 @@ class GrpcServer:
         return answer.get("result", answer)
 
     def _refuse(self, name, context):
-        for refusal in list(self.refusals):
-            if refusal.method in (None, name):
-                self.refusals.remove(refusal)
-                context.set_trailing_metadata(refusal.trailers)
-                context.abort(refusal.code, refusal.words)
+        with self._lock:
+            refusal = next((one for one in self.refusals if one.method in (None, name)), None)
+            if refusal is None:
+                return
+            self.refusals.remove(refusal)
+        context.set_trailing_metadata(refusal.trailers)
+        context.abort(refusal.code, refusal.words)
 
 
 @contextlib.contextmanager
@@ -171,14 +174,7 @@ class _RefusedError(Exception):
     pass
 
 
-class _ToRest(GrpcToRest):
-    @classmethod
-    def convert_filter(cls, model):
-        """Lists are never absent from a message; as in Qdrant, an empty one asks for nothing."""
-        return models.Filter(**{name: value for name, value in super().convert_filter(model) if value})
-
-
-# --- one function per call: (ask the server behind, message) → message --------------------------------------------
+# --- one function per call: (ask the server behind, message) → message -----------------------------------
 
 
 def _health_check(ask, message):
@@ -192,11 +188,11 @@ def _collection_exists(ask, message):
 
 
 def _create_collection(ask, message):
-    vectors = _ToRest.convert_vectors_config(message.vectors_config)
+    vectors = GrpcToRest.convert_vectors_config(message.vectors_config)
     body = {
         "vectors": {name: _dump(params) for name, params in vectors.items()},
-        "metadata": _ToRest.convert_payload(message.metadata),
-        "optimizers_config": _dump(_ToRest.convert_optimizers_config_diff(message.optimizers_config)),
+        "metadata": GrpcToRest.convert_payload(message.metadata),
+        "optimizers_config": _dump(GrpcToRest.convert_optimizers_config_diff(message.optimizers_config)),
     }
     for name in ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload"):
         if message.HasField(name):
@@ -212,9 +208,9 @@ def _get_collection(ask, message):
 
 def _create_field_index(ask, message):
     if message.HasField("field_index_params"):
-        schema = _dump(_ToRest.convert_payload_schema_params(message.field_index_params))
+        schema = _dump(GrpcToRest.convert_payload_schema_params(message.field_index_params))
     else:
-        schema = _ToRest.convert_payload_schema_type(grpc_field_type_to_payload_schema(message.field_type)).value
+        schema = GrpcToRest.convert_payload_schema_type(grpc_field_type_to_payload_schema(message.field_type)).value
     ask("PUT", "/index", {"field_name": message.field_name, "field_schema": schema})
     return _UPDATED
 
@@ -222,9 +218,9 @@ def _create_field_index(ask, message):
 def _upsert(ask, message):
     points = [
         {
-            "id": _ToRest.convert_point_id(point.id),
-            "vector": _ToRest.convert_vectors(point.vectors),
-            "payload": _ToRest.convert_payload(point.payload),
+            "id": GrpcToRest.convert_point_id(point.id),
+            "vector": GrpcToRest.convert_vectors(point.vectors),
+            "payload": GrpcToRest.convert_payload(point.payload),
         }
         for point in message.points
     ]
@@ -233,7 +229,7 @@ def _upsert(ask, message):
 
 
 def _delete(ask, message):
-    ask("POST", "/points/delete", _dump(_ToRest.convert_points_selector(message.points)))
+    ask("POST", "/points/delete", _dump(GrpcToRest.convert_points_selector(message.points)))
     return _UPDATED
 
 
@@ -248,19 +244,19 @@ def _update(operation):
         raise ValueError(f"not served in a batch: {operation}")
     change = operation.set_payload
     # Not by way of a model, from whose dump null values would be missing.
-    selected = _dump(_ToRest.convert_points_selector(change.points_selector))
-    return {"set_payload": {"payload": _ToRest.convert_payload(change.payload), **selected}}
+    selected = _dump(GrpcToRest.convert_points_selector(change.points_selector))
+    return {"set_payload": {"payload": GrpcToRest.convert_payload(change.payload), **selected}}
 
 
 def _get(ask, message):
-    body = {"ids": [_ToRest.convert_point_id(id_) for id_ in message.ids], **_wanted(message)}
+    body = {"ids": [GrpcToRest.convert_point_id(id_) for id_ in message.ids], **_wanted(message)}
     return messages.GetResponse(result=map(_retrieved, ask("POST", "/points", body)))
 
 
 def _scroll(ask, message):
     body = {**_wanted(message), **_filter(message), "limit": message.limit}
     if message.HasField("offset"):
-        body["offset"] = _ToRest.convert_point_id(message.offset)
+        body["offset"] = GrpcToRest.convert_point_id(message.offset)
     page = ask("POST", "/points/scroll", body)
     after = page["next_page_offset"]
     return messages.ScrollResponse(
@@ -281,20 +277,20 @@ def _facet(ask, message):
 
 
 def _query_batch(ask, message):
-    searches = [_dump(_ToRest.convert_query_points(query)) for query in message.query_points]
+    searches = [_dump(GrpcToRest.convert_query_points(query)) for query in message.query_points]
     answers = ask("POST", "/points/query/batch", {"searches": searches})
     found = [[messages.ScoredPoint(score=hit["score"], **_fields(hit)) for hit in one["points"]] for one in answers]
     return messages.QueryBatchResponse(result=[messages.BatchResult(result=hits) for hits in found])
 
 
 def _filter(message):
-    return {"filter": _dump(_ToRest.convert_filter(message.filter))} if message.HasField("filter") else {}
+    return {"filter": _dump(GrpcToRest.convert_filter(message.filter))} if message.HasField("filter") else {}
 
 
 def _wanted(message):
     return {
-        "with_payload": _ToRest.convert_with_payload_selector(message.with_payload),
-        "with_vector": _ToRest.convert_with_vectors_selector(message.with_vectors),
+        "with_payload": GrpcToRest.convert_with_payload_selector(message.with_payload),
+        "with_vector": GrpcToRest.convert_with_vectors_selector(message.with_vectors),
     }
 
 

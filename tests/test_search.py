@@ -69,9 +69,8 @@ def test_hybrid_fuses_the_rankings_by_cosine_and_by_words(filled, codes):
     (query,) = filled._session.encoder.encode_queries([question])
     by_cosine = np.argsort(-cosine_similarity(query, codes), kind="stable")[:20]
     hits = filled.search(question, k=5, candidates=20, hybrid=True)
-    # Only document 7 and the chunks 3 hold a word of the question; the chunk with both comes first.
+    # Of the chunks that hold a word of the question, the one with both comes first; the others tie.
     expected = fuse(by_cosine, [7 * PER_DOCUMENT + 3])
-    assert places(hits)[0] in {(7, 3), divmod(int(by_cosine[0]), PER_DOCUMENT)}
     by_row = dict(zip(rows(hits), (hit.score for hit in hits), strict=True))
     assert by_row[7 * PER_DOCUMENT + 3] == pytest.approx(expected[7 * PER_DOCUMENT + 3], abs=1e-6)
     assert by_row[int(by_cosine[0])] >= 1 / 2 - 1e-6

@@ -373,7 +373,6 @@ def test_nothing_is_refused_whatever_is_limited(new_store, strict, tmp_path, nam
     assert server.refusals == []
 
 
-@pytest.mark.xfail(strict=True, reason="asks for 200 documents in one condition, whatever condition_max_size is")
 def test_a_copy_replaces_what_is_there(new_store, strict, tmp_path):
     server = strict(**LIMITS)
     store, other = open_both(new_store, False)
@@ -389,7 +388,6 @@ def test_a_copy_replaces_what_is_there(new_store, strict, tmp_path):
     assert server.refusals == []
 
 
-@pytest.mark.xfail(strict=True, reason="the two exact rankings ask for a beam above search_max_hnsw_ef")
 def test_a_search_is_explained_with_a_narrow_beam(new_store, strict):
     server = strict(search_max_hnsw_ef=64)
     store = new_store(DIMENSION, retries=0)
@@ -465,11 +463,7 @@ def test_indexed_fields_can_be_filtered_by(new_store, strict, later):
         ({"k": 41, "hybrid": True}, "k must be at most 40"),
         ({"candidates": 1000, "diversity": 0.5}, "candidates must be at most 40"),
         ({"k": 41, "group_by_document": True}, "k must be at most 40"),
-        pytest.param(
-            {"k": 2, "group_by_document": 41},
-            "group_by_document must be at most 40",
-            marks=pytest.mark.xfail(strict=True, reason="found out late, and said of k"),
-        ),
+        ({"k": 2, "group_by_document": 41}, "group_by_document must be at most 40"),
     ],
 )
 def test_more_than_the_server_allows_is_refused_before_it_is_sent(new_store, server, strict, options, named):

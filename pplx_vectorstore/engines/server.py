@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedServerError
 
@@ -58,19 +60,24 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
 
     if not isinstance(url, str) or not re.match(r"https?://[^/]", url):
         raise InvalidInputError(f"url must begin with http:// or https://, such as http://localhost:6333, not {url!r}")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf
+    ):
         raise InvalidInputError(f"timeout must be seconds above 0 or None, not {timeout!r}")
     key = api_key or os.environ.get(API_KEY_VARIABLE) or None
     if key is not None and not (isinstance(key, str) and _HEADER.fullmatch(key)):
         raise InvalidInputError(  # without the key; gRPC would take it for a failure that may pass
             "the api_key must be visible ASCII. Does it begin or end with white space, such as the line end of a file?"
         )
-    port = re.match(r"https?://[^/]*:(\d+)", url)
+    try:
+        port = urlsplit(url).port
+    except ValueError as error:
+        raise InvalidInputError(f"url {url!r} is not usable: {error}") from error
     options: dict[str, Any] = {
         "url": url,
         "api_key": key,
         "prefer_grpc": prefer_grpc,
-        "grpc_port": int(port[1]) + 1 if port else 6334,
+        "grpc_port": port + 1 if port else 6334,
         "timeout": timeout,
         "check_compatibility": False,  # ours names what is missing
     }

@@ -110,7 +110,9 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
     exact = await session.points.covers_all(candidates)
     search = build_query(codes, k=k, candidates=candidates, filter=condition, exact=exact, most_hnsw_ef=beam)
     by_bits = build_ranking(codes, candidates=candidates, by_bits=True, filter=condition, most_hnsw_ef=beam)
-    by_distance = build_ranking(codes, candidates=candidates, by_bits=False, filter=condition, exact=True)
+    by_distance = build_ranking(
+        codes, candidates=candidates, by_bits=False, filter=condition, exact=True, most_hnsw_ef=beam
+    )
     scan = build_query(
         codes,
         k=max(k, candidates),
@@ -119,6 +121,7 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
         filter=condition,
         exact=True,
         with_payload=False,
+        most_hnsw_ef=beam,
     )
     found, hamming, euclid, cosine = await session.points.query([search, by_bits, by_distance, scan])
     ranked_by_bits = await session.points.ranks_by_bits(by_bits)
@@ -171,6 +174,7 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
 def _candidates(session: Session, options: SearchOptions) -> int:
     points = session.points
     points.check_limit("k", options.k)
+    points.check_limit("group_by_document", int(options.group_by_document))
     if options.candidates is not None:
         return points.check_limit("candidates", options.candidates)
     chosen = choose_candidates(options.k, None)

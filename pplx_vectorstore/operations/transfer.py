@@ -105,11 +105,12 @@ async def _write_pages(session: Session, pages: AsyncIterator[Page]) -> int:
             if not is_empty:  # an empty collection has no other versions, however many documents come
                 for payload in payloads:
                     hashes.setdefault(payload["document_id"], set()).add(payload["document_hash"])
-        for some in in_batches(hashes, _DOCUMENTS_AT_ONCE):
+        at_once = min(_DOCUMENTS_AT_ONCE, session.points.limits.condition_size or _DOCUMENTS_AT_ONCE)
+        for some in in_batches(hashes, at_once):
             of_documents = field_any("document_id", some)
             new = set().union(*(hashes[document_id] for document_id in some))
             stale = (await session.points.facet("document_hash", of_documents, 2 * len(some))).keys() - new
-            for batch in in_batches(sorted(stale), _DOCUMENTS_AT_ONCE):
+            for batch in in_batches(sorted(stale), at_once):
                 both = models.Filter(must=[of_documents, field_any("document_hash", batch)])
                 await session.points.delete(both)
     await flush(session)
