@@ -25,6 +25,7 @@ from pplx_vectorstore.errors import (
 )
 from pplx_vectorstore.operations import access
 
+TEXT_INDEX = {"type": "text", "scoring": True, "enable_hnsw": False}
 DIMENSION = 64
 
 
@@ -275,7 +276,7 @@ def test_hybrid_search_needs_a_newer_server(new_store, server, sent, version):
 def test_hybrid_search_on_a_newer_server(new_store, server, sent, version):
     server.version = version
     store = new_store(DIMENSION)
-    assert indexed(sent)["text"] == {"type": "text", "scoring": True}
+    assert indexed(sent)["text"] == TEXT_INDEX
     store.add([Document(id="d", chunks=["some words"])])
     assert store.search("words", hybrid=True)[0].text == "some words"
 
@@ -319,7 +320,8 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         "tenants": False,
         **dataclasses.asdict(store.fingerprint),
     }
-    assert indexed(sent) == {**PAYLOAD_INDEXES, "metadata.lang": "keyword", 'metadata.author."e.mail"': "uuid"}
+    own = {field: {"type": kind, "enable_hnsw": False} for field, kind in PAYLOAD_INDEXES.items()}
+    assert indexed(sent) == {**own, "metadata.lang": "keyword", 'metadata.author."e.mail"': "uuid"}
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
@@ -388,7 +390,7 @@ def test_an_existing_collection_keeps_its_layout_and_gets_what_is_new(new_store,
     new_store(DIMENSION, collection="c")
     assert {request.method for request in sent} == {"GET"}
     new_store(DIMENSION, collection="c", config=CollectionConfig(), index_fields={"lang": "keyword"})
-    assert indexed(sent) == {"text": {"type": "text", "scoring": True}, "metadata.lang": "keyword"}
+    assert indexed(sent) == {"text": TEXT_INDEX, "metadata.lang": "keyword"}
     assert {request.method for request in sent if not request.path.endswith("/index")} == {"GET"}
 
 

@@ -354,7 +354,7 @@ SEARCHES = st.fixed_dictionaries(
 # --- what is asked of points at rest -------------------------------------------------------------------
 
 
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(
     points=POINTS,
     more=POINTS,
@@ -400,7 +400,7 @@ def indexed():
         yield both
 
 
-@settings(max_examples=60)
+@settings(max_examples=80)
 @given(codes=QUERIES, search=SEARCHES, given_filter=ALONE | FILTERS, page=st.integers(20, 200))
 def test_indexed_points_are_the_same(indexed, codes, search, given_filter, page):
     indexed.assert_same_hits(codes, **search)

@@ -18,6 +18,7 @@ DEFAULT_TIMEOUT = 60.0
 API_KEY_VARIABLE = "QDRANT_API_KEY"
 # The first with metadata of collections, which record how the vectors are made.
 MINIMUM_VERSION = (1, 16)
+_UNLINKED_INDEXES = (1, 17)
 _MEMORY_PLACEMENT = (1, 19)
 _TEXT_SCORING = (1, 20)
 
@@ -35,12 +36,14 @@ class Capabilities:
         version: Of a server, as it says.
         memory_placement: Whether vectors can be placed cold, cached or pinned; older servers have two flags.
         text_scoring: Whether it ranks by BM25.
+        unlinked_indexes: Whether payload indexes can be kept out of the vectors' graph.
     """
 
     kind: Literal["embedded", "server", "emulation"]
     version: str = ""
     memory_placement: bool = True
     text_scoring: bool = True
+    unlinked_indexes: bool = True
 
 
 def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: float | None, asynchronous: bool) -> Any:
@@ -132,4 +135,5 @@ def read_capabilities(version: str, where: str) -> Capabilities:
         version,
         memory_placement=number >= _MEMORY_PLACEMENT,
         text_scoring=number >= _TEXT_SCORING,
+        unlinked_indexes=number >= _UNLINKED_INDEXES,
     )

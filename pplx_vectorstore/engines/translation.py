@@ -78,7 +78,13 @@ def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
 def edge_payload_schema(schema: Any) -> Any:
     """Translate the schema of a payload index: a type such as "keyword", or its parameters."""
     if isinstance(schema, models.KeywordIndexParams):
-        return edge.KeywordIndexParams(is_tenant=schema.is_tenant, memory=_memory(schema.memory))
+        return edge.KeywordIndexParams(
+            is_tenant=schema.is_tenant, enable_hnsw=schema.enable_hnsw, memory=_memory(schema.memory)
+        )
+    if isinstance(schema, models.IntegerIndexParams):
+        return edge.IntegerIndexParams(enable_hnsw=schema.enable_hnsw, memory=_memory(schema.memory))
+    if isinstance(schema, models.FloatIndexParams):
+        return edge.FloatIndexParams(enable_hnsw=schema.enable_hnsw, memory=_memory(schema.memory))
     if isinstance(schema, models.TextIndexParams):
         return _text_index(schema)
     if not isinstance(schema, str):
@@ -268,6 +274,7 @@ def _text_index(schema: models.TextIndexParams) -> edge.TextIndexParams:
         ascii_folding=schema.ascii_folding,
         phrase_matching=schema.phrase_matching,
         scoring=bool(schema.scoring),
+        enable_hnsw=schema.enable_hnsw,
         memory=_memory(schema.memory),
     )
 

@@ -8,7 +8,6 @@ from qdrant_client import models
 
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import (
-    PAYLOAD_INDEXES,
     TENANT_FIELD,
     TEXT_FIELD,
     CollectionConfig,
@@ -17,6 +16,7 @@ from pplx_vectorstore.collection import (
     field_indexes,
     has_tenants,
     indexing_threshold,
+    own_indexes,
     schema_differences,
     tenant_index_params,
     text_index_params,
@@ -138,7 +138,7 @@ async def open_collection(
         )
     info = await calls("get_collection", collection)
     _verify(info, collection, fingerprint, tenant)
-    indexes: dict[str, Any] = dict(PAYLOAD_INDEXES)
+    indexes = own_indexes(without_links=capabilities.unlinked_indexes)
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
     wants_text_index = is_new if config is None else config.text_index
