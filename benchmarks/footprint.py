@@ -9,8 +9,8 @@ same room. A small index is subtracted, so that what does not grow with the chun
 Memory is what a fresh process grows by when it opens an index and searches it: its own pages, and the graph, whose
 file is mapped and read at once. Other files are mapped too; the system takes their pages back when it needs them.
 
-The computed graph has the links of the vectors alone. Qdrant adds links for every indexed value that many chunks
-share, so that filtered searches find their way.
+The computed graph has the links of the vectors alone. Were the library's own payload indexes not kept out of it,
+Qdrant would add links for every indexed value that many chunks share, each common word of the text index among them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fi
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
 from pplx_vectorstore.engines.calls import AsyncCalls
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
-from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, make_client
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
 from pplx_vectorstore.operations import manage, search, transfer, write
 from pplx_vectorstore.operations.prepare import open_session
@@ -33,9 +33,9 @@ class AsyncVectorStore:
     """What :class:`~pplx_vectorstore.VectorStore` is, with coroutines for methods.
 
     Over an ``AsyncQdrantClient`` every request is awaited; over the embedded engine it runs in a thread, as
-    embedding does. Tasks of one event loop may share a store. Arguments, results and errors are those
-    of ``VectorStore``; where the collection is to be verified, that happens on first use, or here with
-    ``open`` and ``connect``.
+    embedding does. Tasks of one event loop may share a store; another loop needs one of its own.
+    Arguments, results and errors are those of ``VectorStore``; the collection is verified on first use, or
+    by ``open`` and ``connect``.
 
     Args:
         client: An ``AsyncQdrantClient``, or the embedded engine's client.
@@ -65,7 +65,8 @@ class AsyncVectorStore:
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
     ) -> None:
-        if type(client).__name__ == "QdrantClient":
+        blocking = not inspect.iscoroutinefunction(getattr(client, "upsert", None))
+        if blocking and (describe(client) is not None or is_emulation(client)):
             raise InvalidInputError("AsyncVectorStore needs an AsyncQdrantClient; give a QdrantClient to VectorStore")
         self._client = client
         self._owns_client = False
@@ -85,7 +86,6 @@ class AsyncVectorStore:
             "index_fields": index_fields,
             "parallel": parallel,
         }
-        blocking = not inspect.iscoroutinefunction(client.upsert)
         self._calls = AsyncCalls(client, Retries(retries, where=describe(client)), blocking=blocking)
 
     @classmethod
@@ -279,6 +279,8 @@ class AsyncVectorStore:
 
     async def copy_to(self, target: AsyncVectorStore) -> int:
         """Write all chunks with their codes to another store; see ``VectorStore.copy_to``."""
+        if not isinstance(target, AsyncVectorStore):
+            raise InvalidInputError(f"target must be an AsyncVectorStore, not {type(target).__name__}")
         return await transfer.copy(await self._open_session(), await target._open_session())
 
     async def optimize(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,9 +24,11 @@ from pplx_vectorstore.display import (
     print_hits,
     print_report,
     print_skipped,
+    printable,
     reported_errors,
 )
 from pplx_vectorstore.documents import is_blank
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, make_client, without_password
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError, UnreadableFileError
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
 from pplx_vectorstore.points import derive_point_id
@@ -111,12 +114,13 @@ def index(
     with reported_errors() as console:
         check_chunk_tokens(chunk_tokens)
         files = list(find_files(paths, skip=None if _is_url(store) else Path(store)))
-        if not files and not prune:
-            raise InvalidInputError("these folders hold no files (hidden ones are left out)")
+        if not files:
+            would = "; --prune would delete all that was indexed from them" if prune else ""
+            raise InvalidInputError(f"these folders hold no files (hidden ones are left out){would}")
         options = {"window_tokens": window_tokens, "dimensions": dimensions, "device": device, "dtype": dtype}
         skipped: list[tuple[Path, str]] = []
         with _connect(store) as client:
-            encoder = _load(console, model, _recorded_fingerprint(client, store, collection), options)
+            encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
             opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
             report = opened.sync(_Reading(files, skipped), progress=True)
@@ -124,8 +128,8 @@ def index(
                 report = replace(report, deleted_documents=_prune(opened, paths))
             chunks = opened.count()
         print_skipped(console, skipped)
-        print_report(report, chunks, store)
-        if files and len(skipped) == len(files):
+        print_report(report, chunks, without_password(store))
+        if len(skipped) == len(files):
             raise InvalidInputError("no file could be read; nothing was indexed")
 
 
@@ -190,8 +194,8 @@ def info(
     """Tell what an index holds and how it was made."""
     with reported_errors(), _connect(store) as client:
         recorded = _require_fingerprint(client, store, collection)
-        facts: dict[str, Any] = {"store": store, "collection": collection}
-        tenants = _tenants(client, store, collection)
+        facts: dict[str, Any] = {"store": without_password(store), "collection": collection}
+        tenants = _tenants(client, collection)
         if tenants is not None and tenant is None:
             facts["tenants"] = len(tenants)
         else:
@@ -225,7 +229,7 @@ def documents(
         else:
             for document in listed:
                 incomplete = "" if document.chunks == document.chunk_count else "  (incomplete: index it again)"
-                typer.echo(f"{document.chunks:>7,}  {document.id}{incomplete}")
+                typer.echo(f"{document.chunks:>7,}  {printable(document.id)}{incomplete}")
 
 
 @app.command()
@@ -269,14 +273,14 @@ def import_(
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
 ) -> None:
-    """Write the chunks of an exported file into an index; nothing is embedded."""
+    """Write an exported file's chunks into an index."""
     from pplx_vectorstore.operations.transfer import read_exported_fingerprint
 
     with reported_errors() as console, _connect(store) as client:
         opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
         with _busy(console, f"importing {file}"):
             chunks = opened.import_parquet(file)
-        typer.echo(f"imported {number(chunks, 'chunk')} into {store}")
+        typer.echo(f"imported {number(chunks, 'chunk')} into {without_password(store)}")
 
 
 @app.command()
@@ -289,17 +293,22 @@ def copy(
     ] = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Copy an index, codes and all, between folders and servers."""
+    """Copy an index between folders and servers."""
     with reported_errors() as console, _connect(source) as origin, _connect(target) as goal:
+        same_place = source == target if _is_url(source) else Path(source).resolve() == Path(target).resolve()
+        if same_place and (to_collection or collection) == collection:
+            raise InvalidInputError("FROM and TO are the same index; name another folder, URL or --to-collection")
         recorded = _require_fingerprint(origin, source, collection)
-        tenants = _tenants(origin, source, collection)
+        tenants = _tenants(origin, collection)
         chunks = 0
-        with _busy(console, f"copying to {target}"):
+        if tenant is not None and tenant not in (tenants or []):
+            raise InvalidInputError(f"{without_password(source)} holds no tenant {tenant!r}")
+        with _busy(console, f"copying to {without_password(target)}"):
             for one in [tenant] if tenants is None or tenant is not None else tenants:
                 reader = _reader(origin, collection, recorded, one)
                 writer = _reader(goal, to_collection or collection, recorded, one, create=True)
                 chunks += reader.copy_to(writer)
-        typer.echo(f"copied {number(chunks, 'chunk')} to {target}")
+        typer.echo(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
 
 
 class _Reading:
@@ -396,8 +405,9 @@ def _is_url(store: str) -> bool:
 def _connect(store: str) -> Iterator[Any]:
     """Open the engine behind --store: a folder's, or a server's client."""
     from pplx_vectorstore.engines.edge import EdgeClient
-    from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 
+    if re.match(r"[\w.-]+:\d+(/|$)", store) or ("://" in store and not _is_url(store)):
+        raise InvalidInputError(f"{store!r} looks like a server's address; URLs begin with http:// or https://")
     if _is_url(store):
         client: Any = make_client(store, api_key=None, prefer_grpc=False, timeout=DEFAULT_TIMEOUT, asynchronous=False)
     else:
@@ -408,36 +418,36 @@ def _connect(store: str) -> Iterator[Any]:
         client.close()
 
 
-def _calls(client: Any, store: str) -> BlockingCalls:
+def _calls(client: Any) -> BlockingCalls:
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.engines.retrying import Retries
 
-    return BlockingCalls(client, Retries(where=store if _is_url(store) else None))
+    return BlockingCalls(client, Retries(where=describe(client)))
 
 
-def _recorded_fingerprint(client: Any, store: str, collection: str) -> Fingerprint | None:
+def _recorded_fingerprint(client: Any, collection: str) -> Fingerprint | None:
     """Read how the collection was written, or return None where there is none yet."""
     from pplx_vectorstore.engines.calls import run_now
     from pplx_vectorstore.operations.prepare import read_fingerprint
 
-    return run_now(read_fingerprint(_calls(client, store), collection))
+    return run_now(read_fingerprint(_calls(client), collection))
 
 
 def _require_fingerprint(client: Any, store: str, collection: str) -> Fingerprint:
-    recorded = _recorded_fingerprint(client, store, collection)
+    recorded = _recorded_fingerprint(client, collection)
     if recorded is None:
         names = [] if _is_url(store) else client.collection_names()
         hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
-        raise StoreNotFoundError(f"there is no index {collection!r} in {store}; {hint}")
+        raise StoreNotFoundError(f"there is no index {collection!r} in {without_password(store)}; {hint}")
     return recorded
 
 
-def _tenants(client: Any, store: str, collection: str) -> list[str] | None:
+def _tenants(client: Any, collection: str) -> list[str] | None:
     """List a collection's tenants, or return None where it has none."""
     from pplx_vectorstore.engines.calls import run_now
     from pplx_vectorstore.operations.prepare import list_tenants
 
-    return run_now(list_tenants(_calls(client, store), collection))
+    return run_now(list_tenants(_calls(client), collection))
 
 
 def _reader(

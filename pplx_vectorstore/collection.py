@@ -116,13 +116,15 @@ class Fingerprint:
         del identity["source"]
         return identity
 
-    def to_metadata(self, *, tenants: bool = False) -> dict[str, Any]:
+    def to_metadata(self, *, tenants: bool = False, text_index: bool = True) -> dict[str, Any]:
         """Return what the collection's metadata records, with schema and library version.
 
         Args:
             tenants: Whether the collection's points belong to tenants.
+            text_index: Whether the text is to be indexed.
         """
-        return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, "tenants": tenants, **asdict(self)}}
+        layout = {"tenants": tenants, "text_index": text_index}
+        return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, **layout, **asdict(self)}}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any] | None, collection: str) -> Fingerprint:
@@ -173,6 +175,11 @@ class Fingerprint:
 def has_tenants(metadata: dict[str, Any] | None) -> bool:
     """Tell whether a collection's points belong to tenants."""
     return bool((metadata or {}).get(METADATA_KEY, {}).get("tenants", False))
+
+
+def has_text_index(metadata: dict[str, Any] | None) -> bool:
+    """Tell whether a collection's text is to be indexed."""
+    return bool((metadata or {}).get(METADATA_KEY, {}).get("text_index", False))
 
 
 def vector_params(

@@ -31,7 +31,9 @@ _DEBUG = "PPLX_VECTORSTORE_DEBUG"
 def print_skipped(console: Console, skipped: list[tuple[Path, str]]) -> None:
     """Name files that were not indexed, and why."""
     for file, reason in skipped[:_SHOWN_SKIPS]:
-        console.print(f"skipped {file}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"skipped {printable(str(file))}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     if len(skipped) > _SHOWN_SKIPS:
         console.print(f"and {len(skipped) - _SHOWN_SKIPS} more files skipped", style="yellow")
 
@@ -69,8 +71,8 @@ def print_hits(hits: list[Hit], *, full: bool) -> None:
     table.add_column("text", overflow="fold", ratio=1)
     for hit in hits:
         shown = hit.text if hit.context is None else hit.context
-        text = _CONTROL.sub("\ufffd", shown) if full else _excerpt(shown)
-        table.add_row(f"{hit.score:.3f}", Text(f"{hit.document_id}\n{_place(hit)}"), Text(text + "\n"))
+        text = printable(shown) if full else _excerpt(shown)
+        table.add_row(f"{hit.score:.3f}", Text(f"{printable(hit.document_id)}\n{_place(hit)}"), Text(text + "\n"))
     Console().print(table)
 
 
@@ -84,7 +86,7 @@ def _place(hit: Hit) -> str:
 
 
 def _excerpt(text: str) -> str:
-    words = _CONTROL.sub("\ufffd", " ".join(text.split()))
+    words = printable(" ".join(text.split()))
     return words if len(words) <= _EXCERPT else words[:_EXCERPT].rsplit(" ", 1)[0] + " …"
 
 
@@ -109,6 +111,11 @@ def bytes_on_disk(file: Path) -> int:
     return int(status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
 
 
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def number(count: int, noun: str) -> str:
     """Say how many there are of something."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -122,6 +129,9 @@ def reported_errors() -> Iterator[Console]:
     console = Console(stderr=True)
     try:
         yield console
+    except BrokenPipeError as error:  # whoever read the output has what they wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(0) from error
     except (PplxVectorStoreError, OSError) as error:
         notes = getattr(error, "__notes__", [])
         message = " ".join(" ".join([str(error), *notes]).split())

@@ -72,9 +72,11 @@ def is_empty(filter: models.Filter) -> bool:  # noqa: A002
     """Tell whether a filter says nothing, so that it would match every point."""
     from qdrant_client import models
 
+    least = filter.min_should
+    at_least = None if least is None or least.min_count <= 0 else least.conditions  # of none, all points match
     inner = [
         condition
-        for clause in (filter.must, filter.should, filter.must_not, filter.min_should and filter.min_should.conditions)
+        for clause in (filter.must, filter.should, filter.must_not, at_least)
         for condition in (clause if isinstance(clause, list) else [clause] if clause else [])
     ]
     return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
@@ -282,7 +284,8 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
             that field. A dict of operators compares: ``{"year": {"$gte": 2020, "$lt": 2024}}`` with
             ``$gt``, ``$gte``, ``$lt``, ``$lte`` (numbers, or dates as datetime or ISO 8601 text),
             ``$ne`` and ``$nin`` (also true where the field is missing), ``$in`` and ``$exists``. Keys are
-            taken literally, dots and all. A field that no point has matches nothing.
+            taken literally, dots and all. A field that no point has matches nothing. A whole number
+            matches whole numbers, a float both: 10 does not match a stored 10.0, but 10.0 matches 10.
 
     Raises:
         UnsupportedFilterError: A value, an operator or a key cannot be matched.
@@ -295,6 +298,12 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
         raise UnsupportedFilterError(
             f"filter must be a dict of metadata conditions or a qdrant_client.models.Filter, "
             f"not {type(filter).__name__}"
+        )
+    operators = [key for key in filter if isinstance(key, str) and key.startswith("$")]
+    if operators:
+        raise UnsupportedFilterError(
+            f"filter begins with the operator {operators[0]!r}; operators stand within a field, as in "
+            "{'year': {'$gte': 2020}}"
         )
     conditions = [condition for key, value in filter.items() for condition in _conditions((key,), value)]
     return models.Filter(must=conditions) if conditions else None
@@ -340,7 +349,7 @@ def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, An
         elif name in ("$ne", "$nin"):
             if name == "$nin":
                 _require_list(path, name, value)
-            conditions.append(models.Filter(must_not=_conditions(keys, value)))
+            conditions.append(models.Filter(must_not=[models.Filter(must=_conditions(keys, value))]))
         elif name == "$exists" and isinstance(value, bool):
             empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
             conditions.append(models.Filter(must_not=[empty]) if value else empty)

@@ -82,7 +82,8 @@ class Explanation:
     Attributes:
         hits: The search's hits, best first, with their ranks in each stage.
         missed: Hits of an exact scan that the search did not return, best first.
-        candidates: Points that reached the exact stage.
+        candidates: Points that the first stage was asked for; while the index does not cover the newest
+            points, eight times as many reached the exact stage.
         recall: Share of the exact scan's hits that the search returned, 0 to 1.
     """
 

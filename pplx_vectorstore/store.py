@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ class VectorStore:
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
     ) -> None:
-        if type(client).__name__.startswith("Async"):
+        if inspect.iscoroutinefunction(getattr(client, "upsert", None)):
             raise InvalidInputError(
                 f"VectorStore needs a blocking client; give {type(client).__name__} to AsyncVectorStore"
             )
@@ -254,11 +255,13 @@ class VectorStore:
                 ``qdrant_client.models.Filter``, whose keys begin with ``metadata.``.
             hybrid: Fuse two rankings, by cosine and by BM25 on the words, by their reciprocal ranks.
             group_by_document: True for the best chunk of each document, or how many chunks of one at
-                most. Hits of a document stand together, documents in the order of their best.
+                most. Hits of a document stand together, documents in the order of their best. Up to
+                20,000 candidates are looked through for k documents.
             diversity: Choose among the candidates by maximal marginal relevance over the int8 codes: 0
-                for relevance alone, 1 for novelty alone.
+                for relevance alone (the cosine, or the fused score where hybrid), 1 for novelty alone.
             score_threshold: Least score of a hit: cosine, or the fused score where hybrid.
-            context: Also fetch so many chunks before and after each hit, joined in ``hit.context``.
+            context: Also fetch so many chunks before and after each hit, joined in ``hit.context``, whether
+                or not they match the filter.
 
         Returns:
             Hits, best first (where diversity is given: in the order of choice).
@@ -425,6 +428,8 @@ class VectorStore:
         Raises:
             SchemaMismatchError: The stores are of different models or settings.
         """
+        if not isinstance(target, VectorStore):
+            raise InvalidInputError(f"target must be a VectorStore, not {type(target).__name__}")
         return run_now(transfer.copy(self._open_session(), target._open_session()))
 
     def optimize(self) -> None:

@@ -350,9 +350,12 @@ def _delete(server, name, body):
 
 def _set_payload(server, name, body):
     request = models.SetPayload.model_validate(body)
-    if request.points is None or request.filter or request.key:
-        raise ValueError("set_payload is served by ids only")
-    server.client.set_payload(name, request.payload, request.points)
+    if request.key or (request.points is None) == (request.filter is None):
+        raise ValueError("set_payload is served by ids or by a filter, without a key")
+    if request.filter is None:
+        server.client.set_payload(name, request.payload, request.points)
+    else:
+        server.client.batch_update_points(name, [models.SetPayloadOperation(set_payload=request)])
     return _UPDATED
 
 

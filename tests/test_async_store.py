@@ -149,6 +149,36 @@ def test_a_cancelled_add_leaves_a_store_that_works(run_async, server, hash_encod
     assert run_async(use()) == 40
 
 
+def test_a_cancelled_write_in_a_thread_never_lands_after_a_newer_one(run_async, folder, hash_encoder, monkeypatch):
+    upsert = EdgeClient.upsert
+
+    def slowly(self, collection, points):
+        time.sleep(0.3)
+        upsert(self, collection, points=points)
+
+    async def use():
+        async with await AsyncVectorStore.open(folder / "index", encoder=hash_encoder(64)) as store:
+            with monkeypatch.context() as patched:
+                patched.setattr(EdgeClient, "upsert", slowly)
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(store.add([Document(id="d", chunks=["old 1", "old 2"])]), 0.1)
+            await store.add([Document(id="d", chunks=["new"])])
+            await asyncio.sleep(0.5)
+            return [hit.text for hit in await store.search("x")]
+
+    assert run_async(use()) == ["new"]
+
+
+def test_stores_of_several_tenants_begin_a_collection_together(run_async, folder, hash_encoder):
+    async def use(client):
+        stores = [AsyncVectorStore(client, "c", encoder=hash_encoder(64), tenant=tenant) for tenant in "abcdef"]
+        return await asyncio.gather(*(store.count() for store in stores))
+
+    for number in range(5):
+        with EdgeClient(folder / str(number)) as client:
+            assert run_async(use(client)) == [0] * 6
+
+
 def test_an_operation_over_a_blocking_client_never_waits_for_a_loop():
     async def waits():
         await asyncio.sleep(0)

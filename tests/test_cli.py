@@ -100,7 +100,9 @@ def test_only_what_changed_is_embedded_and_prune_removes_what_is_gone(corpus, tm
     for file in (tmp_path / "docs").iterdir():
         file.unlink()
     assert corpus("index", "docs").exit_code == 1
-    assert corpus("index", "docs", "--prune").stdout.splitlines()[0] == "nothing to embed; 2 deleted"
+    refused = corpus("index", "docs", "--prune")  # an unmounted folder looks the same
+    assert (refused.exit_code, "--prune would delete all" in refused.stderr) == (1, True)
+    assert len(json.loads(corpus("documents", "--json").stdout)) == 4
 
 
 def test_search_options(corpus):
@@ -139,6 +141,20 @@ def test_an_index_moves_between_folder_file_and_server(corpus, server):
     copied = corpus("copy", "new", "newer", "--to-collection", "other")
     assert copied.stdout == "copied 2 chunks to newer\n"
     assert json.loads(corpus("info", "--json", "--store", "newer", "--collection", "other").stdout)["chunks"] == 2
+    for arguments, message in (
+        (["new", "localhost:6333"], "looks like a server's address"),
+        (["new", "ftp://x"], "looks like a server's address"),
+        (["new", "./new"], "FROM and TO are the same index"),
+        (["new", "newer", "--tenant", "nobody"], "holds no tenant 'nobody'"),
+    ):
+        refused = corpus("copy", *arguments)
+        assert (refused.exit_code, message in refused.stderr) == (1, True), refused.output
+    secret = corpus("info", "--store", "http://bob:s3cret@127.0.0.1:1")
+    assert (secret.exit_code, "s3cret" in secret.output, "127.0.0.1:1 gave no answer" in secret.stderr) == (
+        1,
+        False,
+        True,
+    )
     lost = corpus("copy", "nowhere", "newer")
     assert (lost.exit_code, "there is no index 'documents' in nowhere" in lost.stderr) == (1, True)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pplx_vectorstore import Chunk, CollectionConfig, Document, cosine_similarity, hamming_distance, pack_bits
-from pplx_vectorstore.diversity import order_by_relevance_and_novelty
+from pplx_vectorstore.diversity import by_relevance_and_novelty
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedFilterError
 
 N_DOCUMENTS, PER_DOCUMENT, DIMENSION = 30, 6, 64
@@ -180,23 +180,44 @@ def test_diversity_is_maximal_marginal_relevance_over_the_codes(filled, codes, d
 
 
 def test_diversity_and_grouping_together(filled, codes):
-    hits = filled.search(codes[0], k=5, candidates=60, diversity=0.5, group_by_document=True)
+    query = codes[0] // 2 + codes[100] // 2  # of itself and another, a stored vector would be as near as far
+    hits = filled.search(query, k=5, candidates=60, diversity=0.4, group_by_document=True)
     assert len({hit.document_id for hit in hits}) == len(hits) == 5
-    pool = rows(filled.search(codes[0], k=60, candidates=60))
-    order = mmr(codes[0], codes, pool, 60, 0.5)
+    pool = rows(filled.search(query, k=60, candidates=60))
     first_of = {}
-    for row in order:
+    for row in mmr(query, codes, pool, 60, 0.4):
         first_of.setdefault(row // PER_DOCUMENT, row)
     assert rows(hits) == list(first_of.values())[:5]
 
 
 def test_the_order_by_novelty_of_nothing_and_of_equals():
     query = np.array([1, 2, 3], np.int8)
-    assert order_by_relevance_and_novelty(query, np.zeros((0, 3), np.int8), 0.5, 3) == []
-    equal = np.array([[1, 2, 3]] * 3, np.int8)
-    assert order_by_relevance_and_novelty(query, equal, 0.5, 2) == [0, 1]
-    with_zero = np.array([[0, 0, 0], [1, 2, 3]], np.int8)
-    assert order_by_relevance_and_novelty(query, with_zero, 0.0, 5) == [1, 0]
+
+    def order(codes, diversity):
+        return list(by_relevance_and_novelty(cosine_similarity(query, codes), codes, diversity))
+
+    assert order(np.zeros((0, 3), np.int8), 0.5) == []
+    assert order(np.array([[1, 2, 3]] * 3, np.int8), 0.5) == [0, 1, 2]
+    assert order(np.array([[0, 0, 0], [1, 2, 3]], np.int8), 0.0) == [1, 0]
+
+
+def test_diversity_of_a_hybrid_search_starts_from_the_fused_scores(filled):
+    fused = filled.search("doc7 chunk3", k=6, hybrid=True)
+    alone = filled.search("doc7 chunk3", k=6, hybrid=True, diversity=0)
+    assert sorted(hit.score for hit in alone) == pytest.approx(sorted(hit.score for hit in fused))
+    assert filled.search("doc7 chunk3", k=1, hybrid=True, diversity=1)[0].score == fused[0].score
+
+
+def test_groups_come_in_the_order_of_their_best_chunk(new_store):
+    rng = np.random.default_rng(5)
+    store = new_store(32)
+    codes = rng.integers(-128, 128, size=(20, 30, 32)).astype(np.int8)
+    store.add(Document(id=f"d{i}", chunks=["x"] * 30, vectors=rows) for i, rows in enumerate(codes))
+    for query in codes[:, 0][:8]:
+        hits = store.search(query, k=6, candidates=20, group_by_document=3)
+        groups = list(dict.fromkeys(hit.document_id for hit in hits))
+        best = [max(hit.score for hit in hits if hit.document_id == document_id) for document_id in groups]
+        assert best == sorted(best, reverse=True)
 
 
 # --- context -----------------------------------------------------------------------------------------
@@ -230,6 +251,15 @@ def test_overlapping_chunks_are_joined_without_repeating_the_overlap(new_store):
     store.add([Document(id="d", chunks=[Chunk(text=text[a:b], start=a, end=b) for a, b in spans])])
     hits = {hit.chunk_index: hit.context for hit in store.search("x", k=4, context=3)}
     assert hits == dict.fromkeys(range(4), text)
+
+
+def test_offsets_that_begin_anew_lose_nothing(new_store):
+    store = new_store()
+    pages = [Chunk(text="A" * 50, start=0, end=50), Chunk(text="second page", start=0, end=11)]
+    odd = [Chunk(text="said to be longer", start=50, end=90), Chunk(text="end", start=80, end=83)]
+    store.add([Document(id="d", chunks=[*pages, *odd])])
+    for hit in store.search("x", k=4, context=3):
+        assert hit.context == f"{'A' * 50}\n\nsecond page\n\nsaid to be longer\n\nend"
 
 
 def test_context_of_many_hits_in_a_batch(filled, codes):
@@ -300,6 +330,8 @@ def test_explain_of_nothing(filled, codes):
         ({"tag": {"$exists": False}}, lambda i: i >= 5),
         ({"tag": {"$ne": "x"}}, lambda i: i >= 5),
         ({"inner": {"deep": {"$gt": 0}}}, lambda i: i % 2 == 1),
+        ({"inner": {"$ne": {"deep": 1, "gone": 1}}}, lambda i: True),
+        ({"inner": {"$ne": {"deep": 1, "gone": None}}}, lambda i: i % 2 == 0),
         ({"inner": {"deep": 1}, "number": {"$lt": 10, "$ne": 3}}, lambda i: i % 2 == 1 and i < 10 and i != 3),
     ],
 )
@@ -322,6 +354,8 @@ def test_operators_of_a_filter(filled, codes, given, kept):
         ({"a": {"$in": "en"}}, "needs a list"),
         ({"a": {"$nin": 1}}, "needs a list"),
         ({"a": {"$exists": "yes"}}, "with True or False"),
+        ({"$not": {"a": 1}}, "operators stand within a field"),
+        ({"$gte": 5}, "operators stand within a field"),
     ],
 )
 def test_operators_that_mean_nothing_are_refused(filled, given, message):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from qdrant_client import models
 
-from pplx_vectorstore import Chunk, Document, StoredDocument, SyncReport
+from pplx_vectorstore import Chunk, Document, StoredDocument, SyncReport, VectorStore
 from pplx_vectorstore.errors import DuplicateDocumentError, EncodingError, InvalidDocumentError, InvalidInputError
 from pplx_vectorstore.operations import write
 from pplx_vectorstore.points import derive_point_id
@@ -119,7 +120,7 @@ def test_deleting_what_is_missing_from_nothing_is_refused(new_store):
 def test_a_document_without_chunks_has_nothing_to_be_changed(new_store):
     store = new_store()
     empty = Document(id="e", chunks=[])
-    assert store.sync([empty]).unchanged_documents == 1
+    assert store.sync([empty]) == SyncReport(unchanged_documents=1, empty_documents=("e",))
     store.sync([Document(id="e", chunks=["was here"])])
     report = store.sync([empty])
     assert (report.documents, report.chunks, report.empty_documents) == (1, 0, ("e",))
@@ -146,7 +147,10 @@ def test_what_an_interrupted_write_left_is_completed(new_store, state, left, mon
         raise RuntimeError("killed")
 
     async def some_labels(self, changes):
-        await set_payloads(self, [(fields, ids[:4]) for fields, ids in changes])
+        for fields, condition in changes:
+            ids, content = condition.must
+            some = models.HasIdCondition(has_id=ids.has_id[:4])
+            await set_payloads(self, [(fields, models.Filter(must=[some, content]))])
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
@@ -198,6 +202,39 @@ def test_another_writers_new_version_is_never_deleted(new_store, monkeypatch):
     monkeypatch.setattr(points, "delete", once)
     store.add([Document(id="d", chunks=["ours 0", "ours 1"])])
     assert [chunk.text for chunk in store.get([derive_point_id("d", i) for i in range(3)])] == ["theirs 0", "theirs 1"]
+
+
+def test_metadata_is_never_written_to_another_writers_content(new_store, state, monkeypatch):
+    store = new_store(collection="c")
+    store.sync([Document(id="d", chunks=["one", "two"], metadata={"m": 0})])
+    points = type(store._session.points)
+    set_payloads = points.set_payloads
+
+    async def late(self, changes):
+        changes = list(changes)
+        with monkeypatch.context() as unpatched:
+            unpatched.setattr(points, "set_payloads", set_payloads)
+            unpatched.setattr(store._session, "write_lock", store._session.calls.make_lock())
+            await write.add(store._session, [Document(id="d", chunks=["theirs", "new"], metadata={})], progress=False)
+        await set_payloads(self, changes)
+
+    monkeypatch.setattr(points, "set_payloads", late)
+    ours = [Document(id="d", chunks=["one", "two"], metadata={"m": 1})]
+    report = store.sync(ours)
+    assert (report.documents, report.relabelled_documents, report.unchanged_documents) == (1, 0, 0)
+    undisturbed = new_store(collection="other")
+    undisturbed.sync(ours)
+    assert state(store) == state(undisturbed)
+
+
+def test_relabelling_goes_in_requests_of_bounded_size(server, hash_encoder):
+    with VectorStore.connect(server.url, encoder=hash_encoder(64)) as store:
+        documents = [Document(id=f"d{i}", chunks=["x"]) for i in range(60)]
+        store.sync(documents)
+        large = [Document(id=f"d{i}", chunks=["x"], metadata={"large": "y" * 200_000}) for i in range(60)]
+        assert store.sync(large).relabelled_documents == 60
+        assert server.largest_body < 8 * 2**20
+        assert store.sync(large).unchanged_documents == 60
 
 
 # --- reports of failures -------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pplx_vectorstore import Chunk, Document, VectorStore
-from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, SchemaMismatchError
+from pplx_vectorstore.errors import DuplicateDocumentError, InvalidInputError, MissingExtraError, SchemaMismatchError
 from pplx_vectorstore.operations import transfer
+
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 def corpus(n=40, version=1):
@@ -110,6 +113,27 @@ def test_a_copy_from_the_embedded_engine_to_any_other(new_store, state, folder, 
         assert state(target) == state(origin)
         if "metadata.i" in (target._client.get_collection("to").payload_schema or {"metadata.i": None}):
             assert target.count({"i": 4}) == 4
+
+
+def test_a_chunk_id_of_another_document_is_refused(new_store, tmp_path):
+    source, target = new_store(collection="from"), new_store(collection="to")
+    source.add([Document(id="theirs", chunks=[Chunk(text="a", id="intro")])])
+    target.add([Document(id="mine", chunks=[Chunk(text="b", id="intro"), "c"])])
+    source.export_parquet(tmp_path / "a.parquet")
+    for call in (lambda: source.copy_to(target), lambda: target.import_parquet(tmp_path / "a.parquet")):
+        with pytest.raises(DuplicateDocumentError, match="belongs to document 'mine' already"):
+            call()
+    assert [(one.id, one.chunks) for one in target.documents()] == [("mine", 2)]
+
+
+def test_an_export_goes_where_it_can_be_read_or_says_why_not(new_store, tmp_path):
+    store = new_store()
+    store.export_parquet(tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_mode & 0o777 == 0o666 & ~UMASK
+    with pytest.raises(InvalidInputError, match="there is no folder"):
+        store.export_parquet(tmp_path / "gone" / "a.parquet")
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        store.export_parquet(tmp_path)
 
 
 def test_another_models_file_or_store_is_refused_and_nothing_is_written(new_store, hash_encoder, tmp_path):

@@ -39,6 +39,10 @@ class Calls(Protocol):
         """Return a lock for ``async with``, reusable."""
         ...
 
+    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Within the block, if `now`, requests that fail are not tried again."""
+        ...
+
 
 class BlockingCalls:
     """Calls a blocking client in the caller's thread.
@@ -83,6 +87,10 @@ class BlockingCalls:
         """Return a lock of threads."""
         return _Lock()
 
+    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Within the block, if `now`, requests that fail are not tried again."""
+        return self._retries.giving_up(now)
+
 
 class AsyncCalls:
     """Awaits an async client's verbs; a blocking client's run in threads.
@@ -102,7 +110,13 @@ class AsyncCalls:
         """Await a verb."""
         function = getattr(self.client, verb)
         if self._blocking:
-            return await asyncio.to_thread(self._retries.call, verb, function, arguments, options)
+            work = asyncio.ensure_future(asyncio.to_thread(self._retries.call, verb, function, arguments, options))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # The thread cannot be stopped; a lock that is held must be held until it has ended.
+                await asyncio.wait([work])
+                raise
         return await self._retries.acall(verb, function, arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -116,6 +130,10 @@ class AsyncCalls:
     def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a lock of tasks."""
         return asyncio.Lock()
+
+    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Within the block, if `now`, requests that fail are not tried again."""
+        return self._retries.giving_up(now)
 
 
 def run_now(work: Coroutine[Any, Any, T]) -> T:

@@ -95,6 +95,7 @@ class EdgeClient:
         self.folder = Path(folder)
         self._open: dict[str, _Shard] = {}
         self._lock = threading.Lock()
+        self._creating = threading.Lock()
         self._closed = False
         if self.folder.exists():
             self._require_collections()
@@ -119,7 +120,15 @@ class EdgeClient:
         Raises:
             StoreError: It exists already.
         """
+        with self._creating:
+            return self._create(collection_name, vectors_config, metadata)
+
+    def _create(
+        self, collection_name: str, vectors_config: Mapping[str, models.VectorParams], metadata: Mapping[str, Any]
+    ) -> bool:
         path = self._path(collection_name)
+        if self.collection_exists(collection_name):
+            raise StoreError(f"collection {collection_name!r} exists already in {self.folder}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_half_created()
         config = edge.EdgeConfig(
@@ -191,7 +200,11 @@ class EdgeClient:
         """Set payload fields of several lots of points."""
         for operation in update_operations:
             change = operation.set_payload
-            self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
+            if change.filter is None:
+                self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
+            else:
+                update = edge.UpdateOperation.set_payload_by_filter(edge_filter(change.filter), change.payload)
+                self._shard(collection_name).update(update)
 
     def retrieve(
         self,

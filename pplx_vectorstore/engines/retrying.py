@@ -6,8 +6,10 @@ although its answer was lost changes nothing when it is repeated.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from pplx_vectorstore.errors import (
@@ -22,6 +24,8 @@ DEFAULT_RETRIES = 8
 # Seconds. Waits are drawn from 0 to twice the last bound, so that clients do not come back together.
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 20.0
+_WRITES = ("upsert", "delete", "batch_update_points")
+_REPEATABLE = "What was acknowledged is kept; the same call again completes the rest"
 # Tries after the first where no connection was ever made.
 _FIRST_CONTACT = 2
 _LONGEST_RETRY_AFTER = 300.0
@@ -42,6 +46,17 @@ class Retries:
         self._most = most
         self._where = where
         self._has_answered = False
+        self._given_up = threading.Event()
+
+    @contextlib.contextmanager
+    def giving_up(self, now: bool) -> Iterator[None]:
+        """Within the block, if `now`, nothing is tried again, and waits end."""
+        if now:
+            self._given_up.set()
+        try:
+            yield
+        finally:
+            self._given_up.clear()
 
     def call(
         self, verb: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
@@ -55,9 +70,9 @@ class Retries:
         """
         if self._where is None:
             return function(*arguments, **options)
-        from tenacity import Retrying
+        from tenacity import Retrying, sleep_using_event
 
-        retrying = Retrying(**self._policy())
+        retrying = Retrying(**self._policy(), sleep=sleep_using_event(self._given_up))
         try:
             answer: Any = retrying(function, *arguments, **options)
         except Exception as error:
@@ -101,7 +116,7 @@ class Retries:
             if not self._has_answered and _is_unreachable(state.outcome.exception()):
                 # Patience is for a server that has been there: a mistyped address should be told soon.
                 most = min(most, _FIRST_CONTACT)
-            return bool(state.attempt_number > most)
+            return self._given_up.is_set() or bool(state.attempt_number > most)
 
         return {
             "retry": retry_if_exception(is_temporary),
@@ -118,7 +133,7 @@ class Retries:
             tries = "once" if attempts == 1 else f"{attempts} times"
             raise ServerUnavailableError(
                 f"{self._where} gave no answer to {verb}, asked {tries}: {reason}. Is the address right and the "
-                "server up? What was acknowledged is kept; the same call again completes the rest"
+                f"server up?{' ' + _REPEATABLE if verb in _WRITES else ''}"
             ) from error
         if status is None:
             self._translate_misfit(verb, error)

@@ -75,7 +75,7 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
     try:
         port = urlsplit(url).port
     except ValueError as error:
-        raise InvalidInputError(f"url {url!r} is not usable: {error}") from error
+        raise InvalidInputError(f"url {without_password(url)!r} is not usable: {error}") from error
     options: dict[str, Any] = {
         "url": url,
         "api_key": key,
@@ -90,7 +90,7 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
         try:
             return AsyncQdrantClient(**options) if asynchronous else QdrantClient(**options)
         except ValueError as error:
-            raise InvalidInputError(f"url {url!r} is not usable: {error}") from error
+            raise InvalidInputError(f"url {without_password(url)!r} is not usable: {error}") from error
 
 
 def describe(client: Any) -> str | None:
@@ -105,7 +105,12 @@ def describe(client: Any) -> str | None:
         return None
     host = options.get("host")
     address = str(options.get("url") or location or f"{host or 'localhost'}:{options.get('port')}")
-    return re.sub(r"//[^/@]*@", "//", address)  # a password has no place in messages
+    return without_password(address)
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: user and password have no place in messages."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def is_emulation(client: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 _PAGE = 1000
 _IDS_AT_ONCE = 1000
+_UPDATES = 1000
+_UPDATE_BYTES = 4 * 2**20
 # Seconds for which a server's word on its index is believed.
 _STATE_AGE = 1.0
 
@@ -82,6 +85,7 @@ class PointAccess:
         self.has_text_index = has_text_index
         self._calls = calls
         self._state: tuple[float, models.CollectionInfo] | None = None
+        self._writes = 0
         self._least_count = 0
 
     async def upsert(self, points: Sequence[models.PointStruct]) -> None:
@@ -102,13 +106,19 @@ class PointAccess:
         finally:
             self._forget()
 
-    async def set_payloads(self, changes: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> None:
-        """Set payload fields: pairs of the fields and of the ids of the tenant's points."""
-        for some in in_batches(changes, _PAGE):
-            operations = [
-                models.SetPayloadOperation(set_payload=models.SetPayload(payload=dict(fields), points=list(ids)))
-                for fields, ids in some
-            ]
+    async def set_payloads(self, changes: Iterable[tuple[Mapping[str, Any], models.Filter]]) -> None:
+        """Set payload fields: pairs of the fields and of what the points to change must match."""
+        operations: list[models.SetPayloadOperation] = []
+        size = 0
+        for fields, condition in changes:
+            scoped = self._scoped(condition) or condition
+            change = models.SetPayload(payload=dict(fields), filter=scoped)
+            operations.append(models.SetPayloadOperation(set_payload=change))
+            size += 2 * len(json.dumps(fields)) + 100 * _count_values(scoped)
+            if size > _UPDATE_BYTES or len(operations) == _UPDATES:
+                await self._calls("batch_update_points", self.collection, update_operations=operations)
+                operations, size = [], 0
+        if operations:
             await self._calls("batch_update_points", self.collection, update_operations=operations)
 
     async def retrieve(
@@ -264,14 +274,32 @@ class PointAccess:
 
     async def _info(self) -> models.CollectionInfo:
         now = time.monotonic()
-        if self._state is None or now - self._state[0] > _STATE_AGE:
-            self._state = now, await self._calls("get_collection", self.collection)
-        return self._state[1]
+        state = self._state
+        if state is None or now - state[0] > _STATE_AGE:
+            writes = self._writes
+            state = now, await self._calls("get_collection", self.collection)
+            if writes == self._writes:  # else it is older than what was written meanwhile
+                self._state = state
+        return state[1]
 
     def _forget(self) -> None:
         """After a write, what was known of the index and of the number of points is old."""
+        self._writes += 1
         self._state = None
         self._least_count = 0
+
+
+def _count_values(condition: models.Filter) -> int:
+    """Count the ids and values in the lists of a filter of ours, for an estimate of its size."""
+    total = 1
+    for part in condition.must if isinstance(condition.must, list) else []:
+        if isinstance(part, models.Filter):
+            total += _count_values(part)
+        elif isinstance(part, models.HasIdCondition):
+            total += len(part.has_id)
+        else:
+            total += len(getattr(getattr(part, "match", None), "any", None) or "x")
+    return total
 
 
 def field_any(field: str, values: Sequence[str]) -> models.Filter:

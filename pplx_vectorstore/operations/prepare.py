@@ -15,6 +15,7 @@ from pplx_vectorstore.collection import (
     IndexFields,
     field_indexes,
     has_tenants,
+    has_text_index,
     indexing_threshold,
     own_indexes,
     schema_differences,
@@ -30,7 +31,7 @@ from pplx_vectorstore.engines.server import Capabilities, describe, is_emulation
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
-    ServerError,
+    StoreError,
     StoreNotFoundError,
 )
 from pplx_vectorstore.operations.access import Limits, PointAccess
@@ -51,6 +52,14 @@ async def open_session(
     parallel: int,
 ) -> Session:
     """Open a store: arguments and errors as :class:`~pplx_vectorstore.VectorStore` says."""
+    if not hasattr(calls.client, "query_batch_points"):
+        raise InvalidInputError(
+            f"client must be a QdrantClient, an AsyncQdrantClient or an EdgeClient, not {type(calls.client).__name__}"
+        )
+    if not hasattr(encoder, "fingerprint"):
+        raise InvalidInputError(f"encoder must come from load_encoder or be like it, not {type(encoder).__name__}")
+    if config is not None and not isinstance(config, CollectionConfig):
+        raise InvalidInputError(f"config must be a CollectionConfig or None, not {type(config).__name__}")
     if not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1:
         raise InvalidInputError(f"parallel must be a whole number of at least 1, not {parallel!r}")
     capabilities = await learn_capabilities(calls, where)
@@ -129,8 +138,7 @@ async def open_collection(
     """
     _check_tenant(tenant)
     wanted = field_indexes(index_fields)
-    is_new = not await calls("collection_exists", collection)
-    if is_new:
+    if not await calls("collection_exists", collection):
         if not create:
             raise StoreNotFoundError(f"there is no collection {collection!r}; index documents first")
         await _create(
@@ -141,12 +149,13 @@ async def open_collection(
     indexes = own_indexes(without_links=capabilities.unlinked_indexes)
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
-    wants_text_index = is_new if config is None else config.text_index
+    # By what is recorded, so that a creation cut short is completed.
+    wants_text_index = has_text_index(info.config.metadata) if config is None else config.text_index
     if wants_text_index and capabilities.text_scoring:
         indexes[TEXT_FIELD] = text_index_params()
     await _create_indexes(calls, collection, {**indexes, **wanted}, info, capabilities)
-    has_text_index = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
-    return PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=has_text_index)
+    is_indexed = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
+    return PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=is_indexed)
 
 
 def _check_tenant(tenant: object) -> None:
@@ -165,7 +174,7 @@ async def _create(
 ) -> None:
     options: dict[str, Any] = {
         "vectors_config": vector_params(fingerprint.dimension, config, memory_placement=capabilities.memory_placement),
-        "metadata": fingerprint.to_metadata(tenants=tenants),
+        "metadata": fingerprint.to_metadata(tenants=tenants, text_index=config.text_index),
     }
     if capabilities.kind == "server":
         options |= {
@@ -179,9 +188,9 @@ async def _create(
         }
     try:
         await calls("create_collection", collection, **options)
-    except ServerError as error:
-        # Another process was faster, or the answer to our own first try was lost: what there is gets verified.
-        if not is_conflict(error):
+    except StoreError as error:
+        # Somebody was faster, or the answer to our own first try was lost: what there is gets verified.
+        if not is_conflict(error) and not await calls("collection_exists", collection):
             raise
 
 
@@ -194,7 +203,7 @@ def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerpri
             f"collection {collection!r} was altered: {'; '.join(different)}. Index into another collection"
         )
     if has_tenants(info.config.metadata) and tenant is None:
-        raise SchemaMismatchError(f"collection {collection!r} holds tenants; say which, with tenant=")
+        raise SchemaMismatchError(f"collection {collection!r} holds tenants; say which (tenant=, or --tenant)")
     if not has_tenants(info.config.metadata) and tenant is not None:
         raise SchemaMismatchError(
             f"collection {collection!r} was created without tenants, so tenant {tenant!r} cannot be kept apart; "

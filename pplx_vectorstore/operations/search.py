@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
-from pplx_vectorstore.diversity import order_by_relevance_and_novelty
+from pplx_vectorstore.diversity import by_relevance_and_novelty
 from pplx_vectorstore.documents import Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
-from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.quantization import Codes, cosine_similarity
 from pplx_vectorstore.query import build_filter, build_query, build_ranking, check_threshold, choose_candidates
 from pplx_vectorstore.reports import ExplainedHit, Explanation
 
@@ -26,6 +27,7 @@ Query = str | npt.NDArray[np.int8]
 _MOST_CONTEXT = 100
 _PASSAGES_AT_ONCE = 50
 _SCANNED = 100_000
+_LARGEST_POOL = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,11 +242,12 @@ async def _search_pools(
         if session.points.limits.query_limit is not None:
             larger = min(larger, session.points.limits.query_limit)
         for i, pool in zip(waiting, await session.points.query(requests), strict=True):
-            chosen[i] = _choose(all_codes[i], pool, options, session.fingerprint.dimension)
+            chosen[i] = await session.calls.run(_choose, all_codes[i], pool, options, session.fingerprint.dimension)
             if len(pool) < candidates:
                 continue
             n_documents = len({point.payload["document_id"] for point in chosen[i]})
-            if options.group_by_document and n_documents < options.k and larger > candidates:
+            too_few = bool(options.group_by_document) and n_documents < options.k
+            if too_few and options.diversity is None and candidates < larger <= _LARGEST_POOL:
                 again.append(i)
             else:
                 cut_off.append(i)
@@ -297,30 +300,39 @@ async def _fill_groups(
             limit=most,
             with_payload=["document_id"],
         )
-    for i in incomplete:
-        chosen[i] = []
+    groups: dict[int, list[list[Any]]] = {i: [] for i in incomplete}
     for (i, _), points in zip(places, await session.points.query(requests), strict=True):
-        chosen[i] += points
+        if points:
+            groups[i].append(points)
+    for i in incomplete:
+        # Within a document, more may have been found than its best among the candidates.
+        groups[i].sort(key=lambda points: -float(points[0].score))
+        chosen[i] = [point for points in groups[i] for point in points]
 
 
 def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension: int) -> list[Any]:
     """Order a pool by diversity, group it by document, and cut it."""
-    ordered = list(pool)
-    if options.diversity is not None and ordered:
-        codes = np.stack([read_codes(point.vector, dimension) for point in ordered])
-        most = len(ordered) if options.group_by_document else options.k
-        order = order_by_relevance_and_novelty(query, codes, options.diversity, most)
-        ordered = [ordered[i] for i in order]
+    ordered: Iterable[Any] = pool
+    if options.diversity is not None and pool:
+        codes = np.stack([read_codes(point.vector, dimension) for point in pool])
+        if options.hybrid:  # fused scores, the best as relevant as a cosine can be
+            relevance = np.array([point.score for point in pool]) / max(point.score for point in pool)
+        else:
+            relevance = cosine_similarity(query, codes)
+        ordered = (pool[i] for i in by_relevance_and_novelty(relevance, codes, float(options.diversity)))
     if not options.group_by_document:
-        return ordered[: options.k]
+        return list(islice(ordered, options.k))
+    most = int(options.group_by_document)
     groups: dict[str, list[Any]] = {}
     for point in ordered:
         document_id = point.payload["document_id"]
         if document_id not in groups and len(groups) == options.k:
             continue
         group = groups.setdefault(document_id, [])
-        if len(group) < int(options.group_by_document):
+        if len(group) < most:
             group.append(point)
+            if len(groups) == options.k and all(len(one) == most for one in groups.values()):
+                break
     return [point for group in groups.values() for point in group]
 
 
@@ -352,23 +364,30 @@ async def _with_context(session: Session, all_hits: list[list[Hit]], context: in
 
 
 def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, int | None]], context: int) -> str:
-    """Join a hit's neighbours: overlaps once, a space or line end where white space was cut off."""
-    passage, last_end = "", None
+    """Join a hit's neighbours: overlaps once, a space where one was cut off, else an empty line.
+
+    Offsets are believed only where they go on as those of one text do; a caller's may begin anew on every page.
+    """
+    passage = ""
+    passage_end: int | None = None  # where its last character lies in the document's text
     for index in range(hit.chunk_index - context, hit.chunk_index + context + 1):
         here = (hit.text, hit.start, hit.end) if index == hit.chunk_index else texts.get((hit.document_id, index))
         if here is None:
             continue
         text, start, end = here
-        if not passage:
-            passage = text
-        elif start is None or last_end is None or start > last_end + 1:
-            passage += "\n\n" + text
-        elif start == last_end + 1:
-            passage += " " + text
+        if start is None or end is None or end - start != len(text):
+            passage, passage_end = (passage + "\n\n" if passage else "") + text, None
+            continue
+        overlap = -1 if passage_end is None else passage_end - start
+        shared = passage[-overlap:] if overlap > 0 else ""
+        if passage_end is not None and overlap in (0, -1):
+            passage += " " * -overlap + text
+        elif overlap > 0 and len(shared) == overlap and shared[: len(text)] == text[:overlap]:
+            passage += text[overlap:]
         else:
-            passage += text[last_end - start :]
-        if last_end is None or (end is not None and end > last_end):
-            last_end = end
+            passage += ("\n\n" if passage else "") + text
+            passage_end = end
+        passage_end = end if passage_end is None else max(passage_end, end)
     return passage
 
 

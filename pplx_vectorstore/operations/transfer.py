@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, SchemaMismatchError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.operations.write import flush, upsert
-from pplx_vectorstore.points import copy_points, read_codes
+from pplx_vectorstore.operations.write import flush, require_owned, upsert
+from pplx_vectorstore.points import copy_points, point_id_of, read_codes
 from pplx_vectorstore.quantization import Codes
 
 _ROWS = 1000
@@ -33,21 +32,23 @@ async def export_parquet(session: Session, path: str | os.PathLike[str]) -> int:
     """Write all points to a Parquet file, through a temporary file beside it."""
     pa, parquet = _pyarrow()
     target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"there is no folder {str(target.parent)!r} to write {target.name!r} into")
+    if target.is_dir():
+        raise InvalidInputError(f"{str(target)!r} is a folder; name a file in it")
     schema = _schema(pa, session.fingerprint)
     total = 0
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
+    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     try:
         with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
             async for payloads, codes in _stored_pages(session):
                 writer.write_table(_table(pa, schema, payloads, codes))
                 total += len(payloads)
-        with open(temporary, "rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+        temporary.unlink(missing_ok=True)
         raise
     return total
 
@@ -55,7 +56,7 @@ async def export_parquet(session: Session, path: str | os.PathLike[str]) -> int:
 async def import_parquet(session: Session, path: str | os.PathLike[str]) -> int:
     """Write the points of a Parquet file."""
     with _open_parquet(path) as file:
-        _require_ours(file, session.fingerprint, str(path))
+        _require_ours(file, session, str(path))
 
         async def pages() -> AsyncIterator[Page]:
             for batch in file.iter_batches(batch_size=_ROWS):
@@ -95,11 +96,13 @@ async def _stored_pages(session: Session) -> AsyncIterator[Page]:
 
 async def _write_pages(session: Session, pages: AsyncIterator[Page]) -> int:
     """Upsert pages of points; then delete what the collection held of their documents in other versions."""
-    is_empty = await session.points.count() == 0
     hashes: dict[str, set[str]] = {}
     total = 0
     async with session.write_lock:
+        is_empty = await session.points.count() == 0
         async for payloads, codes in pages:
+            if not is_empty:
+                await _require_own_chunk_ids(session, payloads)
             await upsert(session, copy_points(payloads, codes, session.points.tenant))
             total += len(payloads)
             if not is_empty:  # an empty collection has no other versions, however many documents come
@@ -115,6 +118,18 @@ async def _write_pages(session: Session, pages: AsyncIterator[Page]) -> int:
                 await session.points.delete(both)
     await flush(session)
     return total
+
+
+async def _require_own_chunk_ids(session: Session, payloads: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse chunk ids that would overwrite a chunk of another document."""
+    by_document: dict[str, dict[str, tuple[str | None, str]]] = {}
+    for payload in payloads:
+        if payload.get("id") is not None:
+            owner = payload["id"], payload["document_id"]
+            point_id = point_id_of(payload["id"], session.points.tenant)
+            by_document.setdefault(payload["document_id"], {})[point_id] = owner
+    for document_id, owners in by_document.items():
+        await require_owned(session, owners, [document_id])
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -176,13 +191,13 @@ def _exported_fingerprint(file: Any, path: str) -> Fingerprint:
     return Fingerprint.from_metadata(json.loads(recorded), path)
 
 
-def _require_ours(file: Any, fingerprint: Fingerprint, path: str) -> None:
+def _require_ours(file: Any, session: Session, path: str) -> None:
     """Refuse a file of another model, or one whose columns were altered."""
     try:
-        fingerprint.require_same(_exported_fingerprint(file, path), path)
+        session.fingerprint.require_same(_exported_fingerprint(file, path), session.points.collection)
     except SchemaMismatchError as error:
         raise SchemaMismatchError(f"{path} does not fit into the collection: {error}") from error
-    missing = set(_schema(_pyarrow()[0], fingerprint).names) - set(file.schema_arrow.names)
+    missing = set(_schema(_pyarrow()[0], session.fingerprint).names) - set(file.schema_arrow.names)
     if missing:
         raise InvalidInputError(f"{path} lacks the columns {', '.join(sorted(missing))}; export it again")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import deque
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -59,7 +60,6 @@ class _Plan:
     """What is to be done with a group of documents."""
 
     to_embed: list[_Prepared]
-    to_relabel: list[_Prepared]
     report: SyncReport
 
 
@@ -101,7 +101,6 @@ async def _write(
         )
     total = len(documents) if isinstance(documents, Sized) else None
     shown = show_progress(total) if progress else contextlib.nullcontext(None)
-    report = SyncReport()
     with shown as advance:
         written = _Written(advance)
         try:
@@ -111,21 +110,17 @@ async def _write(
                 if skip_unchanged:
                     plan = await _plan(session, group)
                 else:
-                    plan = _Plan(group, [], _count(group))
+                    plan = _Plan(group, _count(group))
                 codes = await _codes_of(session, plan.to_embed, advance)
                 await written.settle()
                 written.follow(session.calls.start(_write_group(session, plan, codes)), plan.report)
-        except BaseException as error:
-            # What is under way completes first, so that the report is true and no thread is left behind.
-            with contextlib.suppress(Exception):
-                await written.settle()
-            report = written.report
-            _attach(error, report)
-            raise
-        try:
             await written.settle()
             await flush(session)
-        except Exception as error:
+        except BaseException as error:
+            # What is under way ends first, so that the report is true and no thread is left behind; but
+            # whoever interrupts will not wait for a server to come back.
+            with session.calls.giving_up(not isinstance(error, Exception)), contextlib.suppress(Exception):
+                await written.settle()
             _attach(error, written.report)
             raise
         return written.report
@@ -146,8 +141,13 @@ class _Written:
         """Wait until the group under way is written."""
         if self._pending is None:
             return
-        (work, report), self._pending = self._pending, None
-        await work
+        work, report = self._pending
+        try:
+            await work
+        except Exception:
+            self._pending = None
+            raise
+        self._pending = None
         self.report = _sum(self.report, report)
         if self._advance is not None:
             handled = self.report.documents + self.report.unchanged_documents + self.report.relabelled_documents
@@ -182,35 +182,56 @@ def _groups(session: Session, documents: Iterable[Document], seen: set[str]) -> 
 
 
 async def _plan(session: Session, group: list[_Prepared]) -> _Plan:
-    """Tell what of a group is new or changed.
+    """Tell what of a group is new or changed; what differs by its metadata alone is written at once.
 
     A document is unchanged when as many of its points have its hash as it has chunks, and it has no
     others: what an interrupted write left is neither.
     """
-    ids = field_any("document_id", [one.document.id for one in group])
-    by_id = await session.points.facet("document_id", ids, len(group))
-    by_hash = await session.points.facet("document_hash", ids, 2 * len(group)) if by_id else {}
-    by_content: dict[str, int] = {}
-    for hash_, n in by_hash.items():
-        by_content[content_hash(hash_)] = by_content.get(content_hash(hash_), 0) + n
+    by_id, by_hash = await _stored(session, group)
     to_embed, to_relabel = [], []
     n_new = n_unchanged = 0
     for one in group:
         n_chunks, n_stored = len(one.chunks), by_id.get(one.document.id, 0)
-        if n_stored != n_chunks or by_content.get(content_hash(one.hash), 0) != n_chunks:
+        same_content = sum(n for hash_, n in by_hash.items() if content_hash(hash_) == content_hash(one.hash))
+        if n_stored != n_chunks or same_content != n_chunks:
             to_embed.append(one)
             n_new += n_stored == 0
         elif n_chunks and by_hash.get(one.hash, 0) != n_chunks:
             to_relabel.append(one)
         else:
             n_unchanged += 1
+    changed_meanwhile = await _relabel(session, to_relabel, list(by_hash))
     report = replace(
-        _count(to_embed),
+        _count(to_embed + changed_meanwhile),
         new_documents=n_new,
         unchanged_documents=n_unchanged,
-        relabelled_documents=len(to_relabel),
+        relabelled_documents=len(to_relabel) - len(changed_meanwhile),
+        empty_documents=tuple(one.document.id for one in group if not one.chunks),
     )
-    return _Plan(to_embed, to_relabel, report)
+    return _Plan(to_embed + changed_meanwhile, report)
+
+
+async def _stored(session: Session, group: list[_Prepared]) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the points of each document of a group, and of each hash that they have."""
+    ids = field_any("document_id", [one.document.id for one in group])
+    by_id = await session.points.facet("document_id", ids, len(group))
+    return by_id, await session.points.facet("document_hash", ids, 2 * len(group)) if by_id else {}
+
+
+async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[str]) -> list[_Prepared]:
+    """Write new metadata; return the documents of which another writer has changed the content meanwhile.
+
+    Args:
+        session: The open store.
+        group: Documents of which only the metadata differs from what is stored.
+        hashes: The hashes that their points had.
+    """
+    if not group:
+        return []
+    async with session.write_lock:
+        await session.points.set_payloads(_relabellings(session, group, hashes))
+        by_id, by_hash = await _stored(session, group)
+    return [one for one in group if not by_id.get(one.document.id, 0) == by_hash.get(one.hash, 0) == len(one.chunks)]
 
 
 async def _write_group(session: Session, plan: _Plan, all_codes: Sequence[Codes]) -> None:
@@ -234,8 +255,6 @@ async def _write_group(session: Session, plan: _Plan, all_codes: Sequence[Codes]
             for stale in in_batches(sorted(before.keys() - new), session.points.limits.condition_size or len(before)):
                 must: Any = [*cast("list[Any]", ids.must), *cast("list[Any]", field_any("document_hash", stale).must)]
                 await session.points.delete(models.Filter(must=must))
-        if plan.to_relabel:
-            await session.points.set_payloads(list(_relabellings(plan.to_relabel, session.points.tenant)))
 
 
 async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:
@@ -274,16 +293,23 @@ def _bounded_batches(points: Iterable[models.PointStruct], most: int) -> Iterato
         yield batch
 
 
-def _relabellings(group: list[_Prepared], tenant: str | None) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Yield the payload fields to set, and the points they are for."""
+def _relabellings(
+    session: Session, group: list[_Prepared], hashes: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], models.Filter]]:
+    """Yield the payload fields to set, and what the points must match: their place, and the content still."""
+    size = session.points.limits.condition_size or _UPSERT_POINTS
     for one in group:
-        if not any(chunk.metadata for chunk in one.chunks):  # all alike
-            fields = {"metadata": dict(one.document.metadata), "document_hash": one.hash}
-            yield fields, [chunk_point_id(one.document, chunk, i, tenant) for i, chunk in enumerate(one.chunks)]
-            continue
+        lots: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for i, chunk in enumerate(one.chunks):
-            fields = {"metadata": join_metadata(one.document, chunk), "document_hash": one.hash}
-            yield fields, [chunk_point_id(one.document, chunk, i, tenant)]
+            metadata = join_metadata(one.document, chunk)
+            fields = {"metadata": metadata, "document_hash": one.hash}
+            _, ids = lots.setdefault(json.dumps(metadata, sort_keys=True), (fields, []))
+            ids.append(chunk_point_id(one.document, chunk, i, session.points.tenant))
+        of_content = [hash_ for hash_ in hashes if content_hash(hash_) == content_hash(one.hash)]
+        unchanged = field_any("document_hash", of_content)
+        for fields, ids in lots.values():
+            for some in in_batches(ids, size):
+                yield fields, models.Filter(must=[models.HasIdCondition(has_id=list(some)), unchanged])
 
 
 async def _require_own_chunk_ids(session: Session, group: list[_Prepared]) -> None:
@@ -296,7 +322,22 @@ async def _require_own_chunk_ids(session: Session, group: list[_Prepared]) -> No
     }
     if not owners:
         return
-    replaced = {one.document.id for one in group}
+    await require_owned(session, owners, {one.document.id for one in group})
+
+
+async def require_owned(
+    session: Session, owners: Mapping[str, tuple[str | None, str]], replaced: Collection[str]
+) -> None:
+    """Refuse chunk ids that belong to other documents than those that are replaced.
+
+    Args:
+        session: The open store.
+        owners: Point id → the chunk's own id, and the document that is to have it.
+        replaced: Ids of the documents whose points may be overwritten.
+
+    Raises:
+        DuplicateDocumentError: Names the chunk id and both documents.
+    """
     for point_id, record in (await session.points.retrieve(list(owners), with_payload=["document_id"])).items():
         holder = (record.payload or {})["document_id"]
         if holder not in replaced:
