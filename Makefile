@@ -37,6 +37,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/search_overhead.py
 	$(BIN)/python benchmarks/write_rate.py
+	$(BIN)/python benchmarks/slow_server.py
 	$(BIN)/python benchmarks/index_overhead.py $(DATA)
 	$(BIN)/python benchmarks/recall.py $(DATA)
 	$(BIN)/python benchmarks/blend.py $(DATA)

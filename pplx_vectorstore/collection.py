@@ -253,7 +253,7 @@ def text_index_params() -> models.TextIndexParams:
     """Return the index that BM25 ranks by: words in lower case, without stemming, in any language."""
     from qdrant_client import models
 
-    # With links for each common word, the graph was measured to take five times its space.
+    # With links for each common word, the graph was measured to take several times its space.
     return models.TextIndexParams(type=models.TextIndexType.TEXT, scoring=True, enable_hnsw=False)
 
 

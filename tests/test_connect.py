@@ -318,6 +318,7 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         "schema": 1,
         "library": recorded["library"],
         "tenants": False,
+        "text_index": False,
         **dataclasses.asdict(store.fingerprint),
     }
     own = {field: {"type": kind, "enable_hnsw": False} for field, kind in PAYLOAD_INDEXES.items()}
@@ -408,8 +409,8 @@ def test_what_a_killed_process_left_out_is_completed(new_store, server, sent, ha
     server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
     server.client.create_payload_index("c", "norm", "float")
     new_store(DIMENSION, collection="c")
-    assert indexed(sent).keys() == PAYLOAD_INDEXES.keys() - {"norm"}
-    assert server.client.get_collection("c").payload_schema.keys() == PAYLOAD_INDEXES.keys()
+    assert indexed(sent).keys() == {"text", *PAYLOAD_INDEXES} - {"norm"}
+    assert server.client.get_collection("c").payload_schema.keys() == {"text", *PAYLOAD_INDEXES}
 
 
 # --- what exists is verified -------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import traceback
-from types import SimpleNamespace
 
 import grpc
 import httpx
@@ -87,7 +86,7 @@ def slept(monkeypatch):
     async def sleep(seconds):
         waits.append(seconds)
 
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr("tenacity.sleep_using_event", lambda event: waits.append)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     return waits
 
