@@ -364,6 +364,8 @@ def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, An
 def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
     from qdrant_client import models
 
+    if {"gt", "gte"} <= bounds.keys() or {"lt", "lte"} <= bounds.keys():  # an index heeds one of them only
+        raise UnsupportedFilterError(f"filter on {path} has two bounds on one side: {', '.join(bounds)}; give one")
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in bounds.values()):
         if all(math.isfinite(value) for value in bounds.values()):
             return models.FieldCondition(key=path, range=models.Range(**bounds))

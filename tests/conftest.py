@@ -23,7 +23,8 @@ import pytest
 from hypothesis import settings
 
 # A model's first call takes seconds, and the machine may be busy.
-settings.register_profile("project", deadline=None)
+# Runs that gate a change are the same each time; the others explore.
+settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")
 
 HERE = Path(__file__).parent
@@ -153,8 +154,9 @@ def grpc_server(folder, qdrant_server_module, qdrant_grpc_module):
         "edge",  # the embedded engine
         "memory",  # QdrantClient(":memory:"), which emulates in numpy and ignores quantization
         "http",  # VectorStore.connect, over HTTP on loopback
-        "async",  # AsyncVectorStore.connect, over the same
-        "grpc",  # VectorStore.connect, over gRPC on loopback
+        # The same requests again, by other ways.
+        pytest.param("async", marks=pytest.mark.slow),  # AsyncVectorStore.connect, over HTTP on loopback
+        pytest.param("grpc", marks=pytest.mark.slow),  # VectorStore.connect, over gRPC on loopback
         pytest.param(
             "server", marks=pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
         ),

@@ -94,7 +94,7 @@ def tell(owner, name):
 
     setattr(owner, name, tell_and_do)
 
-for name in ("facet", "retrieve", "upsert", "delete", "set_payload", "scroll", "count", "flush"):
+for name in ("facet", "retrieve", "upsert", "delete", "batch_update_points", "scroll", "count", "flush"):
     tell(edge.EdgeClient, name)
 tell(edge._Shard, "optimize")
 
@@ -302,7 +302,7 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
         store.add(old)
         before = read_points(store)
     lines_of_all = sync_and_kill(new, folder / "undisturbed")
-    assert set(lines_of_all) >= {"facet", "upsert", "delete", "set_payload", "scroll", "optimize"}
+    assert set(lines_of_all) >= {"facet", "upsert", "delete", "batch_update_points", "scroll", "optimize"}
     with VectorStore.open(folder / "undisturbed", encoder=encoder) as store:
         expected = read_points(store)
     chunks = {(one.id, i): (chunk.text, join_metadata(one, chunk)) for one in new for i, chunk in enumerate(one.chunks)}
@@ -344,7 +344,7 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
             assert (hit.document_id, hit.score) == (one.id, pytest.approx(1, abs=1e-6))
         shutil.rmtree(index)
     assert interrupted.count("done") <= 3
-    assert set(interrupted) >= {"facet", "upsert", "delete", "set_payload", "optimize"}
+    assert set(interrupted) >= {"facet", "upsert", "delete", "batch_update_points", "optimize"}
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,7 @@ def test_operators_of_a_filter(filled, codes, given, kept):
         ({"a": {"$gt": math.nan}}, "bounds must be finite numbers"),
         ({"a": {"$gt": 1, "$lt": "2024-01-01"}}, "bounds must be finite numbers"),
         ({"a": {"$gt": "yesterday"}}, "no date"),
+        ({"a": {"$gt": 1, "$gte": 3}}, "two bounds on one side"),
         ({"a": {"$in": "en"}}, "needs a list"),
         ({"a": {"$nin": 1}}, "needs a list"),
         ({"a": {"$exists": "yes"}}, "with True or False"),
