@@ -11,7 +11,7 @@ from qdrant_client import models
 from pplx_vectorstore.collection import VECTOR_NAME
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.quantization import cosine_similarity
-from pplx_vectorstore.query import build_filter, build_query, choose_candidates
+from pplx_vectorstore.query import build_filter, build_query, choose_candidates, is_empty
 
 
 def evaluate(node, variables):
@@ -167,3 +167,18 @@ def test_a_filter_must_be_a_dict_or_a_filter(given_filter):
 def test_an_inner_dict_without_fields_is_refused_rather_than_matching_everything():
     with pytest.raises(UnsupportedFilterError, match="cannot match"):
         build_filter({"a": {}})
+
+
+def test_a_filter_that_says_nothing_is_told_from_one_that_does():
+    condition = equal("metadata.a", 1)
+    for empty in (
+        models.Filter(),
+        models.Filter(must=[], must_not=[models.Filter()]),
+        models.Filter(min_should=models.MinShould(conditions=[condition], min_count=0)),
+    ):
+        assert is_empty(empty)
+    for full in (
+        models.Filter(should=[condition]),
+        models.Filter(min_should=models.MinShould(conditions=[condition], min_count=1)),
+    ):
+        assert not is_empty(full)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import traceback
 
 import grpc
@@ -368,3 +369,24 @@ def test_a_conflict_is_known_by_its_cause(call, error, conflict):
         call(acquainted(0), failing(error))
     assert is_conflict(caught.value) is conflict
     assert not is_conflict(ServerError("already exists"))
+
+
+def test_giving_up_ends_a_wait_and_the_tries():
+    """Whoever interrupts a program will not sit out a server's Retry-After."""
+    retries = acquainted(8)
+    function = failing(*[refusal(503, headers={"Retry-After": "60"})] * 10)
+    errors = []
+
+    def ask():
+        try:
+            retries.call("upsert", function, (), {})
+        except ServerUnavailableError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with retries.giving_up(True):
+        asking.join(30)
+        assert not asking.is_alive()
+    assert len(errors) == 1
+    assert 1 <= len(function.calls) <= 2
