@@ -361,6 +361,7 @@ class IdModel:
     Vectors are one-hot in the id, so a pooled vector is the histogram of the ids it was pooled over.
     """
 
+    pads = True
     batch_tokens = 64
 
     def __init__(self, dimension):

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from pplx_vectorstore import load_encoder
 from pplx_vectorstore.encoders.checkpoints import MEAN_POOLED_MODEL_TYPES
+from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
 from pplx_vectorstore.encoders.torch_model import TorchTokenModel
 from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.pooling import pool_spans
@@ -22,6 +24,16 @@ def eager(pplx_checkpoint, reference_module):
     return reference_module.load_bidirectional_qwen3(pplx_checkpoint, "eager")
 
 
+@pytest.fixture(scope="module", params=["on the CPU", "padded, as on a GPU"])
+def pplx_model(request, pplx, pplx_checkpoint, reference_module):
+    """The tiny pplx checkpoint, run in each way."""
+    if request.param == "on the CPU":
+        assert isinstance(pplx._model, CpuQwen3TokenModel)
+        return pplx._model
+    model = reference_module.load_bidirectional_qwen3(pplx_checkpoint, "sdpa")
+    return TorchTokenModel(model, 0, bidirectional_qwen3=True)
+
+
 class TestBidirectionalQwen3:
     def hidden(self, model, ids, visible):
         """Token vectors by eager attention under a mask that is written out: True where seen."""
@@ -30,10 +42,10 @@ class TestBidirectionalQwen3:
             output = model(input_ids=torch.tensor([ids.tolist()]), attention_mask={"full_attention": added})
         return output.last_hidden_state[0].numpy()
 
-    def test_every_token_sees_every_other(self, pplx, eager, sentences):
+    def test_every_token_sees_every_other(self, pplx, pplx_model, eager, sentences):
         ids = np.concatenate(pplx.tokenizer.encode(sentences[:2]))
         spans = [(0, 5), (5, len(ids) - 1), (len(ids) - 1, len(ids))]
-        pooled = pplx._model.pool([ids], [spans])
+        pooled = pplx_model.pool([ids], [spans])
         all_visible = torch.ones(len(ids), len(ids), dtype=torch.bool)
         expected = pool_spans(self.hidden(eager, ids, all_visible), spans)
         assert cosines(pooled, expected).min() > 0.99999
@@ -41,22 +53,27 @@ class TestBidirectionalQwen3:
         causal = pool_spans(self.hidden(eager, ids, all_visible.tril()), spans)
         assert cosines(pooled, causal).min() < 0.99
 
-    def test_padding_is_seen_by_none(self, pplx, eager, sentences):
+    def test_padding_is_seen_by_none(self, pplx, pplx_model, eager, sentences):
         rows = pplx.tokenizer.encode([sentences[0], "x", sentences[2]])
         spans = [[(0, len(row))] for row in rows]
-        pooled = pplx._model.pool(rows, spans)
+        pooled = pplx_model.pool(rows, spans)
         for row, vector in zip(rows, pooled, strict=True):
             visible = torch.ones(len(row), len(row), dtype=torch.bool)
             expected = self.hidden(eager, row, visible).mean(axis=0)
             assert cosines(vector[None], expected[None]).min() > 0.99999
 
-    def test_separator_tokens_are_real_tokens_though_padding_has_their_id(self, pplx, eager):
+    def test_separator_tokens_are_real_tokens_though_padding_has_their_id(self, pplx, pplx_model, eager):
         """Padding is told by position: a mask made from ids would hide the separators as well."""
         separator = pplx.tokenizer.token_id("<|endoftext|>")
         long, short = np.arange(100, 130), np.array([200, separator, 201])
-        pooled = pplx._model.pool([long, short], [[(0, 30)], [(0, 1), (2, 3)]])
+        pooled = pplx_model.pool([long, short], [[(0, 30)], [(0, 1), (2, 3)]])
         hidden = self.hidden(eager, short, torch.ones(3, 3, dtype=torch.bool))
         assert cosines(pooled[1:], hidden[[0, 2]]).min() > 0.99999
+
+
+@pytest.fixture(scope="module")
+def load_pplx(pplx_checkpoint):
+    return functools.cache(lambda dtype: load_encoder(str(pplx_checkpoint), dtype=dtype))
 
 
 FRAMES = {"bert": "[CLS] [SEP]", "distilbert": "[CLS] [SEP]"}
@@ -107,28 +124,36 @@ class TestDtypes:
             json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}), "utf-8"
         )
         loaded = load_encoder(str(folder), dtype="float32")
-        assert {parameter.dtype for parameter in loaded._model._model.parameters()} == {torch.float32}
+        assert loaded._model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("length", [40, 700, 1300])
+def test_attention_in_bfloat16_in_one_product_and_in_many(load_pplx, length):
+    """Long rows are attended to head by head and block by block; each way must give what float32 gives."""
+    rows = [np.random.default_rng(length).integers(10, 390, size=n) for n in (length, 3, length // 2)]
+    spans = [[(start, start + 3) for start in range(0, len(row) - 2, 3)] for row in rows]
+    exact, rounded = (load_pplx(dtype)._model.pool(rows, spans) for dtype in ("float32", "bfloat16"))
+    assert cosines(rounded, exact).min() > 0.999
 
 
 class TestPooling:
-    def test_equals_pool_spans(self, pplx):
+    def test_equals_pool_spans(self, pplx_model):
         rows = [np.arange(50, 70), np.arange(90, 95), np.arange(7, 40)]
         spans = [[(0, 3), (3, 4), (10, 20)], [(0, 5)], [(1, 33), (0, 33)]]
-        pooled = pplx._model.pool(rows, spans)
+        pooled = pplx_model.pool(rows, spans)
         assert pooled.dtype == np.float32
         assert pooled.shape == (6, 64)
         alone = [
-            pplx._model.pool([row], [[(i, i + 1) for i in range(len(row))]])  # every token vector
+            pplx_model.pool([row], [[(i, i + 1) for i in range(len(row))]])  # every token vector
             for row in rows
         ]
         expected = np.concatenate([pool_spans(one, of) for one, of in zip(alone, spans, strict=True)])
         assert np.abs(pooled - expected).max() < 1e-5
 
-    def test_model_that_loses_tokens(self, pplx):
+    def test_model_that_loses_tokens(self):
         """Token vectors that do not correspond to the ids would be pooled into the wrong chunks."""
 
         class Short(torch.nn.Module):
-            config = pplx._model._model.config
             device = torch.device("cpu")
 
             def forward(self, input_ids, attention_mask):

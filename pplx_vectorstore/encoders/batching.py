@@ -1,29 +1,54 @@
-"""Rows of token ids → batches bounded by a token budget, with little padding."""
+"""Rows of token ids → batches bounded by a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 
-def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+from pplx_vectorstore.windows import TokenIds
+
+
+def plan_batches(lengths: Sequence[int], token_budget: int, *, pads: bool) -> list[list[int]]:
     """Group rows of similar length.
 
     Args:
         lengths: Tokens of each row.
-        token_budget: Most tokens of a batch, padding included (rows × longest row). A row longer than
-            that is a batch of its own.
+        token_budget: Most tokens of a batch, padding included. A row longer than that is a batch of its own.
+        pads: Whether every row of a batch takes as many tokens as its longest.
 
     Returns:
         Row indices per batch, longest rows first, so that memory peaks at the start; equal lengths
         stay in their given order.
 
-    >>> plan_batches([3, 9, 2, 3, 8], token_budget=9)
+    >>> plan_batches([3, 9, 2, 3, 8], token_budget=9, pads=True)
     [[1], [4], [0, 3, 2]]
     """
     batches: list[list[int]] = []
+    taken = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+        takes = lengths[batches[-1][0]] if pads and batches else lengths[row]
+        if batches and taken + takes <= token_budget:
             batches[-1].append(row)
+            taken += takes
         else:
             batches.append([row])
+            taken = lengths[row]
     return batches
+
+
+def pad_rows(rows: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:
+    """Fill rows up to the longest.
+
+    Args:
+        rows: int64 ids, at least one row.
+        pad_id: What to fill with.
+
+    Returns:
+        int64 ids of shape (n_rows, longest), and the rows' lengths, int64, shape (n_rows,).
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.full((len(rows), int(lengths.max())), pad_id, dtype=np.int64)
+    for filled, row in zip(ids, rows, strict=True):
+        filled[: len(row)] = row
+    return ids, lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import plan_batches
+from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.pooling import Span, blend, merge_pieces
@@ -21,7 +23,11 @@ from pplx_vectorstore.windows import Layout, TokenIds, Window, lay_out, plan_win
 
 Vectors = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
-"""Called with (tokens done, tokens in all) after every batch."""
+"""Called with (tokens done, tokens in all) after every batch; all are estimated until the last are counted."""
+
+# What is tokenized at once, while what came before goes through the model: about eight batches, so that
+# rows of similar length meet, and what is held stays small however many documents one call brings.
+_CHARACTERS_PER_BATCH_TOKEN = 32
 
 
 class TokenModel(Protocol):
@@ -35,6 +41,11 @@ class TokenModel(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch that suit the device."""
+        ...
+
+    @property
+    def pads(self) -> bool:
+        """Whether every row of a batch costs as much as its longest."""
         ...
 
     def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> Vectors:
@@ -59,6 +70,30 @@ class _Sequence:
     first_slot: int
 
 
+@dataclass(slots=True)
+class _Meter:
+    """Reports progress while the number of tokens is not known yet.
+
+    Attributes:
+        progress: What to call.
+        characters: Of all documents.
+        counted: Characters whose tokens are planned.
+        planned: Tokens of the windows planned so far.
+        done: Tokens that went through the model.
+    """
+
+    progress: Progress
+    characters: int
+    counted: int = 0
+    planned: int = 0
+    done: int = 0
+
+    def advance(self, tokens: int) -> None:
+        """Count a batch and report."""
+        self.done += tokens
+        self.progress(self.done, round(self.planned * self.characters / self.counted))
+
+
 class LateChunkingEncoder:
     """Embeds the chunks of a document in the context of the document.
 
@@ -70,6 +105,7 @@ class LateChunkingEncoder:
         source: What ``load_encoder`` finds the model by; None for the spec's name.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
+        query_cache: Queries whose codes are remembered.
 
     Raises:
         InvalidInputError: A setting is out of range.
@@ -85,6 +121,7 @@ class LateChunkingEncoder:
         source: str | None = None,
         min_context: int | None = None,
         batch_tokens: int | None = None,
+        query_cache: int = 0,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
@@ -100,6 +137,7 @@ class LateChunkingEncoder:
         if batch_tokens is not None and batch_tokens < 1:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         self._batch_tokens = batch_tokens or token_model.batch_tokens
+        self._query_cache = QueryCache(query_cache, spec.dimension)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -145,9 +183,11 @@ class LateChunkingEncoder:
             InvalidInputError: `queries` is not a list of str.
             EncodingError: The model gave NaN or infinity.
         """
-        _check_texts(queries, "queries")
-        vectors = self._encode([[query] for query in queries], self._query_prefix, None)
-        return quantize(np.concatenate([self._no_vectors(), *vectors]), self.spec.quantizer)
+        check_texts(queries, "queries")
+        found, missing = self._query_cache.lookup(queries)
+        vectors = self._encode([[query] for query in missing], self._query_prefix, None)
+        codes = quantize(np.concatenate([self._no_vectors(), *vectors]), self.spec.quantizer)
+        return self._query_cache.join(queries, found, missing, codes)
 
     async def aencode_documents(
         self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
@@ -165,16 +205,33 @@ class LateChunkingEncoder:
         Returns:
             One float32 array per document, shape (n_chunks, dimension), unnormalised.
         """
-        if isinstance(documents, str) or not isinstance(documents, Sequence):
-            raise InvalidInputError(f"documents must be a list of lists of chunks, not {type(documents).__name__}")
-        for document in documents:
-            _check_texts(document, "a document")
+        check_documents(documents)
         return self._encode(documents, self._document_prefix, progress)
 
     def _encode(self, documents: Sequence[Sequence[str]], prefix: TokenIds, progress: Progress | None) -> list[Vectors]:
+        """Embed documents group by group; the next group is tokenized while one goes through the model."""
+        groups = _group_by_characters(documents, _CHARACTERS_PER_BATCH_TOKEN * self._batch_tokens)
+        meter = None if progress is None else _Meter(progress, sum(map(_count_characters, groups)))
+        if len(groups) == 1:  # a query is not worth a thread
+            return self._encode_group(documents, self.tokenizer.encode(_join(documents)), prefix, meter)
+        vectors: list[Vectors] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as ahead:
+            waiting = [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[:1]]
+            for i, group in enumerate(groups):
+                chunk_ids = waiting.pop().result()
+                waiting += [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[i + 1 : i + 2]]
+                vectors += self._encode_group(group, chunk_ids, prefix, meter)
+        return vectors
+
+    def _encode_group(
+        self,
+        documents: Sequence[Sequence[str]],
+        chunk_ids: Sequence[TokenIds],
+        prefix: TokenIds,
+        meter: _Meter | None,
+    ) -> list[Vectors]:
         counts = [len(document) for document in documents]
         n_chunks = sum(counts)
-        chunk_ids = self.tokenizer.encode([chunk for document in documents for chunk in document])
         if len(chunk_ids) != n_chunks:
             raise AlignmentError(f"the tokenizer gave {len(chunk_ids)} results for {n_chunks} chunks")
         weight = self.spec.context_weight
@@ -191,7 +248,9 @@ class LateChunkingEncoder:
             else:
                 sequences.extend(self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids))
             first += count
-        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, prefix, progress)
+        if meter is not None:
+            meter.counted += _count_characters(documents)
+        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, prefix, meter)
         vectors = slots[:n_chunks]
         if weight < 1:
             vectors = blend(vectors, slots[independent_slots], weight)
@@ -204,9 +263,7 @@ class LateChunkingEncoder:
         )
         return _Sequence(layout, windows, first_slot)
 
-    def _run(
-        self, sequences: Sequence[_Sequence], n_slots: int, prefix: TokenIds, progress: Progress | None
-    ) -> Vectors:
+    def _run(self, sequences: Sequence[_Sequence], n_slots: int, prefix: TokenIds, meter: _Meter | None) -> Vectors:
         """Run all windows, longest first, and merge their pieces into one vector per slot."""
         rows: list[TokenIds] = []
         spans: list[list[Span]] = []
@@ -223,8 +280,10 @@ class LateChunkingEncoder:
                 piece_slots.extend(sequence.first_slot + piece.chunk for piece in window.pieces)
                 piece_tokens.extend(piece.stop - piece.start for piece in window.pieces)
         pieces = np.empty((len(piece_slots), self._model.dimension), dtype=np.float32)
-        total, done = sum(map(len, rows)), 0
-        for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
+        lengths = [len(row) for row in rows]
+        if meter is not None:
+            meter.planned += sum(lengths)
+        for batch in plan_batches(lengths, self._batch_tokens, pads=self._model.pads):
             pooled = self._model.pool([rows[i] for i in batch], [spans[i] for i in batch])
             targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
             if len(pooled) != len(targets):
@@ -232,9 +291,8 @@ class LateChunkingEncoder:
             if pooled.shape[1:] != pieces.shape[1:]:
                 raise EncodingError(f"the model gave vectors of shape {pooled.shape[1:]}; {pieces.shape[1:]} is needed")
             pieces[targets] = pooled
-            done += sum(len(rows[i]) for i in batch)
-            if progress is not None:
-                progress(done, total)
+            if meter is not None:
+                meter.advance(sum(lengths[i] for i in batch))
         return merge_pieces(pieces, np.array(piece_tokens, np.int64), np.array(piece_slots, np.int64), n_slots)
 
     def _window_capacity(self) -> int:
@@ -285,9 +343,47 @@ def with_options(
     return spec
 
 
-def _check_texts(texts: object, what: str) -> None:
+def check_documents(documents: object) -> None:
+    """Refuse what is not a list of lists of str.
+
+    Raises:
+        InvalidInputError: Names what came instead.
+    """
+    if isinstance(documents, str) or not isinstance(documents, Sequence):
+        raise InvalidInputError(f"documents must be a list of lists of chunks, not {type(documents).__name__}")
+    for document in documents:
+        check_texts(document, "a document")
+
+
+def check_texts(texts: object, what: str) -> None:
+    """Refuse what is not a list of str.
+
+    Raises:
+        InvalidInputError: Names what came instead.
+    """
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InvalidInputError(f"{what} must be a list of str, not {type(texts).__name__}")
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} must be a list of str; it holds a {type(text).__name__}")
+
+
+def _group_by_characters(documents: Sequence[Sequence[str]], most: int) -> list[list[Sequence[str]]]:
+    """Cut a list of documents where `most` characters are reached; at least one group, of whole documents."""
+    groups: list[list[Sequence[str]]] = [[]]
+    characters = 0
+    for document in documents:
+        if characters >= most:
+            groups.append([])
+            characters = 0
+        groups[-1].append(document)
+        characters += sum(map(len, document))
+    return groups
+
+
+def _count_characters(documents: Sequence[Sequence[str]]) -> int:
+    return sum(len(chunk) for document in documents for chunk in document)
+
+
+def _join(documents: Sequence[Sequence[str]]) -> list[str]:
+    return [chunk for document in documents for chunk in document]

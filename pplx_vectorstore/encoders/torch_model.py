@@ -1,4 +1,4 @@
-"""Token models on PyTorch: Qwen3 with bidirectional attention, and the BERT family."""
+"""Loads token models on PyTorch: Qwen3 with bidirectional attention, and the BERT family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
+from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
+from pplx_vectorstore.encoders.torch_pooling import join_ranges, pool_tokens
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
 from pplx_vectorstore.pooling import Span
 from pplx_vectorstore.windows import TokenIds
@@ -32,6 +35,8 @@ class TorchTokenModel:
         pad_id: Id that fills short rows; the attention mask keeps it from mattering.
         bidirectional_qwen3: The attention mask must be handed over in prepared form.
     """
+
+    pads = True
 
     def __init__(self, model: Any, pad_id: int, *, bidirectional_qwen3: bool) -> None:
         self._model = model
@@ -57,16 +62,13 @@ class TorchTokenModel:
         """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""
         import torch
 
-        longest = max(len(row) for row in rows)
-        ids = np.full((len(rows), longest), self._pad_id, dtype=np.int64)
-        for filled, row in zip(ids, rows, strict=True):
-            filled[: len(row)] = row
-        lengths = np.array([len(row) for row in rows])
+        ids, lengths = pad_rows(rows, self._pad_id)
         with torch.inference_mode():
             hidden = self._forward(torch.from_numpy(ids), lengths)
             if hidden.shape[:2] != ids.shape:
                 raise AlignmentError(f"the model gave {tuple(hidden.shape)} for token ids of shape {ids.shape}")
-            return _pool_on_device(hidden, spans).cpu().numpy()
+            ranges = join_ranges(range(0, ids.size, ids.shape[1]), spans)
+            return pool_tokens(hidden.flatten(0, 1), ranges).cpu().numpy()
 
     def _forward(self, ids: torch.Tensor, lengths: npt.NDArray[np.int64]) -> torch.Tensor:
         import torch
@@ -83,7 +85,7 @@ class TorchTokenModel:
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchTokenModel:
+def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchTokenModel | CpuQwen3TokenModel:
     """Load a checkpoint's weights; its own code is never run.
 
     Args:
@@ -137,6 +139,8 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
         for layer in model.layers:
             layer.self_attn.is_causal = False
     model.to(place).eval()
+    if bidirectional_qwen3 and torch.device(place).type == "cpu":
+        return CpuQwen3TokenModel(model)
     pad_id = getattr(config, "pad_token_id", None)
     return TorchTokenModel(model, pad_id or 0, bidirectional_qwen3=bidirectional_qwen3)
 
@@ -173,23 +177,6 @@ def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.d
             f"first {wrong[0]}; fetch the checkpoint again"
         )
     return model
-
-
-def _pool_on_device(hidden: torch.Tensor, spans: Sequence[Sequence[Span]]) -> torch.Tensor:
-    """Mean of each span's token vectors, float32, all spans of the batch in one pass.
-
-    Args:
-        hidden: Any float dtype, shape (n_rows, longest, dimension).
-        spans: Non-empty ranges per row.
-    """
-    import torch
-
-    longest = hidden.shape[1]
-    ranges = [(row * longest + start, row * longest + stop) for row, of in enumerate(spans) for start, stop in of]
-    picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-    lengths = torch.tensor([stop - start for start, stop in ranges], device=hidden.device)
-    tokens = hidden.flatten(0, 1)[torch.from_numpy(picked).to(hidden.device)].float()
-    return torch.segment_reduce(tokens, "mean", lengths=lengths, axis=0)
 
 
 def _choose_device(device: str) -> str:
