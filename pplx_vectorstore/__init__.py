@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.collection import CollectionConfig
     from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
-    from pplx_vectorstore.encoders import Encoder, PrecomputedEncoder, load_encoder
+    from pplx_vectorstore.encoders import ApiOptions, Encoder, PrecomputedEncoder, load_encoder
+    from pplx_vectorstore.encoders.onnx_export import export_onnx
     from pplx_vectorstore.errors import PplxVectorStoreError
     from pplx_vectorstore.models import ModelSpec
     from pplx_vectorstore.quantization import (
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
         truncate,
         unpack_bits,
     )
-    from pplx_vectorstore.reports import AddReport, ExplainedHit, Explanation, StoredDocument, SyncReport
+    from pplx_vectorstore.reports import AddReport, ExplainedHit, Explanation, StoredDocument, SyncReport, Usage
     from pplx_vectorstore.store import VectorStore
 
 _HOMES = {
     "AddReport": "reports",
+    "ApiOptions": "encoders",
     "AsyncVectorStore": "async_store",
     "Chunk": "documents",
     "Chunker": "chunking",
@@ -47,8 +49,10 @@ _HOMES = {
     "StoredChunk": "documents",
     "StoredDocument": "reports",
     "SyncReport": "reports",
+    "Usage": "reports",
     "VectorStore": "store",
     "cosine_similarity": "quantization",
+    "export_onnx": "encoders.onnx_export",
     "hamming_distance": "quantization",
     "load_encoder": "encoders",
     "pack_bits": "quantization",
@@ -60,6 +64,7 @@ _HOMES = {
 
 __all__ = [
     "AddReport",
+    "ApiOptions",
     "AsyncVectorStore",
     "Chunk",
     "Chunker",
@@ -75,9 +80,11 @@ __all__ = [
     "StoredChunk",
     "StoredDocument",
     "SyncReport",
+    "Usage",
     "VectorStore",
     "__version__",
     "cosine_similarity",
+    "export_onnx",
     "hamming_distance",
     "load_encoder",
     "pack_bits",

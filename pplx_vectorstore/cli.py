@@ -1,4 +1,4 @@
-"""The command line: ``pplx-vectorstore index | search | info | documents | delete | export | import | copy``."""
+"""The command line: ``pplx-vectorstore index | search | info | documents | delete | export | …``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.documents import Document
-    from pplx_vectorstore.encoders import LateChunkingEncoder
+    from pplx_vectorstore.encoders import ApiEncoder, LateChunkingEncoder
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.store import VectorStore
 
@@ -62,6 +62,15 @@ TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose docume
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 DtypeOption = Annotated[str, typer.Option(help="bfloat16, float32, or auto.")]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        help="torch, onnx, or api (hosted; key from PERPLEXITY_API_KEY); by default the index's own, or torch."
+    ),
+]
+OnnxFileOption = Annotated[
+    str | None, typer.Option(help="model, model_quantized or model_q4; by default the first there is.")
+]
 
 
 def main() -> None:
@@ -100,6 +109,8 @@ def index(
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
+    backend: BackendOption = None,
+    onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
@@ -117,7 +128,14 @@ def index(
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
             raise InvalidInputError(f"these folders hold no files (hidden ones are left out){would}")
-        options = {"window_tokens": window_tokens, "dimensions": dimensions, "device": device, "dtype": dtype}
+        options = {
+            "window_tokens": window_tokens,
+            "dimensions": dimensions,
+            "backend": backend,
+            "onnx_file": onnx_file,
+            "device": device,
+            "dtype": dtype,
+        }
         skipped: list[tuple[Path, str]] = []
         with _connect(store) as client:
             encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
@@ -151,6 +169,8 @@ def search(
     context: Annotated[int, typer.Option(help="Neighbouring chunks to show on each side.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Show whole chunks, not their beginnings.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the index's model is now, if it moved.")] = None,
+    backend: BackendOption = None,
+    onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -173,7 +193,8 @@ def search(
             raise InvalidInputError("a query must not be blank")
         with _connect(store) as client:
             recorded = _require_fingerprint(client, store, collection)
-            encoder = _load(console, model, recorded, {"device": device, "dtype": dtype})
+            options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
+            encoder = _load(console, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
             hits = opened.search(query, **options)
         if as_json:
@@ -311,6 +332,31 @@ def copy(
         typer.echo(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
 
 
+@app.command("export-onnx")
+def export_onnx_(
+    model: Annotated[str, typer.Argument(help="Model name, hub id or folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.", metavar="FOLDER")],
+    quantize: Annotated[
+        bool, typer.Option("--quantize", help="Weights of matrix products as int8: smaller, nearly the same vectors.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Write a model as ONNX, for --backend onnx.
+
+    The file is written only if ONNX Runtime gives the vectors that PyTorch
+    gives.
+    """
+    from pplx_vectorstore.encoders.onnx_export import export_onnx
+
+    with reported_errors() as console:
+        with _busy(console, f"exporting {model}"):
+            report = export_onnx(model, folder, revision=revision, quantize_weights=quantize)
+        typer.echo(
+            f"exported to {report.file} ({report.bytes / 1e6:,.1f} MB); against PyTorch: least cosine "
+            f"{report.least_cosine:.6f}, codes at most {report.largest_code_difference} apart"
+        )
+
+
 class _Reading:
     """Reads files one by one as they are indexed; knows how many there are."""
 
@@ -363,15 +409,16 @@ def _parse_filter(text: str | None) -> dict[str, Any] | None:
 
 def _load(
     console: Console, model: str | None, recorded: Fingerprint | None, options: dict[str, Any]
-) -> LateChunkingEncoder:
+) -> LateChunkingEncoder | ApiEncoder:
     """Load the model asked for, or the index's own with the settings that it was written with."""
-    from pplx_vectorstore.encoders import load_encoder
+    from pplx_vectorstore.encoders import ApiOptions, load_encoder
 
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
     settings: dict[str, Any] = {}
     # Another model has settings of its own; they differ, and then the store names every difference.
     if recorded is not None and (model is None or _is_same(model, recorded)):
         settings = {
+            "backend": recorded.backend,
             "dimensions": recorded.dimension,
             "window_tokens": recorded.window_tokens,
             "min_context": recorded.min_context,
@@ -381,9 +428,14 @@ def _load(
             settings["revision"] = recorded.revision
     if model is None and Path(name).is_absolute() and not Path(name).exists():
         raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
-    given = {option: value for option, value in options.items() if value is not None}
+    settings |= {option: value for option, value in options.items() if value is not None}
+    if settings.get("backend") == "api":
+        settings.pop("context_weight", None)  # the service has its own
+        if recorded is not None and recorded.quantizer == "sign":
+            settings["api"] = ApiOptions(encoding="binary")
     with _busy(console, "loading the model"):
-        return load_encoder(name, **{**settings, **given})
+        encoder: LateChunkingEncoder | ApiEncoder = load_encoder(name, **settings)
+    return encoder
 
 
 def _is_same(model: str, recorded: Fingerprint) -> bool:
@@ -427,7 +479,7 @@ def _calls(client: Any) -> BlockingCalls:
 
 def _recorded_fingerprint(client: Any, collection: str) -> Fingerprint | None:
     """Read how the collection was written, or return None where there is none yet."""
-    from pplx_vectorstore.engines.calls import run_now
+    from pplx_vectorstore.coroutines import run_now
     from pplx_vectorstore.operations.prepare import read_fingerprint
 
     return run_now(read_fingerprint(_calls(client), collection))
@@ -444,7 +496,7 @@ def _require_fingerprint(client: Any, store: str, collection: str) -> Fingerprin
 
 def _tenants(client: Any, collection: str) -> list[str] | None:
     """List a collection's tenants, or return None where it has none."""
-    from pplx_vectorstore.engines.calls import run_now
+    from pplx_vectorstore.coroutines import run_now
     from pplx_vectorstore.operations.prepare import list_tenants
 
     return run_now(list_tenants(_calls(client), collection))

@@ -99,6 +99,7 @@ class Fingerprint:
         context_weight: Share of the contextual vector.
         source: What ``load_encoder`` takes to load the model again: its name, or a folder's path. Not
             part of the identity: a checkpoint may move.
+        backend: What ran it: "torch", "onnx" or "api". Not part of the identity: all give the same vectors.
     """
 
     model: str
@@ -109,11 +110,12 @@ class Fingerprint:
     min_context: int
     context_weight: float
     source: str
+    backend: str = "torch"
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two encoders must agree for their vectors to be the same."""
         identity = asdict(self)
-        del identity["source"]
+        del identity["source"], identity["backend"]
         return identity
 
     def to_metadata(self, *, tenants: bool = False, text_index: bool = True) -> dict[str, Any]:
@@ -133,11 +135,12 @@ class Fingerprint:
         Raises:
             SchemaMismatchError: The collection is not ours or of another schema version.
         """
-        recorded = (metadata or {}).get(METADATA_KEY)
-        if not isinstance(recorded, dict):
+        found = (metadata or {}).get(METADATA_KEY)
+        if not isinstance(found, dict):
             raise SchemaMismatchError(
                 f"collection {collection!r} was not written by pplx-vectorstore; use another collection name"
             )
+        recorded: dict[str, Any] = dict(found)
         if recorded.get("schema") != SCHEMA_VERSION:
             raise SchemaMismatchError(
                 f"collection {collection!r} has schema version {recorded.get('schema')} (written by "
@@ -145,6 +148,7 @@ class Fingerprint:
                 f"{SCHEMA_VERSION}. Open it with that release, or index the documents into a new collection"
             )
         try:
+            recorded.setdefault("backend", "torch")  # the only one before it was recorded
             return cls(**{field.name: recorded[field.name] for field in fields(cls)})
         except KeyError as error:
             raise SchemaMismatchError(
@@ -160,6 +164,8 @@ class Fingerprint:
         recorded, wanted = self.identity(), given.identity()
         if self.revision == given.revision and str(self.revision).startswith(WEIGHTS_PREFIX):
             del recorded["model"], wanted["model"]  # the same weights, in a folder of another name
+        if self.revision is None or given.revision is None:
+            del recorded["revision"], wanted["revision"]  # the hosted API does not tell
         different = [
             f"{name} {recorded[name]!r} in the collection, {wanted[name]!r} given"
             for name in recorded

@@ -39,7 +39,7 @@ def print_skipped(console: Console, skipped: list[tuple[Path, str]]) -> None:
 
 
 def print_report(report: SyncReport, chunks: int, store: str) -> None:
-    """Tell in two lines what was done, and what the index holds now."""
+    """Tell in two or three lines what was done, and what the index holds now."""
     if report.documents:
         new = f" ({report.new_documents:,} new)" if report.new_documents != report.documents else ""
         done = [f"indexed {number(report.documents, 'document')}{new}, {number(report.chunks, 'chunk')}"]
@@ -55,6 +55,11 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
         if count
     ]
     typer.echo("; ".join(done))
+    if report.usage.requests:
+        typer.echo(
+            f"the hosted model took {number(report.usage.requests, 'request')}, "
+            f"{number(report.usage.tokens, 'token')}, ${report.usage.cost:.6f}"
+        )
     typer.echo(f"{store} now holds {number(chunks, 'chunk')}")
 
 

@@ -11,6 +11,7 @@
     ├── ModelError
     │   ├── UnknownModelError               no such model, or it cannot be fetched
     │   ├── ModelFileError                  a checkpoint is broken, altered or of another layout
+    │   ├── ApiError                        the hosted service refused, or could not be reached
     │   └── EncodingError                   the model gave something that must not be stored
     │       └── AlignmentError              vectors and chunks do not correspond
     ├── StoreError
@@ -79,6 +80,10 @@ class UnknownModelError(ModelError):
 
 class ModelFileError(ModelError):
     """A checkpoint's files are missing, truncated, altered or of an unsupported layout."""
+
+
+class ApiError(ModelError):
+    """The service that hosts a model refused a request, or could not be reached."""
 
 
 class EncodingError(ModelError):

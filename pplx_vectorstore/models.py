@@ -30,10 +30,12 @@ class ModelSpec:
             (late chunking alone).
         layout: "pplx" for Qwen3 weights with bidirectional attention, "mean-pooled" for the BERT family.
         separator: Token between neighbouring chunks, or None.
+        query_model: Hub id of the encoder of queries, where they have their own; it shares the tokenizer.
         query_prefix: Text put before a query, or "".
         document_prefix: Text put before each window of a document, or "".
         float16: Whether the model's activations fit float16.
         sha256: Checksum of model.safetensors, where the library ships or names that very file.
+        price: USD per million tokens of the hosted model, or None where it is not hosted.
     """
 
     name: str
@@ -45,13 +47,15 @@ class ModelSpec:
     context_weight: float
     layout: Layout
     separator: str | None = None
+    query_model: str | None = None
     query_prefix: str = ""
     document_prefix: str = ""
     float16: bool = True
     sha256: str | None = None
+    price: float | None = None
 
 
-def _pplx(name: str, dimension: int, context_weight: float) -> ModelSpec:
+def _pplx(name: str, dimension: int, context_weight: float, price: float) -> ModelSpec:
     return ModelSpec(
         name=f"perplexity-ai/{name}",
         dimension=dimension,
@@ -64,14 +68,15 @@ def _pplx(name: str, dimension: int, context_weight: float) -> ModelSpec:
         layout="pplx",
         separator="<|endoftext|>",
         float16=False,  # its activations overflow: float16 gives NaN
+        price=price,
     )
 
 
 _SPECS = (
-    _pplx("pplx-embed-context-v1-0.6b", 1024, 1.0),
-    _pplx("pplx-embed-context-v1-4b", 2560, 1.0),
-    _pplx("pplx-embed-v1-0.6b", 1024, 0.0),
-    _pplx("pplx-embed-v1-4b", 2560, 0.0),
+    _pplx("pplx-embed-context-v1-0.6b", 1024, 1.0, 0.008),
+    _pplx("pplx-embed-context-v1-4b", 2560, 1.0, 0.05),
+    _pplx("pplx-embed-v1-0.6b", 1024, 0.0, 0.004),
+    _pplx("pplx-embed-v1-4b", 2560, 0.0, 0.03),
     ModelSpec(
         name=OFFLINE_MODEL,
         dimension=384,

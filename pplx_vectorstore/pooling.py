@@ -45,6 +45,27 @@ def pool_spans(token_vectors: npt.NDArray[np.float32], spans: Sequence[Span]) ->
     return pooled
 
 
+def pool_rows(token_vectors: npt.NDArray[np.float32], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
+    """Mean-pool spans of each row of a batch, all in one pass.
+
+    Args:
+        token_vectors: float32, shape (n_rows, n_tokens, dimension).
+        spans: For each row its half-open, non-empty token ranges.
+
+    Returns:
+        float32, shape (total number of spans, dimension), rows in order.
+    """
+    n_tokens = token_vectors.shape[1]
+    ranges = [(row * n_tokens + start, row * n_tokens + stop) for row, of in enumerate(spans) for start, stop in of]
+    picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    lengths = np.array([stop - start for start, stop in ranges])
+    firsts = np.cumsum(lengths) - lengths
+    flat = token_vectors.reshape(-1, token_vectors.shape[2])
+    pooled: npt.NDArray[np.float32] = np.add.reduceat(flat[picked], firsts, axis=0)
+    pooled /= lengths[:, None].astype(np.float32)
+    return pooled
+
+
 def merge_pieces(
     piece_vectors: npt.NDArray[np.float32],
     piece_tokens: npt.NDArray[np.int64],

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int8]
 PackedBits = npt.NDArray[np.uint8]
 BitOrder = Literal["big", "little"]
-Quantizer = Literal["tanh", "absmax"]
+Quantizer = Literal["tanh", "absmax", "sign"]
 
 
 def quantize_tanh(vectors: Floats) -> Codes:
@@ -72,12 +72,18 @@ def quantize_absmax(vectors: Floats) -> Codes:
 
 
 def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
-    """Quantize with the quantizer of that name; see :func:`quantize_tanh` and :func:`quantize_absmax`."""
+    """Quantize with the quantizer of that name.
+
+    See :func:`quantize_tanh` and :func:`quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1.
+    """
     if quantizer == "tanh":
         return quantize_tanh(vectors)
     if quantizer == "absmax":
         return quantize_absmax(vectors)
-    raise InvalidInputError(f"quantizer must be 'tanh' or 'absmax', not {quantizer!r}")
+    if quantizer == "sign":
+        _require_finite(vectors)
+        return np.where(vectors >= 0, 1, -1).astype(np.int8)
+    raise InvalidInputError(f"quantizer must be 'tanh', 'absmax' or 'sign', not {quantizer!r}")
 
 
 def pack_bits(codes: Codes, bitorder: BitOrder = "big") -> PackedBits:

@@ -8,6 +8,35 @@ from pplx_vectorstore.documents import Hit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a hosted model was used for.
+
+    Attributes:
+        requests: Requests that were answered.
+        tokens: Tokens billed.
+        cost: USD; by the model's published price where the service did not tell.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add up."""
+        return Usage(
+            requests=self.requests + other.requests, tokens=self.tokens + other.tokens, cost=self.cost + other.cost
+        )
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        """Return what came since."""
+        return Usage(
+            requests=self.requests - earlier.requests,
+            tokens=self.tokens - earlier.tokens,
+            cost=self.cost - earlier.cost,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddReport:
     """What an ``add`` wrote.
 
@@ -16,12 +45,14 @@ class AddReport:
         chunks: Chunks written.
         blank_chunks: Those among them that hold white space alone: kept, but never found.
         empty_documents: Ids of documents without any chunk: nothing of them can be found.
+        usage: What the encoder was billed for meanwhile, if it is of a hosted model.
     """
 
     documents: int = 0
     chunks: int = 0
     blank_chunks: int = 0
     empty_documents: tuple[str, ...] = ()
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

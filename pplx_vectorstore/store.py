@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
+from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
-from pplx_vectorstore.engines.calls import BlockingCalls, iterate_now, run_now
+from pplx_vectorstore.engines.calls import BlockingCalls, iterate_now
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError

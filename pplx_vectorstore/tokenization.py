@@ -45,6 +45,10 @@ class ChunkTokenizer:
         self.prefix_ids: TokenIds = np.array(framed[:at], dtype=np.int64)
         self.suffix_ids: TokenIds = np.array(framed[at + len(bare) :], dtype=np.int64)
 
+    def __reduce__(self) -> tuple[type[ChunkTokenizer], tuple[Tokenizer]]:
+        """Pickle so that the settings, which a Tokenizer does not keep, are made again."""
+        return ChunkTokenizer, (self.tokenizer,)
+
     @classmethod
     def from_folder(cls, folder: Path) -> ChunkTokenizer:
         """Load ``tokenizer.json`` of a checkpoint.

@@ -12,7 +12,8 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
-from pplx_vectorstore.engines.calls import BlockingCalls, run_now
+from pplx_vectorstore.coroutines import run_now
+from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.retrying import Retries
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreLockedError, StoreNotFoundError

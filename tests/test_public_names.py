@@ -11,6 +11,7 @@ PACKAGE = Path(pplx_vectorstore.__file__).parent
 
 PUBLIC_NAMES = {
     "AddReport",
+    "ApiOptions",
     "AsyncVectorStore",
     "Chunk",
     "Chunker",
@@ -26,9 +27,11 @@ PUBLIC_NAMES = {
     "StoredChunk",
     "StoredDocument",
     "SyncReport",
+    "Usage",
     "VectorStore",
     "__version__",
     "cosine_similarity",
+    "export_onnx",
     "hamming_distance",
     "load_encoder",
     "pack_bits",
@@ -40,12 +43,12 @@ PUBLIC_NAMES = {
 
 # Imports point from later to earlier; errors stand first.
 ORDER = [
-    ["_version", "errors"],
+    ["_version", "errors", "coroutines"],
     ["quantization", "documents", "pooling"],
-    ["models", "windows"],
+    ["models", "windows", "reports"],
     ["chunking", "tokenization", "collection"],
     ["encoders"],
-    ["points", "readers", "progress", "reports", "diversity"],
+    ["points", "readers", "progress", "diversity"],
     ["query"],
     ["engines"],
     ["operations"],

@@ -15,7 +15,8 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from pplx_vectorstore import Chunk, Document
 from pplx_vectorstore.collection import indexing_threshold
-from pplx_vectorstore.engines.calls import BlockingCalls, run_now
+from pplx_vectorstore.coroutines import run_now
+from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.retrying import Retries
 from pplx_vectorstore.errors import InvalidInputError, ServerError, StoreError, UnsupportedFilterError
 from pplx_vectorstore.operations.prepare import list_tenants

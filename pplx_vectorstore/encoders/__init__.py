@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, overload
 
 from pplx_vectorstore.collection import Fingerprint
-from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
-from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Progress, with_options
+from pplx_vectorstore.encoders.api import ApiEncoder, ApiOptions, load_api_encoder
+from pplx_vectorstore.encoders.checkpoints import Checkpoint, locate_checkpoint, locate_onnx
+from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
+from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Progress, TokenModel, with_options
+from pplx_vectorstore.encoders.onnx_model import OnnxTokenModel, load_onnx_model
 from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
+from pplx_vectorstore.encoders.torch_model import TorchTokenModel, load_torch_model
 from pplx_vectorstore.errors import InvalidInputError, ModelFileError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
-__all__ = ["Encoder", "LateChunkingEncoder", "PrecomputedEncoder", "load_encoder"]
+__all__ = ["ApiEncoder", "ApiOptions", "Encoder", "LateChunkingEncoder", "PrecomputedEncoder", "load_encoder"]
 
 
 class Encoder(Protocol):
@@ -44,10 +48,11 @@ class Encoder(Protocol):
         ...
 
 
+@overload
 def load_encoder(
     model: str,
     *,
-    backend: Literal["torch"] = "torch",
+    backend: Literal["torch", "onnx"] = "torch",
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -56,34 +61,76 @@ def load_encoder(
     min_context: int | None = None,
     context_weight: float | None = None,
     batch_tokens: int | None = None,
-) -> LateChunkingEncoder:
+    query_cache: int = 0,
+    onnx_file: str | None = None,
+) -> LateChunkingEncoder: ...
+
+
+@overload
+def load_encoder(
+    model: str,
+    *,
+    backend: Literal["api"],
+    revision: str | None = None,
+    dimensions: int | None = None,
+    window_tokens: int | None = None,
+    min_context: int | None = None,
+    query_cache: int = 0,
+    api_key: str | None = None,
+    api: ApiOptions | None = None,
+) -> ApiEncoder: ...
+
+
+def load_encoder(
+    model: str,
+    *,
+    backend: Literal["torch", "onnx", "api"] = "torch",
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    dimensions: int | None = None,
+    window_tokens: int | None = None,
+    min_context: int | None = None,
+    context_weight: float | None = None,
+    batch_tokens: int | None = None,
+    query_cache: int = 0,
+    onnx_file: str | None = None,
+    api_key: str | None = None,
+    api: ApiOptions | None = None,
+) -> LateChunkingEncoder | ApiEncoder:
     """Load a model.
 
     Args:
         model: A known name in any letter case (``pplx-embed-context-v1-0.6b``, ``all-minilm-l6-v2``),
             a hub id, or the path of a checkpoint folder.
-        backend: The runtime.
-        device: "auto" (cuda, then mps, then cpu) or a torch device such as "cuda:1".
+        backend: "torch", "onnx" (ONNX Runtime) or "api" (the hosted service).
+        device: "auto" (cuda, then mps, then cpu) or a torch device such as "cuda:1"; for ONNX Runtime
+            "auto", "cpu", "cuda" or "cuda:1".
         dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "bfloat16",
-            "float32", or "float16" where the model stands it.
+            "float32", or "float16" where the model stands it. For torch; an ONNX file has its own.
         revision: Branch, tag or commit on the hub.
         dimensions: Cut vectors to so many components (Matryoshka); None for all.
         window_tokens: Tokens that go through the model at once; None for the model's default.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         context_weight: Share of the contextual vector, 0 to 1; None for the model's default.
         batch_tokens: Tokens of a batch, padding included; None for the device's default.
+        query_cache: Queries whose codes are remembered; 0 for none.
+        onnx_file: "model", "model_quantized", "model_q4" or another name in the checkpoint's onnx folder;
+            None for the first of these that there is.
+        api_key: Of the hosted service; None for the environment's PERPLEXITY_API_KEY or PPLX_API_KEY.
+        api: How the hosted service is asked.
 
     Returns:
-        An encoder; see :class:`LateChunkingEncoder`.
+        An encoder; see :class:`LateChunkingEncoder`, and :class:`ApiEncoder` for backend="api".
 
     Raises:
-        InvalidInputError: An option is out of range.
+        InvalidInputError: An option is out of range, or of another backend.
         UnknownModelError: No such model, or no network to fetch it.
         ModelFileError: The checkpoint is broken, altered or of an unsupported layout.
         MissingExtraError: An extra must be installed first.
     """
-    if backend != "torch":
-        raise InvalidInputError(f"backend must be 'torch', not {backend!r}")
+    if backend not in ("torch", "onnx", "api"):
+        raise InvalidInputError(f"backend must be 'torch', 'onnx' or 'api', not {backend!r}")
     counts = {
         "dimensions": dimensions,
         "window_tokens": window_tokens,
@@ -95,26 +142,71 @@ def load_encoder(
             raise InvalidInputError(f"{name} must be a whole number or None, not {count!r}")
     if context_weight is not None and not isinstance(context_weight, (int, float)):
         raise InvalidInputError(f"context_weight must be a number or None, not {context_weight!r}")
-    checkpoint = locate_checkpoint(model, revision)
+    not_its_own: dict[str, dict[str, object]] = {
+        "torch": {"onnx_file": onnx_file, "api_key": api_key, "api": api},
+        "onnx": {"dtype": None if dtype == "auto" else dtype, "api_key": api_key, "api": api},
+        "api": {
+            "device": None if device == "auto" else device,
+            "dtype": None if dtype == "auto" else dtype,
+            "context_weight": context_weight,
+            "batch_tokens": batch_tokens,
+            "onnx_file": onnx_file,
+        },
+    }
+    for name, value in not_its_own[backend].items():
+        if value is not None:
+            raise InvalidInputError(f"{name} is not an option of backend={backend!r}; leave it out")
+    if backend == "api":
+        return load_api_encoder(
+            model,
+            api_key=api_key,
+            options=api or ApiOptions(),
+            revision=revision,
+            dimensions=dimensions,
+            window_tokens=window_tokens,
+            min_context=min_context,
+            query_cache=query_cache,
+        )
+    if backend == "onnx":
+        checkpoint = locate_onnx(model, revision, file=onnx_file)
+    else:
+        checkpoint = locate_checkpoint(model, revision)
     spec = with_options(
         checkpoint.spec, dimensions=dimensions, window_tokens=window_tokens, context_weight=context_weight
     )
-    from pplx_vectorstore.encoders.torch_model import load_torch_model
-
     tokenizer = ChunkTokenizer.from_folder(checkpoint.folder)
-    token_model = load_torch_model(checkpoint, device=device, dtype=dtype)
-    encoder = LateChunkingEncoder(
+    token_model = _load_token_model(checkpoint, tokenizer, device, dtype)
+    model_revision, query_model = checkpoint.revision, None
+    if spec.query_model is not None:
+        if backend == "onnx":
+            of_queries = locate_onnx(spec.query_model, file=onnx_file)
+        else:
+            of_queries = locate_checkpoint(spec.query_model)
+        query_model = _load_token_model(of_queries, tokenizer, device, dtype)
+        model_revision += f"+{of_queries.revision}"
+    return LateChunkingEncoder(
         token_model,
         tokenizer,
         spec,
-        revision=checkpoint.revision,
+        revision=model_revision,
         source=checkpoint.source,
+        backend=backend,
+        query_model=query_model,
         min_context=min_context,
         batch_tokens=batch_tokens,
+        query_cache=query_cache,
     )
-    if tokenizer.largest_id >= token_model.vocabulary_size:
+
+
+def _load_token_model(checkpoint: Checkpoint, tokenizer: ChunkTokenizer, device: str, dtype: str) -> TokenModel:
+    model: TorchTokenModel | CpuQwen3TokenModel | OnnxTokenModel
+    if checkpoint.onnx is not None:
+        model = load_onnx_model(checkpoint, checkpoint.onnx, device=device)
+    else:
+        model = load_torch_model(checkpoint, device=device, dtype=dtype)
+    if tokenizer.largest_id >= model.vocabulary_size:
         raise ModelFileError(
             f"tokenizer.json in {checkpoint.folder} has ids up to {tokenizer.largest_id}, but the weights only have "
-            f"{token_model.vocabulary_size} token embeddings; they are of different models"
+            f"{model.vocabulary_size} token embeddings; they are of different models"
         )
-    return encoder
+    return model

@@ -1,4 +1,4 @@
-"""Rows of token ids → batches bounded by a token budget."""
+"""Documents → groups, and rows of token ids → batches, of bounded size."""
 
 from __future__ import annotations
 
@@ -52,3 +52,24 @@ def pad_rows(rows: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]
     for filled, row in zip(ids, rows, strict=True):
         filled[: len(row)] = row
     return ids, lengths
+
+
+def group_by_characters(documents: Sequence[Sequence[str]], most: int) -> list[list[Sequence[str]]]:
+    """Cut a list of documents into groups of whole documents.
+
+    Args:
+        documents: For each its chunks.
+        most: Characters at which a group is full.
+
+    Returns:
+        At least one group.
+    """
+    groups: list[list[Sequence[str]]] = [[]]
+    characters = 0
+    for document in documents:
+        if characters >= most:
+            groups.append([])
+            characters = 0
+        groups[-1].append(document)
+        characters += sum(map(len, document))
+    return groups

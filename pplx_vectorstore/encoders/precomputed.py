@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.errors import InvalidInputError
@@ -48,7 +48,7 @@ class PrecomputedEncoder:
     @classmethod
     def of_collection(cls, fingerprint: Fingerprint) -> PrecomputedEncoder:
         """Return one that fits a collection written with any model, to read it without loading the model."""
-        quantizer: Quantizer = "tanh" if fingerprint.quantizer == "tanh" else "absmax"
+        quantizer = cast("Quantizer", fingerprint.quantizer)
         encoder = cls(fingerprint.model, fingerprint.dimension, quantizer=quantizer)
         encoder.fingerprint = fingerprint
         return encoder

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
 from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
+from pplx_vectorstore.encoders.packed_linear import pack_linears
 from pplx_vectorstore.encoders.torch_pooling import join_ranges, pool_tokens
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
 from pplx_vectorstore.pooling import Span
@@ -100,7 +101,7 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401 - to tell in time that it is missing
     except ImportError as error:
         raise MissingExtraError("a local model", "torch") from error
     if dtype not in DTYPES:
@@ -111,6 +112,24 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
         )
     place = _choose_device(device)
     chosen = getattr(torch, _choose_dtype(place) if dtype == "auto" else dtype)
+    model = load_stock_model(checkpoint, chosen).to(place)
+    bidirectional_qwen3 = checkpoint.spec.layout == "pplx"
+    if torch.device(place).type == "cpu":
+        if bidirectional_qwen3:
+            return CpuQwen3TokenModel(model)
+        pack_linears(model)
+    pad_id = getattr(model.config, "pad_token_id", None)
+    return TorchTokenModel(model, pad_id or 0, bidirectional_qwen3=bidirectional_qwen3)
+
+
+def load_stock_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Load a checkpoint's weights into the class of transformers that they are of, on the CPU.
+
+    Raises:
+        ModelFileError: The files are truncated, incomplete or of another architecture.
+    """
+    import transformers
+
     settings = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
     bidirectional_qwen3 = checkpoint.spec.layout == "pplx"
     config: Any
@@ -126,7 +145,7 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
             kind = transformers.AutoModel
         # Qwen3 must not fall back to eager attention, which adds a causal mask; others may where they have no SDPA.
         attention = "sdpa" if bidirectional_qwen3 else None
-        model = _load_weights(kind, checkpoint, config, chosen, attention)
+        model = _load_weights(kind, checkpoint, config, dtype, attention)
     except ModelFileError:
         raise
     except Exception as error:  # transformers raises nearly anything on a broken checkpoint
@@ -138,11 +157,7 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     if bidirectional_qwen3:
         for layer in model.layers:
             layer.self_attn.is_causal = False
-    model.to(place).eval()
-    if bidirectional_qwen3 and torch.device(place).type == "cpu":
-        return CpuQwen3TokenModel(model)
-    pad_id = getattr(config, "pad_token_id", None)
-    return TorchTokenModel(model, pad_id or 0, bidirectional_qwen3=bidirectional_qwen3)
+    return model.eval()
 
 
 def _load_weights(kind: Any, checkpoint: Checkpoint, config: Any, dtype: torch.dtype, attention: str | None) -> Any:

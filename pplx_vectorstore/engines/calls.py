@@ -1,7 +1,7 @@
 """How a client's verbs are called: at once, or awaited. Operations are written against this alone.
 
 Every operation is one coroutine function. Over a blocking client nothing in it ever waits for an event
-loop, so :func:`run_now` drives it to its end like a plain function; over an async client it is awaited.
+loop, so ``run_now`` drives it to its end like a plain function; over an async client it is awaited.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.engines.retrying import Retries
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ class Calls(Protocol):
     """A client's verbs, awaitable whatever the client is."""
 
     client: Any
+    awaits: bool
+    """Whether an event loop runs that must not be blocked."""
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb of the client, again where that may help."""
@@ -52,6 +55,8 @@ class BlockingCalls:
         retries: What is tried again, and when.
         threads: Whether the client may be used by several threads at once.
     """
+
+    awaits = False
 
     def __init__(self, client: Any, retries: Retries, *, threads: bool = True) -> None:
         self.client = client
@@ -101,6 +106,8 @@ class AsyncCalls:
         blocking: Whether the client is a blocking one.
     """
 
+    awaits = True
+
     def __init__(self, client: Any, retries: Retries, *, blocking: bool) -> None:
         self.client = client
         self._retries = retries
@@ -134,17 +141,6 @@ class AsyncCalls:
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Within the block, if `now`, requests that fail are not tried again."""
         return self._retries.giving_up(now)
-
-
-def run_now(work: Coroutine[Any, Any, T]) -> T:
-    """Drive a coroutine over :class:`BlockingCalls` to its end, in this thread."""
-    try:
-        work.send(None)
-    except StopIteration as stop:
-        value: T = stop.value
-        return value
-    work.close()
-    raise RuntimeError("an operation over a blocking client waited for an event loop")
 
 
 def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:

@@ -408,7 +408,7 @@ async def _query_codes(session: Session, queries: Sequence[Query]) -> Codes:
             shape = f"{query.dtype} {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
             raise InvalidInputError(f"a query must be a str or int8 codes of shape ({dimension},), not {shape}")
     if texts:
-        encoded = await session.calls.run(session.encoder.encode_queries, list(texts.values()))
+        encoded = await session.encode_queries(list(texts.values()))
         session.require_codes(encoded, len(texts))
         codes[list(texts)] = encoded
     if not codes.any(axis=1).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,12 +13,16 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.encoders import Encoder
+from pplx_vectorstore.encoders.late_chunking import Progress
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.errors import AlignmentError
 from pplx_vectorstore.operations.access import PointAccess
 from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.reports import Usage
 
 DEFAULT_PARALLEL = 4
+
+_GROUP_CHARACTERS = 2**18
 
 
 @dataclass(slots=True)
@@ -50,6 +55,35 @@ class Session:
         if self.chunker is None:  # made late: searching needs no tokenizer
             self.chunker = Chunker(self.encoder.tokenizer.tokenizer)
         return tuple(self.chunker.split(document.text or "", document.format))
+
+    async def encode_documents(self, texts: Sequence[Sequence[str]], progress: Progress | None) -> list[Codes]:
+        """Embed documents, awaiting the encoder if it can be awaited."""
+        if self.calls.awaits and hasattr(self.encoder, "aencode_documents"):
+            codes: list[Codes] = await self.encoder.aencode_documents(texts, progress=progress)
+            return codes
+        return await self.calls.run(self.encoder.encode_documents, texts, progress=progress)
+
+    async def encode_queries(self, texts: Sequence[str]) -> Codes:
+        """Embed queries, awaiting the encoder if it can be awaited."""
+        if self.calls.awaits and hasattr(self.encoder, "aencode_queries"):
+            codes: Codes = await self.encoder.aencode_queries(texts)
+            return codes
+        return await self.calls.run(self.encoder.encode_queries, texts)
+
+    @property
+    def usage(self) -> Usage:
+        """What the encoder has been billed for so far; nothing for one that runs here."""
+        usage: Usage = getattr(self.encoder, "usage", Usage())
+        return usage
+
+    @property
+    def group_characters(self) -> int:
+        """Characters of documents that are embedded and acknowledged together.
+
+        Enough text to fill length-sorted batches, little enough to keep memory flat however large the
+        corpus is. Two groups are held at most: one being embedded, one being written.
+        """
+        return int(getattr(self.encoder, "group_characters", _GROUP_CHARACTERS))
 
     def require_codes(self, codes: Codes, n: int) -> None:
         """Refuse what an encoder gave if it is not int8 of the collection's dimension.

@@ -36,10 +36,6 @@ from pplx_vectorstore.progress import Advance, show_progress
 from pplx_vectorstore.quantization import Codes, Quantizer, quantize
 from pplx_vectorstore.reports import AddReport, SyncReport
 
-# What is embedded and acknowledged together: enough text to fill length-sorted batches, little enough
-# to keep memory flat however large the corpus is. Two groups are held at most: one being embedded, one
-# being written.
-_GROUP_CHARACTERS = 2**18
 _GROUP_DOCUMENTS = 256
 # A server refuses requests above 32 MB, and is kept waiting by large ones.
 _UPSERT_POINTS = 256
@@ -103,6 +99,7 @@ async def _write(
     shown = show_progress(total) if progress else contextlib.nullcontext(None)
     with shown as advance:
         written = _Written(advance)
+        used_before = session.usage
         try:
             groups = _groups(session, documents, seen)
             # The caller's iterable and the chunking take their time, which is no event loop's to give.
@@ -121,9 +118,9 @@ async def _write(
             # whoever interrupts will not wait for a server to come back.
             with session.calls.giving_up(not isinstance(error, Exception)), contextlib.suppress(Exception):
                 await written.settle()
-            _attach(error, written.report)
+            _attach(error, replace(written.report, usage=session.usage - used_before))
             raise
-        return written.report
+        return replace(written.report, usage=session.usage - used_before)
 
 
 class _Written:
@@ -174,7 +171,7 @@ def _groups(session: Session, documents: Iterable[Document], seen: set[str]) -> 
                 seen_chunks.add(chunk.id)
         group.append(_Prepared(document, chunks, hash_document(document, chunks, session.fingerprint)))
         characters += sum(len(chunk.text) for chunk in chunks)
-        if characters >= _GROUP_CHARACTERS or len(group) == most:
+        if characters >= session.group_characters or len(group) == most:
             yield group
             group, characters = [], 0
     if group:
@@ -354,7 +351,7 @@ async def _codes_of(session: Session, group: list[_Prepared], advance: Advance |
     codes: list[Codes] = []
     if texts:
         progress = None if advance is None else advance.tokens
-        codes = await session.calls.run(session.encoder.encode_documents, texts, progress=progress)
+        codes = await session.encode_documents(texts, progress)
     if len(codes) != len(texts):
         raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
     for chunks, some in zip(texts, codes, strict=True):

@@ -1,0 +1,138 @@
+"""Token models on ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pplx_vectorstore.encoders.batching import pad_rows
+from pplx_vectorstore.encoders.checkpoints import Checkpoint
+from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
+from pplx_vectorstore.pooling import Span, pool_rows
+from pplx_vectorstore.windows import TokenIds
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# What exports call the token vectors: transformers' name, and sentence-transformers'.
+_TOKEN_VECTORS = ("last_hidden_state", "token_embeddings")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+class OnnxTokenModel:
+    """Runs an ONNX file that gives token vectors; whatever else it gives is left alone.
+
+    Args:
+        session: Of the file.
+        pad_id: Id that fills short rows; the attention mask keeps it from mattering.
+        vocabulary_size: Number of token embeddings, or None where unknown.
+
+    Raises:
+        ModelFileError: Its inputs or outputs are not those of a token model.
+    """
+
+    pads = True
+
+    def __init__(self, session: onnxruntime.InferenceSession, pad_id: int, *, vocabulary_size: int) -> None:
+        self.vocabulary_size = vocabulary_size
+        self._session = session
+        self._pad_id = pad_id
+        self._inputs = [node.name for node in session.get_inputs()]
+        outputs = {node.name: node for node in session.get_outputs()}
+        chosen = next((name for name in _TOKEN_VECTORS if name in outputs), None)
+        unknown = set(self._inputs) - set(_INPUTS)
+        if chosen is None or unknown or "input_ids" not in self._inputs or "attention_mask" not in self._inputs:
+            raise ModelFileError(
+                f"the ONNX file takes {', '.join(self._inputs)} and gives {', '.join(outputs)}; a token model takes "
+                f"input_ids and attention_mask (maybe also token_type_ids, position_ids) and gives {_TOKEN_VECTORS[0]}"
+            )
+        self._output: str = chosen
+        width = outputs[chosen].shape[-1]
+        if len(outputs[chosen].shape) != 3 or not isinstance(width, int):
+            raise ModelFileError(
+                f"{chosen} of the ONNX file has shape {outputs[chosen].shape}; (rows, tokens, dimension) is needed"
+            )
+        self.dimension: int = width
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch: enough to fill the device, few enough that short rows are scored together."""
+        return 4096 if self._session.get_providers()[0] == "CPUExecutionProvider" else 32768
+
+    def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
+        """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""
+        ids, lengths = pad_rows(rows, self._pad_id)
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        values = {
+            "input_ids": ids,
+            "attention_mask": (positions < lengths[:, None]).astype(np.int64),
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": positions,
+        }
+        (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
+        if hidden.shape != (*ids.shape, self.dimension):
+            raise AlignmentError(f"the model gave {hidden.shape} for token ids of shape {ids.shape}")
+        return pool_rows(hidden.astype(np.float32, copy=False), spans)
+
+
+def load_onnx_model(checkpoint: Checkpoint, path: Path, *, device: str) -> OnnxTokenModel:
+    """Open an ONNX file of a checkpoint.
+
+    Args:
+        checkpoint: Where its configuration is.
+        path: The file; its external data, if any, lies beside it.
+        device: "auto" (cuda where onnxruntime-gpu finds one, else cpu), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InvalidInputError: ONNX Runtime has no such device here.
+        MissingExtraError: onnxruntime is not installed.
+        ModelFileError: The file is broken or not a token model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("backend='onnx'", "onnx") from error
+    providers = _choose_providers(device, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _count_threads()
+    # Threads that spin between batches take the processor from tokenizer, engine and everyone else.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The arena keeps the largest of every size it has seen: with batches of all shapes, memory would grow.
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exceptions share no base but Exception
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{path} cannot be loaded: {reason}; fetch or export it again") from error
+    settings = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
+    return OnnxTokenModel(session, settings.get("pad_token_id") or 0, vocabulary_size=int(settings["vocab_size"]))
+
+
+def _choose_providers(device: str, available: Sequence[str]) -> list[Any]:
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+        raise InvalidInputError(f"device of backend='onnx' must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}")
+    has_cuda = "CUDAExecutionProvider" in available
+    if kind == "cuda" and not has_cuda:
+        raise InvalidInputError(
+            f"ONNX Runtime has no CUDA here (it has {', '.join(available)}): pip install onnxruntime-gpu in place of "
+            "onnxruntime, or use device='cpu'"
+        )
+    if kind == "cpu" or not has_cuda:
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+
+
+def _count_threads() -> int:
+    """Processors this process may use; OMP_NUM_THREADS counts here as it does for PyTorch."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

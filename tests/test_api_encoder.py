@@ -1,0 +1,492 @@
+"""The encoder of the hosted service, against a server on loopback that is strict about the protocol."""
+
+import importlib.util
+import logging
+import pickle
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pplx_vectorstore import ApiOptions, Document, Usage, VectorStore, load_encoder
+from pplx_vectorstore.encoders import api_requests
+from pplx_vectorstore.encoders.api_requests import (
+    Item,
+    ItemPlanner,
+    Piece,
+    decode,
+    merge_codes,
+    pack_requests,
+)
+from pplx_vectorstore.errors import AlignmentError, ApiError, EncodingError, InvalidInputError, PplxVectorStoreError
+from pplx_vectorstore.tokenization import ChunkTokenizer
+
+CONTEXT, SINGLE = "pplx-embed-context-v1-0.6b", "pplx-embed-v1-0.6b"
+KEY = "pplx-secret-4711"
+
+
+def load_module():
+    name = "perplexity_server"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+service = load_module()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """The SDK waits half a second and more before it tries again; here, milliseconds."""
+    import perplexity._base_client
+
+    monkeypatch.setattr(perplexity._base_client, "INITIAL_RETRY_DELAY", 0.002)
+    monkeypatch.delenv("PERPLEXITY_API_KEY", raising=False)
+    monkeypatch.delenv("PPLX_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pplx_checkpoint):
+    return ChunkTokenizer.from_folder(pplx_checkpoint)
+
+
+@pytest.fixture
+def server(tokenizer):
+    def count_tokens(text):
+        return len(tokenizer.encode([text])[0])
+
+    with service.PerplexityServer(key=KEY, count_tokens=count_tokens) as running:
+        yield running
+    assert running.errors == []
+
+
+@pytest.fixture
+def load(server, pplx_checkpoint, run_async):
+    """Load an encoder of that server: ``load(model=CONTEXT, concurrency=4, …)``."""
+    loaded = []
+
+    def load(model=CONTEXT, *, api_key=KEY, concurrency=4, encoding="int8", timeout=10.0, max_retries=6, **options):
+        api = ApiOptions(
+            base_url=server.url,
+            tokenizer=pplx_checkpoint,
+            concurrency=concurrency,
+            encoding=encoding,
+            timeout=timeout,
+            max_retries=max_retries,
+        )
+        loaded.append(load_encoder(model, backend="api", api_key=api_key, api=api, **options))
+        return loaded[-1]
+
+    yield load
+    for encoder in loaded:
+        encoder.close()
+        run_async(encoder.aclose())
+
+
+@pytest.fixture
+def small_requests(monkeypatch):
+    """Of a few documents each, so that there are many without much text."""
+    monkeypatch.setattr(api_requests, "MOST_REQUEST_TOKENS", 50)
+
+
+def expected_codes(model, document, dimension, encoding="int8"):
+    """What the service gives for each chunk when a chunk's vector depends on its text alone."""
+    codes = np.zeros((len(document), dimension), np.int8)
+    for row, chunk in zip(codes, document, strict=True):
+        if chunk.strip():
+            row[:] = service.hash_embed(model, [chunk], dimension)[0]
+            if encoding == "binary":
+                row[:] = np.where(row >= 0, 1, -1)
+    return codes
+
+
+def make_documents(rng, most_documents=12):
+    words = ["alpha", "beta", "γάμμα", "日本", "👩‍👩‍👧", "e\u0301", "<|endoftext|>", "x" * 30]
+
+    def chunk():
+        if rng.random() < 0.1:
+            return rng.choice(["", " ", "\n\t"])
+        return " ".join(rng.choices(words, k=rng.randint(1, 40))) + f" {rng.random()}"
+
+    return [[chunk() for _ in range(rng.randint(0, 8))] for _ in range(rng.randint(0, most_documents))]
+
+
+class TestWorkloads:
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    @pytest.mark.parametrize("model", [CONTEXT, SINGLE])
+    def test_every_vector_lands_on_its_own_chunk(self, server, load, run_async, model, asynchronous):
+        """125 workloads each way: any order of answers, refusals, broken bodies, requests found too large."""
+        rng = random.Random(f"{model} {asynchronous}")
+        server.limits = service.Limits(documents=512, chunks=200, request_tokens=3000)
+        server.faults = service.Faults(rng.random(), 0.25, retry_after="0.01", stall_seconds=0.05)
+        settings = [(encoding, dimension) for encoding in ("int8", "binary") for dimension in (None, 128, 500)]
+        encoders = [
+            (load(model, encoding=encoding, dimensions=dimension, max_retries=20, concurrency=3), encoding)
+            for encoding, dimension in settings
+        ]
+
+        async def encode_all(work):
+            return [await encoder.aencode_documents(documents) for encoder, documents in work]
+
+        for _ in range(25):
+            work = [(*rng.choice(encoders), make_documents(rng)) for _ in range(5)]
+            calls = [(encoder, documents) for encoder, _, documents in work]
+            if asynchronous:
+                results = run_async(patiently(encode_all, calls))
+            else:
+                results = [retry(encoder.encode_documents, documents) for encoder, documents in calls]
+            for (encoder, encoding, documents), codes in zip(work, results, strict=True):
+                assert len(codes) == len(documents)
+                for document, of_document in zip(documents, codes, strict=True):
+                    assert of_document.dtype == np.int8
+                    expected = expected_codes(model, document, encoder.spec.dimension, encoding)
+                    assert (of_document == expected).all()
+        assert server.faults.total > 50
+        assert set(server.faults.counts) == set(service.ALL_KINDS)
+        assert any(request.status == 400 for request in server.requests)  # some were found too large
+
+    def test_context_is_the_whole_document_in_order(self, server, load):
+        server.embed = service.context_embed
+        documents = [["one", "two", "", "three"], ["two"], ["three", "one"]]
+        encoded = load().encode_documents(documents)
+        for document, codes in zip(documents, encoded, strict=True):
+            sent = [chunk for chunk in document if chunk]
+            expected = service.context_embed(CONTEXT, sent, 1024)
+            assert (codes[[bool(chunk) for chunk in document]] == expected).all()
+        assert not encoded[0][2].any()
+
+    def test_single_models_see_each_chunk_alone(self, server, load):
+        server.embed = service.context_embed
+        (codes,) = load(SINGLE).encode_documents([["one", "two"]])
+        expected = [service.context_embed(SINGLE, [chunk], 1024)[0] for chunk in ("one", "two")]
+        assert (codes == expected).all()
+
+
+def retry(call, documents):
+    """Call again where the same request met broken bodies three times in a row, which must end in an error."""
+    while True:
+        try:
+            return call(documents)
+        except EncodingError:
+            continue
+
+
+async def patiently(call, work):
+    results = []
+    for encoder, documents in work:
+        while True:
+            try:
+                results += await call([(encoder, documents)])
+                break
+            except EncodingError:
+                continue
+    return results
+
+
+class TestLimits:
+    def test_requests_are_packed_up_to_the_limits_and_none_is_refused(self, server, load):
+        """600 documents, 20,000 chunks, 250,000 tokens, and one document of 40,000."""
+        rng = random.Random(1)
+        documents = [[f"{rng.random()} {'ab ' * rng.randint(1, 6)}" for _ in range(33)] for _ in range(600)]
+        documents[7] = ["word " * 50 + str(i) for i in range(800)]
+        encoder = load(window_tokens=32_000)
+        codes = encoder.encode_documents(documents)
+        assert {request.status for request in server.requests} == {200}
+        total = sum(request.tokens for request in server.requests)
+        assert total > 250_000
+        fewest = max(-(-total // 120_000), -(-sum(map(len, documents)) // 16_000))
+        assert len(server.requests) <= fewest + 2
+        for index in (0, 7, 599):
+            assert (codes[index] == expected_codes(CONTEXT, documents[index], 1024)).all()
+
+    def test_long_documents_go_in_windows_with_context(self, server, load):
+        encoder = load(window_tokens=400, min_context=50)
+        document = [f"{number:03} " + "some words of a long report " * 3 for number in range(120)]
+        (codes,) = encoder.encode_documents([document])
+        assert (codes == expected_codes(CONTEXT, document, 1024)).all()
+        windows = [window for request in server.requests for window in request.documents]
+        assert len(windows) > 10
+        whole = "".join(document)
+        for window in windows:
+            joined = "".join(window)
+            assert joined in whole  # contiguous, nothing twice, nothing left out
+            assert len(encoder.tokenizer.encode([joined])[0]) + len(window) - 1 <= 402
+        assert sum(map(len, windows)) > len(document)  # they overlap
+
+    @pytest.mark.parametrize("model", [CONTEXT, SINGLE])
+    def test_a_chunk_longer_than_a_window_is_the_mean_of_its_parts(self, server, load, model):
+        server.embed = lambda model, document, dimension: np.array(
+            [[90 if "a" in text else 10] * dimension for text in document], np.int8
+        )
+        encoder = load(model, window_tokens=64, min_context=0)
+        chunk = "a" * 300 + "b" * 100  # parts of either kind, and one of both
+        (codes,) = encoder.encode_documents([[chunk]])
+        parts = [text for request in server.requests for document in request.documents for text in document]
+        assert sorted("".join(parts)) == sorted(chunk)
+        sizes = np.array([len(ids) for ids in encoder.tokenizer.encode(parts)])
+        values = np.arctanh(np.array([90 if "a" in part else 10 for part in parts]) / 127)
+        assert abs(int(codes[0, 0]) - np.tanh((sizes * values).sum() / sizes.sum()) * 127) < 1.5
+
+    def test_a_document_that_the_service_finds_too_large_goes_in_smaller_windows(self, server, load):
+        server.limits = service.Limits(document_tokens=100)
+        document = [f"{number} some words" for number in range(100)]
+        (codes,) = load().encode_documents([document])
+        assert codes.any(axis=1).all()
+        answered = [
+            text for request in server.requests if request.answered for doc in request.documents for text in doc
+        ]
+        assert set(document) <= set(answered)
+
+    def test_what_cannot_be_made_smaller_is_an_error(self, server, load):
+        server.limits = service.Limits(document_tokens=0)
+        with pytest.raises(ApiError, match="too large that cannot be made smaller"):
+            load().encode_documents([["some words"]])
+
+    @pytest.mark.parametrize("status", [413, 422])
+    def test_other_ways_to_say_too_large(self, server, load, status):
+        server.limits, server.too_large_status = service.Limits(request_tokens=50), status
+        documents = [["some words here"] for _ in range(20)]
+        encoded = load().encode_documents(documents)
+        assert all((codes == expected_codes(CONTEXT, documents[0], 1024)).all() for codes in encoded)
+
+    def test_concurrency_is_used_and_capped(self, server, load, run_async, small_requests):
+        server.delay = 0.05
+        documents = [[f"{number} some words"] for number in range(90)]
+        encoder = load(concurrency=3)
+        encoder.encode_documents(documents)
+        assert server.most_concurrent == 3
+        server.most_concurrent = 0
+        run_async(encoder.aencode_documents(documents))
+        assert server.most_concurrent == 3
+
+    def test_blank_chunks_are_never_sent(self, server, load):
+        encoder = load()
+        codes = encoder.encode_documents([["", " \n", "\u3000"], [], [""]])
+        assert [len(one) for one in codes] == [3, 0, 1]
+        assert not any(one.any() for one in codes)
+        assert not encoder.encode_queries([" "]).any()
+        assert server.requests == []
+
+
+class TestQueries:
+    def test_are_documents_of_one_chunk_in_one_request(self, server, load):
+        queries = ["first question", "second", "", "first question"]
+        codes = load().encode_queries(queries)
+        assert (codes == [expected_codes(CONTEXT, [query], 1024)[0] for query in queries]).all()
+        assert [request.documents for request in server.requests] == [[["first question"], ["second"]]]
+
+    def test_cached_ones_ask_nothing(self, server, load, run_async):
+        encoder = load(query_cache=2)
+        first = encoder.encode_queries(["a", "b"])
+        assert (run_async(encoder.aencode_queries(["b", "a"])) == first[::-1]).all()
+        assert len(server.requests) == 1
+        encoder.encode_queries(["c"])
+        encoder.encode_queries(["a"])
+        assert len(server.requests) == 2
+        encoder.encode_queries(["b"])
+        assert len(server.requests) == 3
+
+
+class TestErrors:
+    def test_a_wrong_key(self, load):
+        with pytest.raises(ApiError, match="refused the key") as caught:
+            load(api_key="pplx-wrong").encode_queries(["question"])
+        assert "pplx-wrong" not in str(caught.value)
+
+    def test_no_key(self, load):
+        with pytest.raises(InvalidInputError, match="set PERPLEXITY_API_KEY or PPLX_API_KEY"):
+            load(api_key=None)
+        with pytest.raises(InvalidInputError, match="not blank"):
+            load(api_key=" ")
+
+    @pytest.mark.parametrize("name", ["PERPLEXITY_API_KEY", "PPLX_API_KEY"])
+    def test_key_of_the_environment(self, load, monkeypatch, name):
+        monkeypatch.setenv(name, KEY)
+        assert load(api_key=None).encode_queries(["question"]).any()
+
+    @pytest.mark.parametrize("kind", service.RETRIED)
+    def test_failures_without_end(self, server, load, kind):
+        server.faults = service.Faults(1, 1.0, (kind,), retry_after="0.01", stall_seconds=0.01)
+        with pytest.raises(ApiError, match="in 3 tries"):
+            load(max_retries=2).encode_queries(["question"])
+        assert len(server.requests) == 3
+
+    @pytest.mark.parametrize("kind", service.WRONG_BODIES)
+    def test_broken_answers_without_end(self, server, load, kind):
+        server.faults = service.Faults(1, 1.0, (kind,))
+        error = ApiError if kind == "truncated_body" else EncodingError
+        with pytest.raises(error):
+            load(max_retries=2).encode_queries(["one question", "and another"])
+        assert len(server.requests) == 3
+
+    def test_a_timeout(self, server, load):
+        server.delay = 0.5
+        with pytest.raises(ApiError, match="no answer in 2 tries"):
+            load(timeout=0.05, max_retries=1).encode_queries(["question"])
+
+    def test_nobody_there(self, load):
+        encoder = load(max_retries=0)
+        encoder._blocking.client.base_url = "http://127.0.0.1:9"
+        with pytest.raises(ApiError, match="no answer in 1 tries"):
+            encoder.encode_queries(["question"])
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_one_failed_request_ends_the_others(self, server, load, run_async, asynchronous, small_requests):
+        server.faults = service.Faults(1, 1.0, ("500",), most=1)
+        server.delay = 0.02
+        documents = [[f"{number} some words"] for number in range(200)]
+        encoder = load(concurrency=2, max_retries=0)
+        call = (lambda given: run_async(encoder.aencode_documents(given))) if asynchronous else encoder.encode_documents
+        with pytest.raises(ApiError, match="answered 500"):
+            call(documents)
+        assert 0 < len(server.requests) < 10
+
+    @pytest.mark.parametrize("model", ["all-minilm-l6-v2", "somebody/model", ""])
+    def test_models_that_are_not_hosted(self, load, model):
+        with pytest.raises(InvalidInputError, match=r"is not hosted; hosted are pplx-embed-context-v1-0\.6b"):
+            load(model)
+
+    @pytest.mark.parametrize("name", ["PPLX-Embed-Context-V1-4B", "perplexity-ai/pplx-embed-v1-4b"])
+    def test_names_in_any_case(self, load, name):
+        assert load(name).spec.dimension == 2560
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [("device", "cpu"), ("dtype", "float32"), ("context_weight", 0.5), ("batch_tokens", 9), ("onnx_file", "model")],
+    )
+    def test_options_of_other_backends(self, load, option, value):
+        with pytest.raises(InvalidInputError, match=f"{option} is not an option of backend='api'"):
+            load(**{option: value})
+
+    @pytest.mark.parametrize("window_tokens", [0, 32_001])
+    def test_windows(self, load, window_tokens):
+        with pytest.raises(InvalidInputError, match=f"must be from 1 to 32000, not {window_tokens}"):
+            load(window_tokens=window_tokens)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"concurrency": 0}, {"max_retries": -1}, {"timeout": 0}, {"encoding": "float"}, {"concurrency": True}],
+    )
+    def test_api_options(self, options):
+        with pytest.raises(InvalidInputError, match=next(iter(options))):
+            ApiOptions(**options)
+
+
+class TestKeyStaysSecret:
+    def test_in_representations_pickles_and_logs(self, server, load, caplog, monkeypatch):
+        caplog.set_level(logging.DEBUG)
+        encoder = load()
+        encoder.encode_queries(["question"])
+        server.key = "another"
+        with pytest.raises(ApiError) as caught:
+            encoder.encode_queries(["another question"])
+        pickled = pickle.dumps(encoder)
+        for text in (repr(encoder), str(vars(encoder)), repr(encoder.fingerprint), str(caught.value), caplog.text):
+            assert KEY not in text
+        assert KEY.encode() not in pickled
+        with pytest.raises(InvalidInputError, match="set PERPLEXITY_API_KEY"):
+            pickle.loads(pickled)
+        monkeypatch.setenv("PERPLEXITY_API_KEY", "another")
+        restored = pickle.loads(pickled)
+        assert restored.fingerprint == encoder.fingerprint
+        assert restored.encode_queries(["<|endoftext|>"]).any()
+        assert server.requests[-1].documents == [[["<|endoftext|>"][0]]]
+        restored.close()
+
+
+class TestUsage:
+    def test_is_added_up(self, server, load):
+        encoder = load()
+        assert encoder.usage == Usage()
+        encoder.encode_documents([["one", "two"], ["three"]])
+        encoder.encode_queries(["question"])
+        assert encoder.usage.requests == 2
+        assert encoder.usage.tokens == server.total_tokens
+        assert encoder.usage.cost == pytest.approx(server.total_cost)
+
+    def test_cost_by_the_published_price_where_the_service_does_not_tell(self, server, load):
+        server.cost = False
+        encoder = load("pplx-embed-context-v1-4b")
+        encoder.encode_queries(["question"])
+        assert encoder.usage.cost == pytest.approx(server.total_tokens * 0.05 / 1e6)
+
+    def test_is_reported_by_the_store(self, server, load, folder):
+        encoder = load()
+        with VectorStore.open(folder / "index", encoder=encoder) as store:
+            report = store.add([Document(id="a", chunks=["one", "two"]), Document(id="b", text="three")])
+            assert report.usage == encoder.usage
+            assert report.usage.tokens == server.total_tokens > 0
+            assert store.sync([Document(id="a", chunks=["one", "two"])]).usage == Usage()
+            assert store.search("two", k=1)[0].text == "two"
+            assert encoder.usage.requests == 2
+
+    def test_an_add_that_fails_stores_nothing_of_a_broken_answer(self, server, load, folder):
+        with VectorStore.open(folder / "index", encoder=load(max_retries=0)) as store:
+            server.faults = service.Faults(3, 1.0, ("missing_item",))
+            with pytest.raises(AlignmentError):
+                store.add([Document(id="a", chunks=["one", "two"])])
+            assert store.count() == 0
+
+
+def test_an_index_written_locally_can_be_searched_by_the_service(load, folder, pplx_checkpoint):
+    """The same model in the same windows: only the revision of its weights is not told."""
+    from dataclasses import replace
+
+    hosted = load()
+    local = replace(hosted.fingerprint, revision="0123abc", backend="torch")
+    local.require_same(hosted.fingerprint, "docs")
+    with pytest.raises(PplxVectorStoreError, match="window_tokens 2048"):
+        replace(local, window_tokens=2048).require_same(hosted.fingerprint, "docs")
+
+
+class TestProgress:
+    @pytest.mark.parametrize("model", [CONTEXT, SINGLE])
+    def test_ends_with_all(self, load, model, small_requests):
+        seen = []
+        documents = [[f"{number} some words"] for number in range(60)]
+        load(model).encode_documents(documents, progress=lambda done, total: seen.append((done, total)))
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+        assert seen[-1][0] == seen[-1][1]
+        assert len(seen) > 5
+
+
+class TestPacking:
+    def test_first_fit_of_the_largest_first(self):
+        def item(tokens, texts=1):
+            return Item(("t",) * texts, (0,) * texts, (1,) * texts, tokens)
+
+        items = [item(tokens) for tokens in (30_000, 90_000, 60_000, 60_000, 1)]
+        packed = pack_requests(items)
+        assert [[one.tokens for one in request] for request in packed] == [[90_000, 30_000], [60_000, 60_000], [1]]
+        assert len(pack_requests([item(10)] * 1025)) == 3
+        assert [len(request) for request in pack_requests([item(10, 9_000)] * 2)] == [1, 1]
+
+    def test_pieces_of_a_slot_are_weighted_by_their_tokens(self):
+        one, other = (Piece(1, tokens, np.full(4, code, np.int8)) for tokens, code in ((30, 100), (10, -20)))
+        codes = merge_codes([one, other, Piece(0, 5, np.full(4, -128, np.int8))], 3, 4, "int8")
+        mean = (30 * np.arctanh(100 / 127) + 10 * np.arctanh(-20 / 127)) / 40
+        assert codes[:, 0].tolist() == [-128, round(np.tanh(mean) * 127), 0]
+        full = [Piece(0, 1, np.full(4, 127, np.int8))] * 2
+        assert (merge_codes(full, 1, 4, "int8") >= 126).all()
+
+    def test_bits_are_least_significant_first(self):
+        assert decode("gQ==", 8, "binary").tolist() == [1, -1, -1, -1, -1, -1, -1, 1]
+        assert decode("Ag==", 8, "binary").tolist() == [-1, 1, -1, -1, -1, -1, -1, -1]
+        assert decode("gH8A/w==", 4, "int8").tolist() == [-128, 127, 0, -1]
+
+    @pytest.mark.parametrize("bad", [None, 5, "not base64!", "gH8A", "é"])
+    def test_bad_vectors(self, bad):
+        with pytest.raises(EncodingError):
+            decode(bad, 4, "int8")
+
+    def test_every_character_is_sent_once(self, tokenizer):
+        """Cuts fall between characters, also within those of several tokens."""
+        planner = ItemPlanner(tokenizer, None, capacity=7, min_context=0, contextual=True)
+        text = "日本語の文章。👩‍👩‍👧‍👦 e\u0301 naïve " * 5
+        items = planner.plan([text], 0)
+        assert "".join(part for item in items for part in item.texts) == text
+        assert len(items) > 5
