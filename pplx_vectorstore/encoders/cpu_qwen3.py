@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Scores of one matrix product in bfloat16: 2 MB, so that softmax and the second product find them in the cache.
 _SCORES_AT_ONCE = 2**20
+# oneDNN keeps code and buffers for every shape it has seen: sizes are rounded up, so that there are few.
+_TOKEN_GRAIN = 64
 
 
 class CpuQwen3TokenModel:
@@ -26,7 +28,8 @@ class CpuQwen3TokenModel:
     The rows of a batch are laid end to end. All but attention is done token by token, in blocks of
     :data:`~pplx_vectorstore.encoders.packed_linear.BLOCK_TOKENS`, so that no temporary is larger than a cache,
     whatever the batch; attention is done row by row. The residual stream is float32 also where products
-    are bfloat16.
+    are bfloat16. What is allocated is of few sizes, whatever the batch: memory that is taken and returned in
+    sizes of all kinds would come to be full of holes.
 
     Args:
         model: Holds the weights, float32 or bfloat16; its layers are taken out, to hold them once.
@@ -78,16 +81,22 @@ class CpuQwen3TokenModel:
         """Return token vectors, float32, shape (n_tokens, dimension)."""
         import torch
 
-        n_tokens, kept = len(ids), self._head_dimension
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        hidden: torch.Tensor = self._embed(ids).float()
+        kept = self._head_dimension
+        n_tokens = -(-len(ids) // _TOKEN_GRAIN) * _TOKEN_GRAIN
+        room = -(-n_tokens // self.batch_tokens) * self.batch_tokens
+        positions = torch.zeros(n_tokens, dtype=torch.int64)  # those after the last row are nobody's
+        positions[: len(ids)] = torch.cat([torch.arange(length) for length in lengths])
+        hidden = torch.empty(room, self.dimension)[:n_tokens]
+        hidden[: len(ids)] = self._embed(ids)
+        hidden[len(ids) :] = 0
         # cos and sin of a token repeat after half their length.
         cos, sin = (of[0, :, None, : kept // 2].float() for of in self._rotary(hidden[None], positions[None]))
         per_key = self._heads // self._key_heads
-        queries = torch.empty(self._key_heads, per_key, n_tokens, kept, dtype=self.dtype)
-        keys = torch.empty(self._key_heads, n_tokens, kept, dtype=self.dtype)
+        queries = torch.empty(self._key_heads, per_key, room, kept, dtype=self.dtype)
+        keys = torch.empty(self._key_heads, room, kept, dtype=self.dtype)
         values = torch.empty_like(keys)
-        attended = torch.empty(n_tokens, self._key_heads, per_key, kept, dtype=self.dtype)
+        attended = torch.empty(room, self._key_heads, per_key, kept, dtype=self.dtype)
+        attended[len(ids) : n_tokens] = 0
         for layer in self._layers:
             for block in _blocks(n_tokens):
                 normed = self._normalise(hidden[block], layer.attention_norm).to(self.dtype)
@@ -111,7 +120,7 @@ class CpuQwen3TokenModel:
                 stream += layer.down(gate.mul_(layer.up(normed)))
         for block in _blocks(n_tokens):
             hidden[block] = self._normalise(hidden[block], self._norm)
-        return hidden
+        return hidden[: len(ids)]
 
     def _normalise(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm of float32; one pass over `x` less than its textbook form."""
@@ -182,18 +191,31 @@ def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, att
         attended.copy_(result.view(queries.shape).permute(2, 0, 1, 3))
         return
     # PyTorch's kernel computes bfloat16 scores with float32 instructions unless the CPU has AMX; these
-    # products use what bfloat16 instructions there are. Softmax does not change when one vector is taken
-    # from all keys, and without their mean the scores are small enough for bfloat16's eight bits.
-    keys = keys - keys.mean(dim=1, keepdim=True, dtype=torch.float32).to(keys.dtype)
-    turned = keys.transpose(1, 2)
-    if key_heads * per_key * n * n <= _SCORES_AT_ONCE:
-        weights = torch.bmm(queries.reshape(key_heads, per_key * n, kept), turned).softmax(-1)
-        attended.copy_(torch.bmm(weights, values).view(queries.shape).permute(2, 0, 1, 3))
-        return
-    step = max(1, _SCORES_AT_ONCE // (per_key * n))
-    for head in range(key_heads):
+    # products use what bfloat16 instructions there are.
+    room = _round_up(n)
+    if key_heads * per_key * room * room <= _SCORES_AT_ONCE:
+        heads_at_once, step = key_heads, room
+    else:
+        heads_at_once, step = 1, 1 << max(4, (_SCORES_AT_ONCE // (per_key * room)).bit_length() - 1)
+    fill = (0, 0, 0, room - n)
+    for first in range(0, key_heads, heads_at_once):
+        heads = slice(first, first + heads_at_once)
+        query = torch.nn.functional.pad(queries[heads], fill)
+        # Softmax does not change when one vector is taken from all keys, and without their mean the scores
+        # are small enough for bfloat16's eight bits.
+        mean = keys[heads].mean(dim=1, keepdim=True, dtype=torch.float32).to(keys.dtype)
+        key = torch.nn.functional.pad(keys[heads] - mean, fill).transpose(1, 2)
+        value = torch.nn.functional.pad(values[heads], fill)
         for start in range(0, n, step):
-            some = queries[head, :, start : start + step]
-            weights = torch.mm(some.reshape(-1, kept), turned[head]).softmax(-1)
-            result = torch.mm(weights, values[head]).view(some.shape)
-            attended[start : start + step, head] = result.transpose(0, 1)
+            some = query[:, :, start : start + step]
+            scores = torch.bmm(some.reshape(heads_at_once, -1, kept), key)
+            scores[:, :, n:] = -torch.inf
+            result = torch.bmm(scores.softmax(-1), value).view(some.shape)
+            stop = min(start + step, n)
+            attended[start:stop, heads] = result[:, :, : stop - start].permute(2, 0, 1, 3)
+
+
+def _round_up(n: int) -> int:
+    """Round a row's length up, by an eighth at most once it is long."""
+    grain = 16 if n <= 64 else max(_TOKEN_GRAIN, 1 << (n.bit_length() - 4))
+    return -(-n // grain) * grain
