@@ -66,7 +66,8 @@ def main() -> None:
             changed = np.mean([len(set(a) - set(b)) / TOP for a, b in pairs])
             first = np.mean([a[0] != b[0] for a, b in pairs])
             print(
-                f"| {name} | {cosines.mean():.5f} | {cosines.min():.5f} | {changed:.2%} | {first:.2%} | {seconds:.0f} |",
+                f"| {name} | {cosines.mean():.5f} | {cosines.min():.5f} | {changed:.2%} | {first:.2%} "
+                f"| {seconds:.0f} |",
                 flush=True,
             )
 
