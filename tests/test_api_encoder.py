@@ -1,16 +1,21 @@
 """The encoder of the hosted service, against a server on loopback that is strict about the protocol."""
 
+import asyncio
 import importlib.util
+import json
 import logging
 import pickle
 import random
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from pplx_vectorstore import ApiOptions, Document, Usage, VectorStore, load_encoder
+from pplx_vectorstore import ApiOptions, AsyncVectorStore, Document, Usage, VectorStore, load_encoder
+from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders import api_requests
 from pplx_vectorstore.encoders.api_requests import (
     Item,
@@ -490,3 +495,45 @@ class TestPacking:
         items = planner.plan([text], 0)
         assert "".join(part for item in items for part in item.texts) == text
         assert len(items) > 5
+
+
+class TestFromOutside:
+    def test_an_async_store_awaits_the_service(self, server, load, folder, run_async):
+        server.delay = 0.05
+        encoder = load()
+        threads = set()
+        encoder.encode_documents = encoder.encode_queries = lambda *a, **o: pytest.fail("blocks a thread")
+
+        async def use():
+            async with await AsyncVectorStore.open(folder / "index", encoder=encoder) as store:
+                report = await store.add([Document(id=str(i), chunks=[f"chunk {i}", "other"]) for i in range(5)])
+                threads.update(thread.name for thread in threading.enumerate())
+                return report, await asyncio.gather(*(store.search(f"chunk {i}", k=1) for i in range(5)))
+
+        report, hits = run_async(use())
+        assert [found[0].document_id for found in hits] == [str(i) for i in range(5)]
+        assert report.usage.requests == 1
+        assert not any(name.startswith("pplx-api") for name in threads)
+        assert server.most_concurrent > 1
+
+    def test_the_command_line(self, server, tokenizer, pplx_checkpoint, folder, monkeypatch):
+        monkeypatch.setenv("PERPLEXITY_API_KEY", KEY)
+        monkeypatch.setenv("PERPLEXITY_BASE_URL", server.url)
+        monkeypatch.setattr("pplx_vectorstore.encoders.api.fetch_tokenizer", lambda *_: pplx_checkpoint)
+        (folder / "note.txt").write_text("The harbour froze in 1887.", "utf-8")
+        monkeypatch.chdir(folder)
+        run = CliRunner().invoke
+        indexed = run(app, ["index", "note.txt", "--model", CONTEXT, "--backend", "api"])
+        assert indexed.exit_code == 0, indexed.output
+        tokens = len(tokenizer.encode(["The harbour froze in 1887."])[0])
+        expected = f"the hosted model took 1 request, {tokens} tokens, ${tokens * 0.008 / 1e6:.6f}"
+        assert expected in indexed.stdout
+        found = run(app, ["search", "The harbour froze in 1887.", "--json"])  # by the backend that wrote it
+        assert json.loads(found.stdout)[0]["document_id"] == "note.txt"
+        assert [request.path for request in server.requests] == [service.CONTEXTUALIZED] * 2
+        assert KEY not in indexed.output + found.output + run(app, ["info"]).output
+        assert "api" in run(app, ["info"]).stdout
+        monkeypatch.delenv("PERPLEXITY_API_KEY")
+        refused = run(app, ["search", "harbour"])
+        assert refused.exit_code == 1
+        assert "set PERPLEXITY_API_KEY or PPLX_API_KEY" in refused.stderr

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,8 @@ def test_links_between_pages_lead_somewhere():
 
 def numbers(text):
     return [float(number) for number in NUMBER.findall(text)]
+
+
+def test_the_picture_of_windows_is_what_the_library_plans():
+    code = runpy.run_path(str(ROOT / "docs" / "draw_windows.py"))
+    assert (ROOT / "docs" / "windows.svg").read_text("utf-8") == code["draw"]()
