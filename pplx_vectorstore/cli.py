@@ -416,9 +416,12 @@ def _load(
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
     settings: dict[str, Any] = {}
     # Another model has settings of its own; they differ, and then the store names every difference.
-    if recorded is not None and (model is None or _is_same(model, recorded)):
+    if recorded is not None and (
+        model is None or _is_same(model, recorded, options.get("backend") or recorded.backend.partition(":")[0])
+    ):
         settings = {
-            "backend": recorded.backend,
+            "backend": recorded.backend.partition(":")[0],
+            "onnx_file": recorded.backend.partition(":")[2] or None,
             "dimensions": recorded.dimension,
             "window_tokens": recorded.window_tokens,
             "min_context": recorded.min_context,
@@ -428,6 +431,8 @@ def _load(
             settings["revision"] = recorded.revision
     if model is None and Path(name).is_absolute() and not Path(name).exists():
         raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
+    if options.get("backend") not in (None, settings.get("backend")):
+        settings.pop("onnx_file", None)
     settings |= {option: value for option, value in options.items() if value is not None}
     if settings.get("backend") == "api":
         settings.pop("context_weight", None)  # the service has its own
@@ -438,15 +443,18 @@ def _load(
     return encoder
 
 
-def _is_same(model: str, recorded: Fingerprint) -> bool:
-    from pplx_vectorstore.encoders.checkpoints import locate_checkpoint
+def _is_same(model: str, recorded: Fingerprint, backend: str) -> bool:
+    from pplx_vectorstore.encoders.checkpoints import locate_checkpoint, locate_onnx
 
     if recorded.source in (model, str(Path(model).resolve())):
         return True
     known = find_spec(model)
     if known is not None:
         return known.name == recorded.model
-    return Path(model).is_dir() and locate_checkpoint(model).revision == recorded.revision
+    if not Path(model).is_dir():
+        return False
+    locate = locate_onnx if backend == "onnx" else locate_checkpoint
+    return locate(model).revision == recorded.revision
 
 
 def _is_url(store: str) -> bool:

@@ -93,13 +93,14 @@ class Fingerprint:
         model: Canonical name.
         revision: What tells its weights from others of that name, or None.
         dimension: Components of a vector.
-        quantizer: "tanh" or "absmax".
+        quantizer: "tanh", "absmax" or "sign".
         window_tokens: Tokens that went through the model at once.
         min_context: Tokens of context on each side of a chunk.
         context_weight: Share of the contextual vector.
         source: What ``load_encoder`` takes to load the model again: its name, or a folder's path. Not
             part of the identity: a checkpoint may move.
-        backend: What ran it: "torch", "onnx" or "api". Not part of the identity: all give the same vectors.
+        backend: What ran it: "torch", "onnx:" and the file's name, or "api". Not part of the identity: the vectors
+            differ by the precision of the arithmetic alone, as with another dtype.
     """
 
     model: str

@@ -22,7 +22,7 @@ class ModelSpec:
         dimension: Components of a vector.
         min_dimension: Smallest dimension that it can be cut to (Matryoshka training); equal to
             `dimension` where it cannot.
-        quantizer: "tanh" for models trained for it, "absmax" for others.
+        quantizer: "tanh" for models trained for it, "absmax" for others; "sign" where only bits are fetched.
         window_tokens: Tokens that go through the model at once by default, its own start and end
             tokens included.
         max_window_tokens: The most it takes.

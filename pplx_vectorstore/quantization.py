@@ -74,7 +74,8 @@ def quantize_absmax(vectors: Floats) -> Codes:
 def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
     """Quantize with the quantizer of that name.
 
-    See :func:`quantize_tanh` and :func:`quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1.
+    See :func:`quantize_tanh` and :func:`quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1, and
+    zeros for a zero vector.
     """
     if quantizer == "tanh":
         return quantize_tanh(vectors)
@@ -82,7 +83,9 @@ def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
         return quantize_absmax(vectors)
     if quantizer == "sign":
         _require_finite(vectors)
-        return np.where(vectors >= 0, 1, -1).astype(np.int8)
+        signs = np.where(vectors >= 0, 1, -1).astype(np.int8)
+        signs[~vectors.any(axis=-1)] = 0
+        return signs
     raise InvalidInputError(f"quantizer must be 'tanh', 'absmax' or 'sign', not {quantizer!r}")
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pplx_vectorstore import ApiOptions, AsyncVectorStore, Document, Usage, VectorStore, load_encoder
 from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders import api_requests
+from pplx_vectorstore.encoders.api import is_of_size
 from pplx_vectorstore.encoders.api_requests import (
     Item,
     ItemPlanner,
@@ -268,6 +269,33 @@ class TestLimits:
         run_async(encoder.aencode_documents(documents))
         assert server.most_concurrent == 3
 
+    def test_concurrency_is_of_the_encoder_not_of_a_call(self, server, load, run_async):
+        server.delay = 0.05
+        encoder = load(concurrency=2)
+
+        async def ask():
+            await asyncio.gather(*(encoder.aencode_queries([f"question {i}"]) for i in range(8)))
+
+        run_async(ask())
+        threads = [threading.Thread(target=encoder.encode_queries, args=([f"question {i}"],)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.most_concurrent == 2
+
+    def test_connections_of_ended_loops_are_let_go(self, load):
+        encoder = load()
+
+        async def ask():
+            await encoder.aencode_queries(["question"])
+            transport = encoder._of_loops[asyncio.get_running_loop()]
+            await transport.client.close()
+
+        for _ in range(3):
+            asyncio.run(ask())
+        assert len(encoder._of_loops) == 1
+
     def test_blank_chunks_are_never_sent(self, server, load):
         encoder = load()
         codes = encoder.encode_documents([["", " \n", "\u3000"], [], [""]])
@@ -307,6 +335,28 @@ class TestErrors:
             load(api_key=None)
         with pytest.raises(InvalidInputError, match="not blank"):
             load(api_key=" ")
+
+    @pytest.mark.parametrize("key", ["pplx-a\npplx-b", "pplx-é", "export KEY=pplx"])
+    def test_a_key_that_is_none(self, load, key):
+        with pytest.raises(InvalidInputError, match="more pasted than the key") as caught:
+            load(api_key=key)
+        assert key not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("message", "of_size"),
+        [
+            ("The input has 130000 tokens, which exceeds the maximum of 120000 tokens", True),
+            ("Too many documents: at most 512", True),
+            ("input is too long", True),
+            ("Request entity too large", True),
+            ("You exceeded your current quota", False),
+            ("Rate limit of tokens exceeded", False),
+            ("dimensions must be at most 1024", False),
+            ("invalid token in the header", False),
+        ],
+    )
+    def test_which_refusals_are_of_size(self, message, of_size):
+        assert is_of_size(message) == of_size
 
     @pytest.mark.parametrize("name", ["PERPLEXITY_API_KEY", "PPLX_API_KEY"])
     def test_key_of_the_environment(self, load, monkeypatch, name):
@@ -390,6 +440,7 @@ class TestKeyStaysSecret:
         with pytest.raises(ApiError) as caught:
             encoder.encode_queries(["another question"])
         pickled = pickle.dumps(encoder)
+        assert caught.value.__cause__ is None  # the SDK's error holds the request, and that the key
         for text in (repr(encoder), str(vars(encoder)), repr(encoder.fingerprint), str(caught.value), caplog.text):
             assert KEY not in text
         assert KEY.encode() not in pickled
@@ -449,6 +500,16 @@ def test_an_index_written_locally_can_be_searched_by_the_service(load, folder, p
 
 
 class TestProgress:
+    def test_counts_on_through_groups(self, load, monkeypatch, small_requests):
+        seen = []
+        encoder = load()
+        monkeypatch.setattr(type(encoder), "group_characters", 200)
+        documents = [[f"{number} some words"] for number in range(60)]
+        encoder.encode_documents(documents, progress=lambda done, total: seen.append((done, total)))
+        assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+        assert all(done <= total * 1.2 for done, total in seen)
+        assert seen[-1][0] == seen[-1][1]
+
     @pytest.mark.parametrize("model", [CONTEXT, SINGLE])
     def test_ends_with_all(self, load, model, small_requests):
         seen = []

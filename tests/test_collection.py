@@ -19,7 +19,7 @@ FINGERPRINT = Fingerprint(
 )
 OTHERS = {
     "model": "all-minilm-l6-v2",
-    "revision": None,
+    "revision": "0123abcd",
     "dimension": 128,
     "quantizer": "absmax",
     "window_tokens": 512,
@@ -68,6 +68,19 @@ def test_every_difference_is_refused_and_both_values_named(field):
 def test_several_differences_are_all_named():
     with pytest.raises(SchemaMismatchError, match=r"model .* dimension .* quantizer "):
         FINGERPRINT.require_same(replace(FINGERPRINT, **OTHERS), "docs")
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx:model_quantized", "api"])
+def test_backends_may_differ_and_the_service_does_not_tell_its_revision(backend):
+    other = replace(FINGERPRINT, backend=backend, revision=None if backend == "api" else FINGERPRINT.revision)
+    FINGERPRINT.require_same(other, "docs")
+    other.require_same(FINGERPRINT, "docs")
+
+
+def test_metadata_from_before_backends_were_recorded():
+    metadata = FINGERPRINT.to_metadata()
+    del metadata[METADATA_KEY]["backend"]
+    assert Fingerprint.from_metadata(metadata, "docs").backend == "torch"
 
 
 def test_same_is_accepted_wherever_the_checkpoint_lies():

@@ -1,6 +1,8 @@
 """load_encoder: what it loads, and what it refuses."""
 
+import copy
 import json
+import pickle
 import shutil
 import sys
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from pplx_vectorstore import load_encoder
+from pplx_vectorstore.encoders import LateChunkingEncoder
 from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, ModelFileError, UnknownModelError
 
 
@@ -148,10 +151,32 @@ class TestRefusesOptions:
         with pytest.raises(InvalidInputError, match=f"device '{device}' is not available here.*device='auto'"):
             load_encoder(str(pplx_checkpoint), device=device)
 
-    @pytest.mark.parametrize("backend", ["onnx", "api", "", None])
+    @pytest.mark.parametrize("backend", ["tensorrt", "", None])
     def test_backend(self, pplx_checkpoint, backend):
-        with pytest.raises(InvalidInputError, match="backend must be 'torch'"):
+        with pytest.raises(InvalidInputError, match="backend must be 'torch', 'onnx' or 'api'"):
             load_encoder(str(pplx_checkpoint), backend=backend)
+
+    @pytest.mark.parametrize("option", [{"onnx_file": "model"}, {"api_key": "key"}])
+    def test_options_of_other_backends(self, pplx_checkpoint, option):
+        with pytest.raises(InvalidInputError, match="is not an option of backend='torch'"):
+            load_encoder(str(pplx_checkpoint), **option)
+
+
+class TestPickling:
+    @pytest.mark.parametrize("remake", [lambda encoder: pickle.loads(pickle.dumps(encoder)), copy.deepcopy])
+    def test_loads_the_model_again_with_its_options(self, pplx_checkpoint, sentences, remake):
+        encoder = load_encoder(str(pplx_checkpoint), dtype="float32", window_tokens=64, query_cache=3)
+        again = remake(encoder)
+        assert again.fingerprint == encoder.fingerprint
+        assert (again.encode_documents([sentences])[0] == encoder.encode_documents([sentences])[0]).all()
+
+    def test_holds_no_weights(self, minilm):
+        assert len(pickle.dumps(minilm)) < 1000
+
+    def test_one_made_by_hand_says_what_to_pickle(self, pplx):
+        by_hand = LateChunkingEncoder(pplx._model, pplx.tokenizer, pplx.spec)
+        with pytest.raises(TypeError, match="load_encoder did not make"):
+            pickle.dumps(by_hand)
 
 
 class TestRefusesModels:

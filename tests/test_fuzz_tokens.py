@@ -12,8 +12,11 @@ from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.tokenization import ChunkTokenizer
 from pplx_vectorstore.windows import lay_out, plan_windows
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = 10_000
-AT_ONCE = 100
+TOKENIZED_AT_ONCE = 400  # some 1,400 chunks: more than the tokenizer takes at a time
+ENCODED_AT_ONCE = 20
 
 RANGES = [
     (0x00, 0x20),  # controls
@@ -132,8 +135,8 @@ def specials(tokenizer):
 def token_ids(tokenizer, documents):
     """Each document's chunks' ids, tokenized many documents at a time, as encoders do it."""
     found = []
-    for first in range(0, DOCUMENTS, AT_ONCE):
-        some = documents[first : first + AT_ONCE]
+    for first in range(0, DOCUMENTS, TOKENIZED_AT_ONCE):
+        some = documents[first : first + TOKENIZED_AT_ONCE]
         ids = iter(tokenizer.encode([chunk for document in some for chunk in document]))
         found += [[next(ids) for _ in document] for document in some]
         assert next(ids, None) is None
@@ -244,8 +247,8 @@ def test_every_vector_is_the_mean_of_its_own_tokens(documents, token_ids, tokeni
     """A fifth of the documents, through the whole of the encoder but the model."""
     rng = random.Random(11)
     frame = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
-    for first in range(0, DOCUMENTS, AT_ONCE):
-        some = slice(first, first + AT_ONCE // 5)
+    for first in range(0, DOCUMENTS, 5 * ENCODED_AT_ONCE):
+        some = slice(first, first + ENCODED_AT_ONCE)
         capacity = rng.randint(1, 60)
         model = HashModel(tokenizer.largest_id + 1, tokenizer.prefix_ids, tokenizer.suffix_ids, capacity + frame)
         spec = ModelSpec(
@@ -264,7 +267,7 @@ def test_every_vector_is_the_mean_of_its_own_tokens(documents, token_ids, tokeni
             model, tokenizer, spec, min_context=min_context, batch_tokens=rng.choice([1, 7, 100, 512])
         )
         vectors = encoder.chunk_vectors(documents[some])
-        assert len(vectors) == AT_ONCE // 5
+        assert len(vectors) == ENCODED_AT_ONCE
         for number, (chunk_ids, rows) in enumerate(zip(token_ids[some], vectors, strict=True), start=first):
             assert rows.shape == (len(chunk_ids), model.dimension), number
             for ids, row in zip(chunk_ids, rows, strict=True):

@@ -131,7 +131,7 @@ class TestBothQuantizers:
 
 
 def test_quantizer_must_be_known():
-    with pytest.raises(InvalidInputError, match="'tanh' or 'absmax', not 'int4'"):
+    with pytest.raises(InvalidInputError, match="'tanh', 'absmax' or 'sign', not 'int4'"):
         quantize(np.zeros((1, 2)), "int4")
 
 
@@ -231,3 +231,10 @@ class TestTruncate:
     def test_refuses_more_or_less_than_there_is(self, dimension):
         with pytest.raises(InvalidInputError, match=f"from 1 to 5, not {dimension}"):
             truncate(np.zeros((2, 5)), dimension)
+
+
+def test_signs_of_a_zero_vector_are_zeros():
+    vectors = np.array([[0.5, -0.1, 0.0], [0.0, 0.0, 0.0]])
+    assert quantize(vectors, "sign").tolist() == [[1, -1, 1], [0, 0, 0]]
+    with pytest.raises(EncodingError):
+        quantize(np.array([np.nan]), "sign")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.api import ApiEncoder, ApiOptions, load_api_encoder
 from pplx_vectorstore.encoders.checkpoints import Checkpoint, locate_checkpoint, locate_onnx
 from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
-from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Progress, TokenModel, with_options
+from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, TokenModel, with_options
+from pplx_vectorstore.encoders.meter import Progress
 from pplx_vectorstore.encoders.onnx_model import OnnxTokenModel, load_onnx_model
 from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
 from pplx_vectorstore.encoders.torch_model import TorchTokenModel, load_torch_model
@@ -22,7 +24,12 @@ __all__ = ["ApiEncoder", "ApiOptions", "Encoder", "LateChunkingEncoder", "Precom
 
 
 class Encoder(Protocol):
-    """What a store needs of an encoder; write your own to use any other model."""
+    """What a store needs of an encoder; write your own to use any other model.
+
+    Used where there are any: ``aencode_documents`` and ``aencode_queries``, coroutines of the same arguments, which an
+    :class:`~pplx_vectorstore.AsyncVectorStore` awaits; ``usage``, a :class:`~pplx_vectorstore.Usage`; and
+    ``group_characters``, how much text is worth embedding at once.
+    """
 
     @property
     def spec(self) -> ModelSpec:
@@ -108,7 +115,7 @@ def load_encoder(
             "auto", "cpu", "cuda" or "cuda:1".
         dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "bfloat16",
             "float32", or "float16" where the model stands it. For torch; an ONNX file has its own.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; "documents+queries" where queries have their own encoder.
         dimensions: Cut vectors to so many components (Matryoshka); None for all.
         window_tokens: Tokens that go through the model at once; None for the model's default.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
@@ -129,6 +136,7 @@ def load_encoder(
         ModelFileError: The checkpoint is broken, altered or of an unsupported layout.
         MissingExtraError: An extra must be installed first.
     """
+    options: dict[str, Any] = {name: value for name, value in locals().items() if name != "model"}
     if backend not in ("torch", "onnx", "api"):
         raise InvalidInputError(f"backend must be 'torch', 'onnx' or 'api', not {backend!r}")
     counts = {
@@ -167,6 +175,9 @@ def load_encoder(
             min_context=min_context,
             query_cache=query_cache,
         )
+    # Of two commits where queries have an encoder of their own, as the fingerprint names them.
+    document_revision, _, query_revision = (revision or "").partition("+")
+    revision = document_revision or None
     if backend == "onnx":
         checkpoint = locate_onnx(model, revision, file=onnx_file)
     else:
@@ -179,9 +190,9 @@ def load_encoder(
     model_revision, query_model = checkpoint.revision, None
     if spec.query_model is not None:
         if backend == "onnx":
-            of_queries = locate_onnx(spec.query_model, file=onnx_file)
+            of_queries = locate_onnx(spec.query_model, query_revision or None, file=onnx_file)
         else:
-            of_queries = locate_checkpoint(spec.query_model)
+            of_queries = locate_checkpoint(spec.query_model, query_revision or None)
         query_model = _load_token_model(of_queries, tokenizer, device, dtype)
         model_revision += f"+{of_queries.revision}"
     return LateChunkingEncoder(
@@ -190,11 +201,12 @@ def load_encoder(
         spec,
         revision=model_revision,
         source=checkpoint.source,
-        backend=backend,
+        backend=backend if checkpoint.onnx is None else f"{backend}:{checkpoint.onnx.stem}",
         query_model=query_model,
         min_context=min_context,
         batch_tokens=batch_tokens,
         query_cache=query_cache,
+        reload=functools.partial(load_encoder, model, **options),
     )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from pplx_vectorstore.encoders.api_requests import (
 )
 from pplx_vectorstore.encoders.batching import group_by_characters
 from pplx_vectorstore.encoders.checkpoints import fetch_tokenizer
-from pplx_vectorstore.encoders.late_chunking import Progress, check_documents, check_texts, with_options
+from pplx_vectorstore.encoders.late_chunking import check_documents, check_texts, with_options
+from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
@@ -41,8 +42,7 @@ from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.reports import Usage
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
-if TYPE_CHECKING:
-    from perplexity import AsyncPerplexity
+T = TypeVar("T")
 
 KEY_VARIABLES = ("PERPLEXITY_API_KEY", "PPLX_API_KEY")
 
@@ -52,7 +52,14 @@ _CONNECT_SECONDS = 10.0
 # What is planned and asked for together: several requests for each that may be under way.
 _REQUESTS_PLANNED = 4
 _CHARACTERS_PER_TOKEN = 3
-_TOO_LARGE = re.compile(r"\b(tokens?|too (large|long|many)|exceed\w*|maximum|at most)\b", re.IGNORECASE)
+# Of sizes, not of quotas: "exceeds the maximum of 120000 tokens", "too many chunks", "input is too long".
+_TOO_LARGE = re.compile(
+    r"too (large|long|big)"
+    r"|(too many|exceed\w*|maximum|at most|limit)\b.*\b(tokens?|chunks?|documents?|texts?|inputs?|length)"
+    r"|\b(tokens?|chunks?|documents?|texts?|inputs?|length)\b.*\b(exceed\w*|maximum|at most)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NOT_OF_SIZE = re.compile(r"quota|rate|credit|balance|dimension", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +67,10 @@ class ApiOptions:
     """How the hosted service is asked.
 
     Attributes:
-        concurrency: Requests that may be under way at once.
+        concurrency: Requests that an encoder may have under way at once, and as many more in each event loop.
         timeout: Seconds to wait for an answer before asking again.
         max_retries: How often a request that failed is tried again, waiting half a second to eight, or as
-            long as the service says.
+            long as the service says, if that is a minute at most.
         encoding: "int8", or "binary" for answers an eighth of the size: codes are then +1 and -1.
         base_url: Where the service is; None for PERPLEXITY_BASE_URL or its own address.
         tokenizer: Folder with the model's tokenizer.json; None to fetch it from the hub, once.
@@ -121,6 +128,10 @@ class ApiEncoder:
         self._options = options or ApiOptions()
         self.spec = replace(spec, quantizer="sign") if self._options.encoding == "binary" else spec
         self.tokenizer = tokenizer
+        if spec.query_prefix or spec.document_prefix or spec.query_model:
+            raise InvalidInputError(
+                f"{spec.name} has prefixes or an encoder of queries, which the service does not take"
+            )
         if not 1 <= spec.window_tokens <= MOST_DOCUMENT_TOKENS:
             raise InvalidInputError(
                 f"window_tokens of the hosted {spec.name} must be from 1 to {MOST_DOCUMENT_TOKENS}, "
@@ -214,25 +225,25 @@ class ApiEncoder:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; to be awaited before it ends."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
+        with self._lock:
+            transport = self._of_loops.pop(asyncio.get_running_loop(), None)
+        if transport is not None:
+            await transport.client.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the key, connections and locks."""
-        left_out = ("_blocking", "_clients", "_lock", "_query_cache", "_usage")
+        left_out = ("_blocking", "_of_loops", "_lock", "_usage")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._query_cache = QueryCache(0, self.spec.dimension)
         self._usage = Usage()
         self._lock = threading.Lock()
         self._connect(None)
 
     def _connect(self, api_key: str | None) -> None:
         self._blocking = _Blocking(self._make_client(_find_key(api_key), asynchronous=False), self._options)
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPerplexity] = WeakKeyDictionary()
+        self._of_loops: dict[asyncio.AbstractEventLoop, _Awaiting] = {}
 
     def _make_client(self, key: str, *, asynchronous: bool) -> Any:
         try:
@@ -252,9 +263,13 @@ class ApiEncoder:
         """Return the transport of the running event loop: connections cannot pass from one to another."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            if loop not in self._clients:
-                self._clients[loop] = self._make_client(self._blocking.client.api_key, asynchronous=True)
-            return _Awaiting(self._clients[loop], self._options)
+            # A loop's connections refer to the loop, so that weak references alone would never let go of them.
+            for other in [other for other in self._of_loops if other.is_closed()]:
+                del self._of_loops[other]
+            if loop not in self._of_loops:
+                client = self._make_client(self._blocking.client.api_key, asynchronous=True)
+                self._of_loops[loop] = _Awaiting(client, self._options)
+            return self._of_loops[loop]
 
     async def _encode_queries(self, queries: Sequence[str], transport: _Transport) -> Codes:
         check_texts(queries, "queries")
@@ -268,24 +283,33 @@ class ApiEncoder:
     ) -> list[Codes]:
         check_documents(documents)
         encoded: list[Codes] = []
+        meter = Meter(progress, documents)
         for group in group_by_characters(documents, self.group_characters):
-            items: list[Item] = []
-            firsts = [0]
-            for document in group:
-                items += self._planner.plan(document, firsts[-1])
-                firsts.append(firsts[-1] + len(document))
-            meter = _Meter(progress, sum(item.tokens for item in items))
+            requests = await transport.run(self._plan, group, meter)
 
-            async def ask(request: list[Item], meter: _Meter = meter) -> list[Piece]:
+            async def ask(request: list[Item]) -> list[Piece]:
                 pieces = await self._ask(request, transport)
                 meter.advance(sum(item.tokens for item in request))
                 return pieces
 
-            answers = await transport.gather(ask, pack_requests(items))
-            pieces = [piece for answer in answers for piece in answer]
-            codes = merge_codes(pieces, firsts[-1], self.spec.dimension, self._options.encoding)
-            encoded += [codes[start:stop] for start, stop in pairwise(firsts)]
+            answers = await transport.gather(ask, requests)
+            encoded += await transport.run(self._merge, group, answers)
         return encoded
+
+    def _plan(self, documents: Sequence[Sequence[str]], meter: Meter) -> list[list[Item]]:
+        items: list[Item] = []
+        slot = 0
+        for document in documents:
+            items += self._planner.plan(document, slot)
+            slot += len(document)
+        meter.plan(documents, sum(item.tokens for item in items))
+        return pack_requests(items)
+
+    def _merge(self, documents: Sequence[Sequence[str]], answers: Sequence[list[Piece]]) -> list[Codes]:
+        stops = np.cumsum([0, *map(len, documents)]).tolist()
+        pieces = [piece for answer in answers for piece in answer]
+        codes = merge_codes(pieces, stops[-1], self.spec.dimension, self._options.encoding)
+        return [codes[start:stop] for start, stop in pairwise(stops)]
 
     async def _ask(self, items: list[Item], transport: _Transport) -> list[Piece]:
         """Ask for one request's vectors; in parts, if the service finds it too large."""
@@ -329,10 +353,10 @@ class ApiEncoder:
         """Add up what was billed; where the service does not tell, by its price list."""
         told = getattr(answer, "usage", None)
         tokens = getattr(told, "total_tokens", None)
-        if tokens is None:
+        if not isinstance(tokens, int):
             tokens = sum(item.tokens for item in items)
         cost = getattr(getattr(told, "cost", None), "total_cost", None)
-        if cost is None:
+        if not isinstance(cost, (int, float)):
             cost = tokens * (self.spec.price or 0.0) / 1e6
         with self._lock:
             self._usage += Usage(requests=1, tokens=tokens, cost=cost)
@@ -356,7 +380,12 @@ def load_api_encoder(
         raise InvalidInputError(f"{model!r} is not hosted; hosted are {hosted}")
     spec = with_options(spec, dimensions=dimensions, window_tokens=window_tokens)
     _find_key(api_key)  # before anything is fetched for nothing
-    folder = fetch_tokenizer(spec.name, revision) if options.tokenizer is None else Path(options.tokenizer)
+    if not isinstance(options, ApiOptions):
+        raise InvalidInputError(f"api must be ApiOptions, not {type(options).__name__}")
+    if options.tokenizer is None:
+        folder = fetch_tokenizer(spec.name, revision)
+    else:
+        folder = Path(options.tokenizer).expanduser()
     tokenizer = ChunkTokenizer.from_folder(folder)
     return ApiEncoder(
         spec, tokenizer, api_key=api_key, options=options, min_context=min_context, query_cache=query_cache
@@ -367,22 +396,6 @@ class _TooLargeError(ApiError):
     """The service finds a request too large."""
 
 
-class _Meter:
-    """Reports progress; requests end in any thread."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def advance(self, tokens: int) -> None:
-        if self._progress is not None:
-            with self._lock:
-                self._done += tokens
-                self._progress(self._done, self._total)
-
-
 _Ask = Callable[[list[Item]], Coroutine[Any, Any, list[Piece]]]
 
 
@@ -390,7 +403,11 @@ class _Transport(Protocol):
     """How requests are made: by blocking threads, or by awaiting."""
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
-        """Ask once, with the SDK's own retries."""
+        """Ask once, with the SDK's own retries, when there is a place among those under way."""
+        ...
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what computes for a while."""
         ...
 
     async def gather(self, ask: _Ask, requests: list[list[Item]]) -> list[list[Piece]]:
@@ -402,48 +419,49 @@ class _Blocking:
     def __init__(self, client: Any, options: ApiOptions) -> None:
         self.client = client
         self._options = options
+        self._places = threading.BoundedSemaphore(options.concurrency)
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
         route = self.client.contextualized_embeddings if contextual else self.client.embeddings
-        try:
+        with self._places, _translated(self.client, self._options):
             return route.create(**arguments)
-        except Exception as error:
-            raise _translate(error, self.client, self._options) from error
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(*arguments)
 
     async def gather(self, ask: _Ask, requests: list[list[Item]]) -> list[list[Piece]]:
         if len(requests) < 2:
             return [await ask(request) for request in requests]
-        with ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="pplx-api") as pool:
+        pool = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="pplx-api")
+        try:
             # Each worker drives a coroutine of its own, which over this transport never waits for a loop.
             futures = [pool.submit(lambda one: run_now(ask(one)), request) for request in requests]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
+        finally:
+            # What is under way ends by itself; who interrupts does not wait for it, and no more is begun.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Awaiting:
     def __init__(self, client: Any, options: ApiOptions) -> None:
-        self._client = client
+        self.client = client
         self._options = options
+        self._places = asyncio.Semaphore(options.concurrency)
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
-        route = self._client.contextualized_embeddings if contextual else self._client.embeddings
-        try:
-            return await route.create(**arguments)
-        except Exception as error:
-            raise _translate(error, self._client, self._options) from error
+        route = self.client.contextualized_embeddings if contextual else self.client.embeddings
+        async with self._places:
+            with _translated(self.client, self._options):
+                return await route.create(**arguments)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.to_thread(function, *arguments)
 
     async def gather(self, ask: _Ask, requests: list[list[Item]]) -> list[list[Piece]]:
-        slots = asyncio.Semaphore(self._options.concurrency)
-
-        async def ask_in_turn(request: list[Item]) -> list[Piece]:
-            async with slots:
-                return await ask(request)
-
-        tasks = [asyncio.ensure_future(ask_in_turn(request)) for request in requests]
+        tasks = [asyncio.ensure_future(ask(request)) for request in requests]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -453,17 +471,30 @@ class _Awaiting:
             raise
 
 
-def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception:
-    """Turn the SDK's error into ours; the key never comes with it."""
+@contextlib.contextmanager
+def _translated(client: Any, options: ApiOptions) -> Iterator[None]:
+    """Turn the SDK's errors into ours, without their cause: it holds the request, and that the key."""
+    try:
+        yield
+    except Exception as error:
+        ours = _translate(error, client, options)
+        if ours is None:
+            raise
+        raise ours from None
+
+
+def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception | None:
+    """Return our error for one of the SDK's, or None for any other."""
     import perplexity
 
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-        return EncodingError(f"the service's answer is no JSON: {error}")
+        return EncodingError(f"the service's answer is no JSON ({type(error).__name__})")
     if not isinstance(error, perplexity.APIError):
-        return error
-    where = str(client.base_url)
+        return None
+    where = str(client.base_url.copy_with(userinfo=b""))
     if not isinstance(error, perplexity.APIStatusError):
         reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__ or error).__name__
+        reason = reason.replace(client.api_key, "***")
         return ApiError(f"{where} gave no answer in {options.max_retries + 1} tries: {reason}")
     body = error.body if isinstance(error.body, dict) else {}
     told = body.get("error", body)
@@ -474,21 +505,31 @@ def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception:
         return ApiError(
             f"{where} refused the key ({status}: {message}); give api_key=, or set {KEY_VARIABLES[0]}, to a valid one"
         )
-    if status == 413 or (status in (400, 422) and _TOO_LARGE.search(message)):
+    if status == 413 or (status in (400, 422) and is_of_size(message)):
         return _TooLargeError(f"{where} finds a request too large that cannot be made smaller ({status}: {message})")
     tried = f" in {options.max_retries + 1} tries" if status in (408, 409, 429) or status >= 500 else ""
     return ApiError(f"{where} answered {status}{tried}: {message}")
 
 
+def is_of_size(message: str) -> bool:
+    """Tell whether a refusal says that a request is too large."""
+    return bool(_TOO_LARGE.search(message)) and not _NOT_OF_SIZE.search(message)
+
+
 def _find_key(given: str | None) -> str:
     if given is not None and (not isinstance(given, str) or not given.strip()):
         raise InvalidInputError("api_key must be a str that is not blank")
-    key = given or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name, "").strip()), None)
-    if key is None:
+    found = given or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name, "").strip()), None)
+    if found is None:
         raise InvalidInputError(
             f"the hosted service needs a key: give api_key=, or set {' or '.join(KEY_VARIABLES)} in the environment"
         )
-    return key.strip()
+    key = found.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InvalidInputError(
+            "the key holds white space or characters that no key has; was more pasted than the key?"
+        )
+    return key
 
 
 def _hosted_name(spec: ModelSpec) -> str:

@@ -69,7 +69,7 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         ModelFileError: Files are missing, altered, or of an unsupported layout.
         MissingExtraError: A package is needed to get at the model.
     """
-    return _locate(model, revision, _TORCH_FILES)
+    return _locate(model, revision, _TORCH_FILES, "torch")
 
 
 def locate_onnx(model: str, revision: str | None = None, *, file: str | None = None) -> Checkpoint:
@@ -88,35 +88,63 @@ def locate_onnx(model: str, revision: str | None = None, *, file: str | None = N
     names = ONNX_FILES if file is None else (file.removesuffix(".onnx"),)
     if any("/" in name or "\\" in name for name in names):
         raise ModelFileError(f"onnx_file must be a name such as {ONNX_FILES[0]!r}, not the path {file!r}")
-    checkpoint = _locate(model, revision, _onnx_files(model, revision, names))
-    places = [checkpoint.folder / "onnx", checkpoint.folder]
-    paths = [place / f"{name}.onnx" for name in names for place in places]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        there = sorted(path.stem for place in places for path in place.glob("*.onnx"))
-        raise ModelFileError(
-            f"{checkpoint.folder} holds no ONNX file {' or '.join(names)}"
-            f"{', only ' + ', '.join(there) if there else ''}; make one with: "
-            f"pplx-vectorstore export-onnx {model} FOLDER, and load that folder"
-        )
-    return replace(checkpoint, onnx=found)
+    folder = _folder_of(model)
+    if folder is None:
+        checkpoint = _locate(model, revision, _onnx_patterns(model, revision, names), "onnx")
+        return replace(checkpoint, onnx=_find_onnx(checkpoint.folder, names, model))
+    found = _find_onnx(folder, names, model)
+    if not (folder / EXPORT_FILE).is_file():
+        weights = sorted(folder.glob("*.safetensors")) or sorted(found.parent.glob(f"{found.name}*"))
+        return Checkpoint(folder, read_spec(folder), _digest(folder, weights), str(folder.resolve()), found)
+    origin: dict[str, Any] = _read_json(folder / EXPORT_FILE, dict)
+    name = str(origin.get("model"))
+    spec = (find_spec(name) if origin.get("known") else None) or read_spec(folder, name)
+    return Checkpoint(folder, spec, str(origin.get("revision")), str(folder.resolve()), found)
+
+
+def _find_onnx(folder: Path, names: Sequence[str], model: str) -> Path:
+    places = [folder / "onnx", folder]
+    for name in names:
+        for place in places:
+            if (place / f"{name}.onnx").is_file():
+                return place / f"{name}.onnx"
+    there = sorted(path.stem for place in places for path in place.glob("*.onnx"))
+    raise ModelFileError(
+        f"{folder} holds no ONNX file {' or '.join(names)}{', only ' + ', '.join(there) if there else ''}; make one "
+        f"with: pplx-vectorstore export-onnx {model} FOLDER, and load that folder"
+    )
 
 
 def fetch_tokenizer(model: str, revision: str | None = None) -> Path:
-    """Fetch the tokenizer of a model on the hub, and nothing more; return its folder."""
-    return _fetch(model, revision, ["tokenizer.json"])
+    """Fetch the tokenizer of a model on the hub, and nothing more; return its folder.
+
+    Raises:
+        UnknownModelError: The hub cannot be reached.
+    """
+    try:
+        return _fetch(model, revision, ["tokenizer.json"], "api")
+    except UnknownModelError as error:
+        reason = str(error).partition(". Check")[0]
+        raise UnknownModelError(
+            f"{reason}. Only its tokenizer.json is needed: give the folder that holds it, "
+            "api=ApiOptions(tokenizer='FOLDER')"
+        ) from error
 
 
-def _locate(model: str, revision: str | None, weights: list[str]) -> Checkpoint:
-    known = find_spec(model)  # comes first: a folder that happens to bear a model's name is no checkpoint
+def _folder_of(model: str) -> Path | None:
+    """Return the folder that a name means: the table comes first, and Path('') is the current folder."""
     folder = Path(model).expanduser()
-    if known is None and model and folder.is_dir():  # Path('') is the current folder
-        source = str(folder.resolve())
-        if weights is not _TORCH_FILES and (folder / EXPORT_FILE).is_file():
-            origin: dict[str, Any] = _read_json(folder / EXPORT_FILE, dict)
-            name, exported = str(origin.get("model")), str(origin.get("revision"))
-            return Checkpoint(folder, find_spec(name) or read_spec(folder, name), exported, source)
-        return Checkpoint(folder, read_spec(folder), _weights_digest(folder, weights), source)
+    return folder if find_spec(model) is None and model and folder.is_dir() else None
+
+
+def _locate(model: str, revision: str | None, weights: Sequence[str], extra: str) -> Checkpoint:
+    known = find_spec(model)
+    folder = _folder_of(model)
+    if folder is not None:
+        spec, paths = read_spec(folder), sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise ModelFileError(f"{folder} holds no *.safetensors weights; a checkpoint needs them")
+        return Checkpoint(folder, spec, _digest(folder, paths), str(folder.resolve()))
     if known is not None and known.sha256 is not None:
         folder = _bundled_folder()
         _verify(folder / "model.safetensors", known.sha256)
@@ -124,7 +152,7 @@ def _locate(model: str, revision: str | None, weights: list[str]) -> Checkpoint:
     hub_id = model if known is None else known.name
     if hub_id.count("/") != 1 or any(character in hub_id for character in "\\ :~"):
         raise UnknownModelError(_unknown(model))
-    folder = _fetch(hub_id, revision, [*_HUB_FILES, *weights])
+    folder = _fetch(hub_id, revision, [*_HUB_FILES, *weights], extra)
     # A snapshot's folder is named by its commit.
     return Checkpoint(folder, known or read_spec(folder, hub_id), folder.name, hub_id)
 
@@ -222,7 +250,7 @@ def _verify(path: Path, sha256: str) -> None:
         )
 
 
-def _onnx_files(model: str, revision: str | None, names: Sequence[str]) -> list[str]:
+def _onnx_patterns(model: str, revision: str | None, names: Sequence[str]) -> list[str]:
     """Return the patterns of one ONNX file on the hub: fetching all of them would be gigabytes."""
     known = find_spec(model)
     if len(names) > 1 and not Path(model).expanduser().is_dir() and (known is None or known.sha256 is None):
@@ -236,21 +264,13 @@ def _onnx_files(model: str, revision: str | None, names: Sequence[str]) -> list[
     return [f"onnx/{name}.onnx*" for name in names]
 
 
-def _weights_digest(folder: Path, patterns: Sequence[str]) -> str:
+def _digest(folder: Path, paths: Sequence[Path]) -> str:
     """Tell checkpoints apart by samples of their weights, in milliseconds however large they are.
 
     Two trainings differ everywhere, so sizes and 64 blocks of 4 KiB per file are enough for an
     identity; this is no protection against tampering.
     """
     digest = hashlib.sha256()
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths and patterns is not _TORCH_FILES:
-        paths = sorted(
-            path for pattern in patterns for path in [*folder.glob(pattern), *folder.glob(Path(pattern).name)]
-        )
-    if not paths:
-        needed = "*.safetensors" if patterns is _TORCH_FILES else " or ".join(patterns)
-        raise ModelFileError(f"{folder} holds no {needed} weights; a checkpoint needs them")
     for path in [*paths, folder / "config.json", folder / "tokenizer.json"]:
         if not path.is_file():
             continue  # reported by whoever reads it
@@ -263,11 +283,11 @@ def _weights_digest(folder: Path, patterns: Sequence[str]) -> str:
     return WEIGHTS_PREFIX + digest.hexdigest()[:16]
 
 
-def _fetch(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(hub_id: str, revision: str | None, patterns: Sequence[str], extra: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtraError(f"fetching {hub_id!r} from the hub", "hub") from error
+        raise MissingExtraError(f"fetching {hub_id!r} from the hub", extra) from error
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # which HTTP library's errors come through depends on the hub's release

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import group_by_characters, plan_batches
+from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
@@ -22,9 +23,6 @@ from pplx_vectorstore.tokenization import ChunkTokenizer
 from pplx_vectorstore.windows import Layout, TokenIds, Window, lay_out, plan_windows
 
 Vectors = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (tokens done, tokens in all) after every batch; all are estimated until the last are counted."""
-
 # What is tokenized at once, while what came before goes through the model: about eight batches, so that
 # rows of similar length meet, and what is held stays small however many documents one call brings.
 _CHARACTERS_PER_BATCH_TOKEN = 32
@@ -70,30 +68,6 @@ class _Sequence:
     first_slot: int
 
 
-@dataclass(slots=True)
-class _Meter:
-    """Reports progress while the number of tokens is not known yet.
-
-    Attributes:
-        progress: What to call.
-        characters: Of all documents.
-        counted: Characters whose tokens are planned.
-        planned: Tokens of the windows planned so far.
-        done: Tokens that went through the model.
-    """
-
-    progress: Progress
-    characters: int
-    counted: int = 0
-    planned: int = 0
-    done: int = 0
-
-    def advance(self, tokens: int) -> None:
-        """Count a batch and report."""
-        self.done += tokens
-        self.progress(self.done, round(self.planned * self.characters / self.counted))
-
-
 class LateChunkingEncoder:
     """Embeds the chunks of a document in the context of the document.
 
@@ -108,6 +82,7 @@ class LateChunkingEncoder:
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
         query_cache: Queries whose codes are remembered.
+        reload: Makes the same encoder again, where it is unpickled; None if it is not to be pickled.
 
     Raises:
         InvalidInputError: A setting is out of range.
@@ -126,11 +101,18 @@ class LateChunkingEncoder:
         min_context: int | None = None,
         batch_tokens: int | None = None,
         query_cache: int = 0,
+        reload: Callable[[], LateChunkingEncoder] | None = None,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
         self._model = token_model
         self._query_model = query_model or token_model
+        if self._query_model.dimension != token_model.dimension:
+            raise InvalidInputError(
+                f"the encoder of queries gives {self._query_model.dimension} dimensions, that of documents "
+                f"{token_model.dimension}; they cannot be compared"
+            )
+        self._reload = reload
         self._backend = backend
         self._revision = revision
         self._source = source or spec.name
@@ -144,6 +126,17 @@ class LateChunkingEncoder:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         self._batch_tokens = batch_tokens or token_model.batch_tokens
         self._query_cache = QueryCache(query_cache, spec.dimension)
+
+    def __reduce__(self) -> tuple[Callable[[], LateChunkingEncoder], tuple[()]]:
+        """Pickle how it was loaded, not the weights: another process loads them itself."""
+        if self._reload is None:
+            raise TypeError("an encoder that load_encoder did not make cannot be pickled; pickle what it is made of")
+        return self._reload, ()
+
+    @property
+    def group_characters(self) -> int:
+        """Characters of documents that are worth embedding together: two groups, one of them tokenized ahead."""
+        return 2 * _CHARACTERS_PER_BATCH_TOKEN * self._batch_tokens
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -175,7 +168,9 @@ class LateChunkingEncoder:
             EncodingError: The model gave NaN or infinity.
             AlignmentError: The model gave another number of vectors than there are chunks.
         """
-        return [quantize(vectors, self.spec.quantizer) for vectors in self.chunk_vectors(documents, progress=progress)]
+        check_documents(documents)
+        encoded = self._encode(documents, self._model, self._document_prefix, progress)
+        return [quantize(vectors, self.spec.quantizer) for vectors in encoded]
 
     def encode_queries(self, queries: Sequence[str]) -> Codes:
         """Embed search queries, each a document of one chunk.
@@ -213,24 +208,23 @@ class LateChunkingEncoder:
             One float32 array per document, shape (n_chunks, dimension), unnormalised.
         """
         check_documents(documents)
-        return self._encode(documents, self._model, self._document_prefix, progress)
+        return list(self._encode(documents, self._model, self._document_prefix, progress))
 
     def _encode(
         self, documents: Sequence[Sequence[str]], model: TokenModel, prefix: TokenIds, progress: Progress | None
-    ) -> list[Vectors]:
+    ) -> Iterator[Vectors]:
         """Embed documents group by group; the next group is tokenized while one goes through the model."""
         groups = group_by_characters(documents, _CHARACTERS_PER_BATCH_TOKEN * self._batch_tokens)
-        meter = None if progress is None else _Meter(progress, sum(map(_count_characters, groups)))
+        meter = Meter(progress, documents)
         if len(groups) == 1:  # a query is not worth a thread
-            return self._encode_group(documents, self.tokenizer.encode(_join(documents)), model, prefix, meter)
-        vectors: list[Vectors] = []
+            yield from self._encode_group(documents, self.tokenizer.encode(_join(documents)), model, prefix, meter)
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as ahead:
             waiting = [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[:1]]
             for i, group in enumerate(groups):
                 chunk_ids = waiting.pop().result()
                 waiting += [ahead.submit(self.tokenizer.encode, _join(group)) for group in groups[i + 1 : i + 2]]
-                vectors += self._encode_group(group, chunk_ids, model, prefix, meter)
-        return vectors
+                yield from self._encode_group(group, chunk_ids, model, prefix, meter)
 
     def _encode_group(
         self,
@@ -238,7 +232,7 @@ class LateChunkingEncoder:
         chunk_ids: Sequence[TokenIds],
         model: TokenModel,
         prefix: TokenIds,
-        meter: _Meter | None,
+        meter: Meter,
     ) -> list[Vectors]:
         counts = [len(document) for document in documents]
         n_chunks = sum(counts)
@@ -258,9 +252,7 @@ class LateChunkingEncoder:
             else:
                 sequences.extend(self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids))
             first += count
-        if meter is not None:
-            meter.counted += _count_characters(documents)
-        slots = self._run(sequences, n_chunks if weight == 1 else 2 * n_chunks, model, prefix, meter)
+        slots = self._run(documents, sequences, n_chunks if weight == 1 else 2 * n_chunks, model, prefix, meter)
         vectors = slots[:n_chunks]
         if weight < 1:
             vectors = blend(vectors, slots[independent_slots], weight)
@@ -275,11 +267,12 @@ class LateChunkingEncoder:
 
     def _run(
         self,
+        documents: Sequence[Sequence[str]],
         sequences: Sequence[_Sequence],
         n_slots: int,
         model: TokenModel,
         prefix: TokenIds,
-        meter: _Meter | None,
+        meter: Meter,
     ) -> Vectors:
         """Run all windows, longest first, and merge their pieces into one vector per slot."""
         rows: list[TokenIds] = []
@@ -298,8 +291,7 @@ class LateChunkingEncoder:
                 piece_tokens.extend(piece.stop - piece.start for piece in window.pieces)
         pieces = np.empty((len(piece_slots), model.dimension), dtype=np.float32)
         lengths = [len(row) for row in rows]
-        if meter is not None:
-            meter.planned += sum(lengths)
+        meter.plan(documents, sum(lengths))
         for batch in plan_batches(lengths, self._batch_tokens, pads=model.pads):
             pooled = model.pool([rows[i] for i in batch], [spans[i] for i in batch])
             targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
@@ -308,8 +300,7 @@ class LateChunkingEncoder:
             if pooled.shape[1:] != pieces.shape[1:]:
                 raise EncodingError(f"the model gave vectors of shape {pooled.shape[1:]}; {pieces.shape[1:]} is needed")
             pieces[targets] = pooled
-            if meter is not None:
-                meter.advance(sum(lengths[i] for i in batch))
+            meter.advance(sum(lengths[i] for i in batch))
         return merge_pieces(pieces, np.array(piece_tokens, np.int64), np.array(piece_slots, np.int64), n_slots)
 
     def _window_capacity(self) -> int:
@@ -383,10 +374,6 @@ def check_texts(texts: object, what: str) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} must be a list of str; it holds a {type(text).__name__}")
-
-
-def _count_characters(documents: Sequence[Sequence[str]]) -> int:
-    return sum(len(chunk) for document in documents for chunk in document)
 
 
 def _join(documents: Sequence[Sequence[str]]) -> list[str]:

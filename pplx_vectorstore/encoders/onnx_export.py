@@ -23,13 +23,14 @@ from pplx_vectorstore.encoders.late_chunking import TokenModel
 from pplx_vectorstore.encoders.onnx_model import load_onnx_model
 from pplx_vectorstore.encoders.torch_model import load_stock_model, load_torch_model
 from pplx_vectorstore.errors import EncodingError, InvalidInputError, MissingExtraError
+from pplx_vectorstore.models import KNOWN_MODELS
 from pplx_vectorstore.quantization import quantize
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
 # The first with attention, rotary positions and RMSNorm as operators of their own: a quarter of the memory
 # and four times the speed at 4,096 tokens of the same graph in older operators.
 _OPSET = 23
-_COPIED = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json")
+_COPIED = ("config.json", "tokenizer.json", "modules.json", "*_Pooling/config.json")
 # Of an exported float32 model, pooled vectors; of int8 weights, what tells rounding from a broken file.
 _LEAST_COSINE = {"model": 0.99999, "model_quantized": 0.9}
 
@@ -58,7 +59,7 @@ def export_onnx(
 
     The folder gets what ``load_encoder(folder, backend="onnx")`` needs, and is recorded to hold the same
     weights: an index that one of them wrote, the other can search. Nothing is written unless ONNX Runtime
-    gives the vectors that PyTorch gives.
+    gives the vectors that PyTorch gives, or comes near them with quantized weights.
 
     Args:
         model: A known name, a hub id or a checkpoint folder.
@@ -83,29 +84,56 @@ def export_onnx(
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InvalidInputError(f"{target} is a file; name a folder to export into")
+    origin = {
+        "model": checkpoint.spec.name,
+        "revision": checkpoint.revision,
+        "known": KNOWN_MODELS.get(checkpoint.spec.name) == checkpoint.spec,
+    }
+    _require_no_other(target, checkpoint, origin)
+    is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that moving the result there is one step of the file system.
-    with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as scratch:
-        file = Path(scratch) / "model.onnx"
-        _export(checkpoint, file)
-        if quantize_weights:
-            file = _quantize(file)
-        report = _compare(checkpoint, file)
-        for name in _COPIED:
-            source = checkpoint.folder / name
-            if source.is_file() and source.resolve() != (target / name).resolve():
-                (target / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source, target / name)
-        origin = {"model": checkpoint.spec.name, "revision": checkpoint.revision}
+    try:
+        # Beside the target, so that moving the result there is one step of the file system.
+        with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as scratch:
+            file = Path(scratch) / "model.onnx"
+            _export(checkpoint, file)
+            if quantize_weights:
+                file = _quantize(file)
+            comparison = _compare(checkpoint, file)
+            size = _move(checkpoint, file, target)
         (target / EXPORT_FILE).write_text(json.dumps(origin, indent=2), "utf-8")
-        final = target / "onnx"
-        final.mkdir(exist_ok=True)
-        parts = sorted(file.parent.glob(f"{file.name}*"), reverse=True)  # the data before what refers to it
-        for part in parts:
-            part.chmod(file.stat().st_mode)  # external data is made for its owner alone
-            os.replace(part, final / part.name)
-    size = sum((final / part.name).stat().st_size for part in parts)
-    return ExportReport(file=final / file.name, bytes=size, **report)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something, then
+                target.rmdir()
+        raise
+    return ExportReport(file=target / "onnx" / file.name, bytes=size, **comparison)
+
+
+def _require_no_other(target: Path, checkpoint: Checkpoint, origin: dict[str, Any]) -> None:
+    """Refuse a folder of another model: its configuration would pass for that of these weights."""
+    if (target / EXPORT_FILE).is_file():
+        if json.loads((target / EXPORT_FILE).read_text("utf-8")) != origin:
+            raise InvalidInputError(f"{target} holds an export of another model or revision; choose another folder")
+    elif (target / "config.json").is_file() and target.resolve() != checkpoint.folder.resolve():
+        raise InvalidInputError(f"{target} holds another model; choose another folder")
+
+
+def _move(checkpoint: Checkpoint, file: Path, target: Path) -> int:
+    """Put an export and what it needs in its place; return the export's bytes."""
+    for source in (path for pattern in _COPIED for path in checkpoint.folder.glob(pattern)):
+        copy = target / source.relative_to(checkpoint.folder)
+        if source.resolve() != copy.resolve():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, copy)
+    final = target / "onnx"
+    final.mkdir(exist_ok=True)
+    size = 0
+    for part in sorted(file.parent.glob(f"{file.name}*"), reverse=True):  # the data before what refers to it
+        size += part.stat().st_size
+        part.chmod(file.stat().st_mode)  # external data is made for its owner alone
+        os.replace(part, final / part.name)
+    return size
 
 
 def _export(checkpoint: Checkpoint, file: Path) -> None:
@@ -187,7 +215,8 @@ def _sample(model: TokenModel, tokenizer: ChunkTokenizer, window_tokens: int) ->
     rng = np.random.default_rng(0)
     frame = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     pooled = []
-    for lengths in ([1], [3, 40, 17], [min(300, window_tokens - frame), 9]):
+    room = window_tokens - frame
+    for lengths in ([1], [min(n, room) for n in (3, 40, 17)], [min(n, room) for n in (300, 9)]):
         inner = [rng.integers(0, tokenizer.largest_id, size=length) for length in lengths]
         rows = [np.concatenate([tokenizer.prefix_ids, ids, tokenizer.suffix_ids]) for ids in inner]
         start = len(tokenizer.prefix_ids)

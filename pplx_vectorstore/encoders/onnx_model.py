@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
+from pplx_vectorstore.models import KNOWN_MODELS
 from pplx_vectorstore.pooling import Span, pool_rows
 from pplx_vectorstore.windows import TokenIds
 
@@ -31,7 +32,8 @@ class OnnxTokenModel:
     Args:
         session: Of the file.
         pad_id: Id that fills short rows; the attention mask keeps it from mattering.
-        vocabulary_size: Number of token embeddings, or None where unknown.
+        vocabulary_size: Number of token embeddings.
+        dimension: Components of a token vector, for files that do not tell.
 
     Raises:
         ModelFileError: Its inputs or outputs are not those of a token model.
@@ -39,7 +41,9 @@ class OnnxTokenModel:
 
     pads = True
 
-    def __init__(self, session: onnxruntime.InferenceSession, pad_id: int, *, vocabulary_size: int) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, pad_id: int, *, vocabulary_size: int, dimension: int
+    ) -> None:
         self.vocabulary_size = vocabulary_size
         self._session = session
         self._pad_id = pad_id
@@ -53,12 +57,12 @@ class OnnxTokenModel:
                 f"input_ids and attention_mask (maybe also token_type_ids, position_ids) and gives {_TOKEN_VECTORS[0]}"
             )
         self._output: str = chosen
-        width = outputs[chosen].shape[-1]
-        if len(outputs[chosen].shape) != 3 or not isinstance(width, int):
+        if len(outputs[chosen].shape) != 3:
             raise ModelFileError(
                 f"{chosen} of the ONNX file has shape {outputs[chosen].shape}; (rows, tokens, dimension) is needed"
             )
-        self.dimension: int = width
+        width = outputs[chosen].shape[-1]
+        self.dimension: int = width if isinstance(width, int) else dimension
 
     @property
     def batch_tokens(self) -> int:
@@ -111,8 +115,21 @@ def load_onnx_model(checkpoint: Checkpoint, path: Path, *, device: str) -> OnnxT
     except Exception as error:  # its exceptions share no base but Exception
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} cannot be loaded: {reason}; fetch or export it again") from error
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise InvalidInputError(
+            "ONNX Runtime could not use CUDA and would run on the CPU (it tells why on standard error); "
+            "install the CUDA and cuDNN versions that it needs, or use device='cpu'"
+        )
     settings = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
-    return OnnxTokenModel(session, settings.get("pad_token_id") or 0, vocabulary_size=int(settings["vocab_size"]))
+    vocabulary_size = settings.get("vocab_size")
+    if not isinstance(vocabulary_size, int):
+        raise ModelFileError(f"config.json in {checkpoint.folder} needs a vocab_size, not {vocabulary_size!r}")
+    return OnnxTokenModel(
+        session,
+        settings.get("pad_token_id") or 0,
+        vocabulary_size=vocabulary_size,
+        dimension=KNOWN_MODELS.get(checkpoint.spec.name, checkpoint.spec).dimension,
+    )
 
 
 def _choose_providers(device: str, available: Sequence[str]) -> list[Any]:

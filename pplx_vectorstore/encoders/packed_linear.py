@@ -25,7 +25,7 @@ def pack_linear(*weights: torch.Tensor, bias: torch.Tensor | None = None) -> Cal
     import torch
 
     weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).detach().contiguous()
-    if not _packs(weight.dtype):
+    if not can_pack(weight.dtype):
         return lambda x: torch.nn.functional.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_TOKENS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
@@ -49,7 +49,8 @@ def pack_linears(model: torch.nn.Module) -> None:
                 setattr(module, name, PackedLinear(child))
 
 
-def _packs(dtype: torch.dtype) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN multiplies this dtype here."""
     import torch
 
     operators = torch.ops.mkldnn

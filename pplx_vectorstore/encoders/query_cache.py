@@ -28,6 +28,10 @@ class QueryCache:
         self._known: OrderedDict[str, Codes] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[QueryCache], tuple[int, int]]:
+        """Pickle an empty one of the same size."""
+        return QueryCache, (self._size, self._dimension)
+
     def lookup(self, queries: Sequence[str]) -> tuple[dict[str, Codes], list[str]]:
         """Return what is known of these queries, and the others, each once and in order."""
         found: dict[str, Codes] = {}

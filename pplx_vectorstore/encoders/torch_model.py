@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
 from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
-from pplx_vectorstore.encoders.packed_linear import pack_linears
+from pplx_vectorstore.encoders.packed_linear import can_pack, pack_linears
 from pplx_vectorstore.encoders.torch_pooling import join_ranges, pool_tokens
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
 from pplx_vectorstore.pooling import Span
@@ -215,8 +215,8 @@ def _choose_dtype(device: str) -> str:
     if device.startswith("cuda"):
         # Compute capability 8 (Ampere) is the first with bfloat16 tensor cores; older ones emulate it.
         native = torch.cuda.get_device_capability(device)[0] >= 8
-    elif device == "cpu":
-        native = _cpu_multiplies_bfloat16()
+    elif torch.device(device).type == "cpu":
+        native = _cpu_multiplies_bfloat16() and can_pack(torch.bfloat16)  # without oneDNN it is slow all the same
     else:
         native = False
     return "bfloat16" if native else "float32"

@@ -63,7 +63,7 @@ async def open_session(
     if not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1:
         raise InvalidInputError(f"parallel must be a whole number of at least 1, not {parallel!r}")
     capabilities = await learn_capabilities(calls, where)
-    points = await open_collection(
+    points, recorded = await open_collection(
         calls,
         collection,
         encoder.fingerprint,
@@ -77,7 +77,7 @@ async def open_session(
         calls=calls,
         points=points,
         encoder=encoder,
-        fingerprint=encoder.fingerprint,
+        fingerprint=recorded,
         chunker=chunker,
         write_lock=calls.make_lock(),
         parallel=parallel if capabilities.kind == "server" else 1,
@@ -128,8 +128,11 @@ async def open_collection(
     create: bool,
     config: CollectionConfig | None,
     index_fields: IndexFields | None,
-) -> PointAccess:
+) -> tuple[PointAccess, Fingerprint]:
     """Create a collection or verify an existing one, and index what is to be indexed.
+
+    Returns:
+        Its points, and how it was written: in a few details, an encoder that fits it may differ.
 
     Raises:
         SchemaMismatchError: It is laid out or was written in another way; every difference is named.
@@ -145,7 +148,7 @@ async def open_collection(
             calls, collection, fingerprint, capabilities, config or CollectionConfig(), tenants=tenant is not None
         )
     info = await calls("get_collection", collection)
-    _verify(info, collection, fingerprint, tenant)
+    recorded = _verify(info, collection, fingerprint, tenant)
     indexes = own_indexes(without_links=capabilities.unlinked_indexes)
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
@@ -155,7 +158,8 @@ async def open_collection(
         indexes[TEXT_FIELD] = text_index_params()
     await _create_indexes(calls, collection, {**indexes, **wanted}, info, capabilities)
     is_indexed = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
-    return PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=is_indexed)
+    points = PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=is_indexed)
+    return points, recorded
 
 
 def _check_tenant(tenant: object) -> None:
@@ -194,7 +198,7 @@ async def _create(
             raise
 
 
-def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerprint, tenant: str | None) -> None:
+def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerprint, tenant: str | None) -> Fingerprint:
     recorded = Fingerprint.from_metadata(info.config.metadata, collection)
     recorded.require_same(fingerprint, collection)
     different = schema_differences(info, fingerprint.dimension)
@@ -209,6 +213,7 @@ def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerpri
             f"collection {collection!r} was created without tenants, so tenant {tenant!r} cannot be kept apart; "
             "index into another collection"
         )
+    return recorded
 
 
 async def _create_indexes(

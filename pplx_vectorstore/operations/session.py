@@ -13,7 +13,7 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.encoders import Encoder
-from pplx_vectorstore.encoders.late_chunking import Progress
+from pplx_vectorstore.encoders.meter import Progress
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.errors import AlignmentError
 from pplx_vectorstore.operations.access import PointAccess
