@@ -35,6 +35,8 @@ docs: $(INSTALLED)
 
 # Prints ratios of runs on this machine; DATA is a folder with the chunking_evaluation corpora.
 bench: $(INSTALLED)
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/precision.py $(DATA)
 	$(BIN)/python benchmarks/search_overhead.py
 	$(BIN)/python benchmarks/write_rate.py
 	$(BIN)/python benchmarks/slow_server.py

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_vectorstore.collection import WEIGHTS_PREFIX
-from pplx_vectorstore.errors import MissingExtraError, ModelFileError, UnknownModelError
+from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, ModelFileError, UnknownModelError
 from pplx_vectorstore.models import KNOWN_MODELS, OFFLINE_MODEL, ModelSpec, find_spec
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
@@ -81,13 +81,14 @@ def locate_onnx(model: str, revision: str | None = None, *, file: str | None = N
         file: One of :data:`ONNX_FILES`, or another name; None for the first of them that there is.
 
     Raises:
+        InvalidInputError: `file` is no name.
         UnknownModelError: Nothing of that name, or the hub cannot be reached.
         ModelFileError: There is no such ONNX file, or its configuration is missing or not supported.
         MissingExtraError: A package is needed to get at the model.
     """
+    if file is not None and (not isinstance(file, str) or "/" in file or "\\" in file):
+        raise InvalidInputError(f"onnx_file must be a name such as {ONNX_FILES[0]!r}, not {file!r}")
     names = ONNX_FILES if file is None else (file.removesuffix(".onnx"),)
-    if any("/" in name or "\\" in name for name in names):
-        raise ModelFileError(f"onnx_file must be a name such as {ONNX_FILES[0]!r}, not the path {file!r}")
     folder = _folder_of(model)
     if folder is None:
         checkpoint = _locate(model, revision, _onnx_patterns(model, revision, names), "onnx")
@@ -96,10 +97,21 @@ def locate_onnx(model: str, revision: str | None = None, *, file: str | None = N
     if not (folder / EXPORT_FILE).is_file():
         weights = sorted(folder.glob("*.safetensors")) or sorted(found.parent.glob(f"{found.name}*"))
         return Checkpoint(folder, read_spec(folder), _digest(folder, weights), str(folder.resolve()), found)
+    origin = read_origin(folder)
+    spec = (find_spec(origin["model"]) if origin.get("known") else None) or read_spec(folder, origin["model"])
+    return Checkpoint(folder, spec, origin["revision"], str(folder.resolve()), found)
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Read which model's weights an export holds.
+
+    Raises:
+        ModelFileError: The record is missing or broken.
+    """
     origin: dict[str, Any] = _read_json(folder / EXPORT_FILE, dict)
-    name = str(origin.get("model"))
-    spec = (find_spec(name) if origin.get("known") else None) or read_spec(folder, name)
-    return Checkpoint(folder, spec, str(origin.get("revision")), str(folder.resolve()), found)
+    if not isinstance(origin.get("model"), str) or not isinstance(origin.get("revision"), str):
+        raise ModelFileError(f"{folder / EXPORT_FILE} names no model and revision; export the model again, elsewhere")
+    return origin
 
 
 def _find_onnx(folder: Path, names: Sequence[str], model: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pplx_vectorstore.encoders.checkpoints import EXPORT_FILE, Checkpoint, locate_checkpoint
+from pplx_vectorstore.encoders.checkpoints import EXPORT_FILE, Checkpoint, locate_checkpoint, read_origin
 from pplx_vectorstore.encoders.late_chunking import TokenModel
 from pplx_vectorstore.encoders.onnx_model import load_onnx_model
 from pplx_vectorstore.encoders.torch_model import load_stock_model, load_torch_model
@@ -113,7 +113,7 @@ def export_onnx(
 def _require_no_other(target: Path, checkpoint: Checkpoint, origin: dict[str, Any]) -> None:
     """Refuse a folder of another model: its configuration would pass for that of these weights."""
     if (target / EXPORT_FILE).is_file():
-        if json.loads((target / EXPORT_FILE).read_text("utf-8")) != origin:
+        if read_origin(target) != origin:
             raise InvalidInputError(f"{target} holds an export of another model or revision; choose another folder")
     elif (target / "config.json").is_file() and target.resolve() != checkpoint.folder.resolve():
         raise InvalidInputError(f"{target} holds another model; choose another folder")
