@@ -30,10 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--chunk-tokens", type=int, default=100)
+    parser.add_argument("--corpora", nargs="*", help="names of some of them; by default all")
     arguments = parser.parse_args()
     texts = read_corpora(arguments.data)
+    if arguments.corpora:
+        texts = {name: texts[name] for name in arguments.corpora}
     with (arguments.data / "questions.csv").open(encoding="utf-8", newline="") as file:
-        questions = [row["question"] for row in csv.DictReader(file)]
+        questions = [row["question"] for row in csv.DictReader(file) if row["corpus_id"] in texts]
     with tempfile.TemporaryDirectory() as folder:
         for quantize in (False, True):
             export_onnx(MODEL, folder, quantize_weights=quantize)

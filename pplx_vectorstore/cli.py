@@ -415,13 +415,13 @@ def _load(
 
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
     settings: dict[str, Any] = {}
+    backend, _, file = ("torch" if recorded is None else recorded.backend).partition(":")
+    if options.get("backend") not in (None, backend):
+        backend, file = options["backend"], ""
+    onnx_file: str | None = options.get("onnx_file") or file or None
     # Another model has settings of its own; they differ, and then the store names every difference.
-    if recorded is not None and (
-        model is None or _is_same(model, recorded, options.get("backend") or recorded.backend.partition(":")[0])
-    ):
+    if recorded is not None and (model is None or _is_same(model, recorded, backend, onnx_file)):
         settings = {
-            "backend": recorded.backend.partition(":")[0],
-            "onnx_file": recorded.backend.partition(":")[2] or None,
             "dimensions": recorded.dimension,
             "window_tokens": recorded.window_tokens,
             "min_context": recorded.min_context,
@@ -431,10 +431,9 @@ def _load(
             settings["revision"] = recorded.revision
     if model is None and Path(name).is_absolute() and not Path(name).exists():
         raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
-    if options.get("backend") not in (None, settings.get("backend")):
-        settings.pop("onnx_file", None)
     settings |= {option: value for option, value in options.items() if value is not None}
-    if settings.get("backend") == "api":
+    settings |= {"backend": backend, "onnx_file": onnx_file}
+    if backend == "api":
         settings.pop("context_weight", None)  # the service has its own
         if recorded is not None and recorded.quantizer == "sign":
             settings["api"] = ApiOptions(encoding="binary")
@@ -443,7 +442,7 @@ def _load(
     return encoder
 
 
-def _is_same(model: str, recorded: Fingerprint, backend: str) -> bool:
+def _is_same(model: str, recorded: Fingerprint, backend: str, onnx_file: str | None) -> bool:
     from pplx_vectorstore.encoders.checkpoints import locate_checkpoint, locate_onnx
 
     if recorded.source in (model, str(Path(model).resolve())):
@@ -453,8 +452,9 @@ def _is_same(model: str, recorded: Fingerprint, backend: str) -> bool:
         return known.name == recorded.model
     if not Path(model).is_dir():
         return False
-    locate = locate_onnx if backend == "onnx" else locate_checkpoint
-    return locate(model).revision == recorded.revision
+    if backend == "onnx":
+        return locate_onnx(model, file=onnx_file).revision == recorded.revision
+    return locate_checkpoint(model).revision == recorded.revision
 
 
 def _is_url(store: str) -> bool:

@@ -107,7 +107,7 @@ def find_spec(name: str) -> ModelSpec | None:
     """
     organisation, _, bare = name.lower().rpartition("/")
     for spec in _SPECS:
-        home = "sentence-transformers" if spec.layout == "mean-pooled" else "perplexity-ai"
-        if bare == spec.name.rpartition("/")[2] and organisation in ("", home):
+        home, _, own = spec.name.lower().rpartition("/")
+        if bare == own and organisation in ("", home or "sentence-transformers"):
             return spec
     return None

@@ -275,7 +275,6 @@ class TestIdentity:
         with pytest.raises(SchemaMismatchError, match=r"revision 'd+\+9+' in the collection, 'd+\+8+' given"):
             before.require_same(after, "documents")
 
-    @pytest.mark.xfail(strict=True, reason="find_spec knows two organisations, whatever the spec's name says")
     @pytest.mark.parametrize("name", ["someone/embed-invented", "embed-invented"])
     def test_of_another_organisation(self, load, checkpoints, monkeypatch, name):
         hub_id = "someone/embed-invented"

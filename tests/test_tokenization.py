@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers.normalizers import NFC
 
 from pplx_vectorstore.errors import InvalidDocumentError, ModelFileError
 from pplx_vectorstore.tokenization import ChunkTokenizer
@@ -39,8 +40,6 @@ class TestByteLevel:
 
     @given(text=ANY_TEXT)
     def test_loses_nothing(self, pplx_tokenizer, text):
-        import unicodedata
-
         (ids,) = pplx_tokenizer.encode([text])
         assert ids.dtype == np.int64
         if not text.strip():
@@ -48,7 +47,7 @@ class TestByteLevel:
         else:
             clean = "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
             decoded = pplx_tokenizer.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-            assert decoded == unicodedata.normalize("NFC", clean)
+            assert decoded == NFC().normalize_str(clean)  # Python's tables may be of another Unicode version
 
 
 class TestMiniLM:

@@ -16,7 +16,7 @@ from pplx_vectorstore.encoders.onnx_model import OnnxTokenModel, load_onnx_model
 from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
 from pplx_vectorstore.encoders.torch_model import TorchTokenModel, load_torch_model
 from pplx_vectorstore.errors import InvalidInputError, ModelFileError
-from pplx_vectorstore.models import ModelSpec
+from pplx_vectorstore.models import ModelSpec, find_spec
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
@@ -176,12 +176,13 @@ def load_encoder(
             query_cache=query_cache,
         )
     # Of two commits where queries have an encoder of their own, as the fingerprint names them.
-    document_revision, _, query_revision = (revision or "").partition("+")
-    revision = document_revision or None
+    known, query_revision = find_spec(model), ""
+    if known is not None and known.query_model is not None:
+        revision, _, query_revision = (revision or "").partition("+")
     if backend == "onnx":
-        checkpoint = locate_onnx(model, revision, file=onnx_file)
+        checkpoint = locate_onnx(model, revision or None, file=onnx_file)
     else:
-        checkpoint = locate_checkpoint(model, revision)
+        checkpoint = locate_checkpoint(model, revision or None)
     spec = with_options(
         checkpoint.spec, dimensions=dimensions, window_tokens=window_tokens, context_weight=context_weight
     )

@@ -145,8 +145,13 @@ def fetch_tokenizer(model: str, revision: str | None = None) -> Path:
 
 def _folder_of(model: str) -> Path | None:
     """Return the folder that a name means: the table comes first, and Path('') is the current folder."""
-    folder = Path(model).expanduser()
-    return folder if find_spec(model) is None and model and folder.is_dir() else None
+    if not model or find_spec(model) is not None:
+        return None
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # the home of somebody who is not there
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _locate(model: str, revision: str | None, weights: Sequence[str], extra: str) -> Checkpoint:
@@ -265,7 +270,7 @@ def _verify(path: Path, sha256: str) -> None:
 def _onnx_patterns(model: str, revision: str | None, names: Sequence[str]) -> list[str]:
     """Return the patterns of one ONNX file on the hub: fetching all of them would be gigabytes."""
     known = find_spec(model)
-    if len(names) > 1 and not Path(model).expanduser().is_dir() and (known is None or known.sha256 is None):
+    if len(names) > 1 and (known is None or known.sha256 is None):
         try:
             from huggingface_hub import list_repo_files
 

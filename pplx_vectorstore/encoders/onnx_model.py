@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What exports call the token vectors: transformers' name, and sentence-transformers'.
 _TOKEN_VECTORS = ("last_hidden_state", "token_embeddings")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 class OnnxTokenModel:
@@ -47,10 +48,13 @@ class OnnxTokenModel:
         self.vocabulary_size = vocabulary_size
         self._session = session
         self._pad_id = pad_id
-        self._inputs = [node.name for node in session.get_inputs()]
+        self._inputs = {node.name: _INTEGERS.get(node.type) for node in session.get_inputs()}
         outputs = {node.name: node for node in session.get_outputs()}
         chosen = next((name for name in _TOKEN_VECTORS if name in outputs), None)
         unknown = set(self._inputs) - set(_INPUTS)
+        if None in self._inputs.values():
+            types = ", ".join(f"{node.name} {node.type}" for node in session.get_inputs())
+            raise ModelFileError(f"the ONNX file takes {types}; a token model takes int64 or int32")
         if chosen is None or unknown or "input_ids" not in self._inputs or "attention_mask" not in self._inputs:
             raise ModelFileError(
                 f"the ONNX file takes {', '.join(self._inputs)} and gives {', '.join(outputs)}; a token model takes "
@@ -79,7 +83,9 @@ class OnnxTokenModel:
             "token_type_ids": np.zeros_like(ids),
             "position_ids": positions,
         }
-        (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
+        (hidden,) = self._session.run(
+            [self._output], {name: values[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
+        )
         if hidden.shape != (*ids.shape, self.dimension):
             raise AlignmentError(f"the model gave {hidden.shape} for token ids of shape {ids.shape}")
         return pool_rows(hidden.astype(np.float32, copy=False), spans)
@@ -133,7 +139,7 @@ def load_onnx_model(checkpoint: Checkpoint, path: Path, *, device: str) -> OnnxT
 
 
 def _choose_providers(device: str, available: Sequence[str]) -> list[Any]:
-    kind, _, number = device.partition(":")
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
         raise InvalidInputError(f"device of backend='onnx' must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}")
     has_cuda = "CUDAExecutionProvider" in available
