@@ -185,10 +185,11 @@ def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, att
 
     key_heads, per_key, n, kept = queries.shape
     if queries.dtype == torch.float32:
-        shape = (1, key_heads * per_key, n, kept)
-        key, value = (one[:, None].expand(-1, per_key, -1, -1).reshape(shape) for one in (keys, values))
-        result = torch.nn.functional.scaled_dot_product_attention(queries.reshape(shape), key, value, scale=1.0)
-        attended.copy_(result.view(queries.shape).permute(2, 0, 1, 3))
+        for one in range(per_key):  # the queries of one key head in turn, so that keys need not be repeated
+            result = torch.nn.functional.scaled_dot_product_attention(
+                queries[None, :, one], keys[None], values[None], scale=1.0
+            )
+            attended[:, :, one] = result[0].transpose(0, 1)
         return
     # PyTorch's kernel computes bfloat16 scores with float32 instructions unless the CPU has AMX; these
     # products use what bfloat16 instructions there are.
