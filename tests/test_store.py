@@ -557,7 +557,7 @@ def test_what_one_iterable_holds_is_written_group_by_group(new_store):
 
 def test_large_texts_make_smaller_groups(new_store):
     store = new_store()
-    half = write._GROUP_CHARACTERS // 2
+    half = store._session.group_characters // 2
     counts = []
 
     def documents():
