@@ -482,7 +482,7 @@ def test_an_unnamed_vector_is_refused(connect, server, sent, change_answers, has
 
 OF_ANOTHER = {
     "model": ({"model": "other"}, ["model 'other' in the collection, 'hash-encoder' given"]),
-    "revision": ({"revision": None}, ["revision None in the collection, '1' given"]),
+    "revision": ({"revision": "2"}, ["revision '2' in the collection, '1' given"]),
     "dimension": ({"dimension": 32}, ["dimension 32 in the collection, 64 given"]),
     "several": (
         {"quantizer": "tanh", "window_tokens": 4096, "min_context": 0, "context_weight": 0.5},
