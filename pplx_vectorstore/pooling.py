@@ -45,6 +45,16 @@ def pool_spans(token_vectors: npt.NDArray[np.float32], spans: Sequence[Span]) ->
     return pooled
 
 
+def join_ranges(firsts: Sequence[int], spans: Sequence[Sequence[Span]]) -> list[Span]:
+    """Count the spans of all rows from the start of the batch.
+
+    Args:
+        firsts: Place of each row's first token in the batch.
+        spans: Half-open ranges of each row.
+    """
+    return [(first + start, first + stop) for first, of in zip(firsts, spans, strict=True) for start, stop in of]
+
+
 def pool_rows(token_vectors: npt.NDArray[np.float32], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
     """Mean-pool spans of each row of a batch, all in one pass.
 
@@ -56,7 +66,7 @@ def pool_rows(token_vectors: npt.NDArray[np.float32], spans: Sequence[Sequence[S
         float32, shape (total number of spans, dimension), rows in order.
     """
     n_tokens = token_vectors.shape[1]
-    ranges = [(row * n_tokens + start, row * n_tokens + stop) for row, of in enumerate(spans) for start, stop in of]
+    ranges = join_ranges(range(0, len(token_vectors) * n_tokens, n_tokens), spans)
     picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
     lengths = np.array([stop - start for start, stop in ranges])
     firsts = np.cumsum(lengths) - lengths

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pplx_vectorstore.encoders.packed_linear import BLOCK_TOKENS, pack_linear
-from pplx_vectorstore.encoders.torch_pooling import join_ranges, pool_tokens
-from pplx_vectorstore.pooling import Span
+from pplx_vectorstore.encoders.torch_pooling import pool_tokens
+from pplx_vectorstore.pooling import Span, join_ranges
 from pplx_vectorstore.windows import TokenIds
 
 if TYPE_CHECKING:

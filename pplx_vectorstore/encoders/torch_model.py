@@ -14,9 +14,9 @@ from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
 from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
 from pplx_vectorstore.encoders.packed_linear import can_pack, pack_linears
-from pplx_vectorstore.encoders.torch_pooling import join_ranges, pool_tokens
+from pplx_vectorstore.encoders.torch_pooling import pool_tokens
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
-from pplx_vectorstore.pooling import Span
+from pplx_vectorstore.pooling import Span, join_ranges
 from pplx_vectorstore.windows import TokenIds
 
 if TYPE_CHECKING:

@@ -13,16 +13,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def join_ranges(firsts: Sequence[int], spans: Sequence[Sequence[Span]]) -> list[Span]:
-    """Count the spans of all rows from the start of the batch.
-
-    Args:
-        firsts: Place of each row's first token in the batch.
-        spans: Half-open ranges of each row.
-    """
-    return [(first + start, first + stop) for first, of in zip(firsts, spans, strict=True) for start, stop in of]
-
-
 def pool_tokens(tokens: torch.Tensor, ranges: Sequence[Span]) -> torch.Tensor:
     """Mean of each range of token vectors, all in one pass.
 
