@@ -170,9 +170,9 @@ class AsyncVectorStore:
         """Whose points the store reads and writes, or None in a collection without tenants."""
         return self._tenant
 
-    async def add(self, documents: Iterable[Document], *, progress: bool = False) -> AddReport:
+    async def add(self, documents: Iterable[Document], *, replace: bool = True, progress: bool = False) -> AddReport:
         """Embed documents and write their chunks; see ``VectorStore.add``."""
-        return await write.add(await self._open_session(), documents, progress=progress)
+        return await write.add(await self._open_session(), documents, replace=replace, progress=progress)
 
     async def sync(
         self, documents: Iterable[Document], *, delete_missing: bool = False, progress: bool = False
@@ -192,6 +192,7 @@ class AsyncVectorStore:
         diversity: float | None = None,
         score_threshold: float | None = None,
         context: int = 0,
+        with_codes: bool = False,
     ) -> list[Hit]:
         """Find the chunks that answer a question best; see ``VectorStore.search``."""
         (hits,) = await self.search_batch(
@@ -204,6 +205,7 @@ class AsyncVectorStore:
             diversity=diversity,
             score_threshold=score_threshold,
             context=context,
+            with_codes=with_codes,
         )
         return hits
 
@@ -219,6 +221,7 @@ class AsyncVectorStore:
         diversity: float | None = None,
         score_threshold: float | None = None,
         context: int = 0,
+        with_codes: bool = False,
     ) -> list[list[Hit]]:
         """Search for several queries in one request; see ``VectorStore.search_batch``."""
         session = await self._open_session()
@@ -231,6 +234,7 @@ class AsyncVectorStore:
             diversity=diversity,
             score_threshold=score_threshold,
             context=context,
+            with_codes=with_codes,
         )
         return await search.search_batch(session, queries, options)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,17 +109,36 @@ def join_metadata(document: Document, chunk: Chunk) -> dict[str, Any]:
     return {**document.metadata, **chunk.metadata}
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where chunks stand in their document.
+
+    Attributes:
+        indexes: One per chunk, from 0.
+        chunk_count: Chunks that the document has, others included.
+    """
+
+    indexes: Sequence[int]
+    chunk_count: int
+
+
 def iter_points(
-    document: Document, chunks: Sequence[Chunk], codes: Codes, document_hash: str, tenant: str | None = None
+    document: Document,
+    chunks: Sequence[Chunk],
+    codes: Codes,
+    document_hash: str,
+    tenant: str | None = None,
+    places: Places | None = None,
 ) -> Iterator[models.PointStruct]:
     """Make one point per chunk.
 
     Args:
         document: Its id and metadata are stored with every chunk.
-        chunks: The document's chunks in order.
+        chunks: Chunks of the document, in order.
         codes: int8, shape (n_chunks, dimension).
         document_hash: From :func:`hash_document`.
         tenant: Whose document it is, or None in a collection without tenants.
+        places: Where the chunks stand; None if they are all that the document has.
 
     Yields:
         Points in chunk order.
@@ -128,16 +148,17 @@ def iter_points(
     """
     if len(chunks) != len(codes):
         raise AlignmentError(f"{len(codes)} vectors for {len(chunks)} chunks of document {document.id!r}")
+    places = places or Places(range(len(chunks)), len(chunks))
     for first in range(0, len(chunks), _ROWS_AT_ONCE):
         some = codes[first : first + _ROWS_AT_ONCE]
         # Lists of Python numbers take ten times the codes' memory, so they are made piecemeal.
-        for index, (norm, values) in enumerate(_rows(some), start=first):
-            chunk = chunks[index]
+        for i, (norm, values) in enumerate(_rows(some), start=first):
+            chunk, index = chunks[i], places.indexes[i]
             payload: dict[str, Any] = {
                 "text": chunk.text,
                 "document_id": document.id,
                 "chunk_index": index,
-                "chunk_count": len(chunks),
+                "chunk_count": places.chunk_count,
                 "start": chunk.start,
                 "end": chunk.end,
                 "document_hash": document_hash,
@@ -206,10 +227,10 @@ def read_chunk(point_id: object, payload: Mapping[str, Any], codes: Codes | None
     return StoredChunk(**_fields(point_id, payload), codes=codes)
 
 
-def read_hit(point_id: object, payload: Mapping[str, Any], score: float) -> Hit:
+def read_hit(point_id: object, payload: Mapping[str, Any], score: float, codes: Codes | None = None) -> Hit:
     """Turn a scored point into a hit."""
     # The engine's 32-bit arithmetic may pass the bounds of a cosine by one part in ten million.
-    return Hit(**_fields(point_id, payload), score=min(1.0, max(-1.0, score)))
+    return Hit(**_fields(point_id, payload), score=min(1.0, max(-1.0, score)), codes=codes)
 
 
 def read_codes(vector: object, dimension: int) -> Codes:

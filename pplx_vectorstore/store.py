@@ -184,7 +184,7 @@ class VectorStore:
         """Whose points the store reads and writes, or None in a collection without tenants."""
         return self._session.points.tenant
 
-    def add(self, documents: Iterable[Document], *, progress: bool = False) -> AddReport:
+    def add(self, documents: Iterable[Document], *, replace: bool = True, progress: bool = False) -> AddReport:
         """Embed documents and write their chunks; a document already there is replaced whole.
 
         Written group by group, the next being embedded meanwhile: when this returns, all of it survives
@@ -193,6 +193,10 @@ class VectorStore:
 
         Args:
             documents: Any iterable; a generator is consumed as it is written, in bounded memory.
+            replace: False where a document comes in pieces: its other chunks stay, a chunk whose own id is
+                taken takes that one's place (from another document, too), and new chunks follow the last.
+                Only chunks that come in one call are each other's context; :meth:`sync` with the whole
+                document repairs that.
             progress: Show a progress bar on standard error.
 
         Returns:
@@ -205,7 +209,7 @@ class VectorStore:
             ServerUnavailableError: The server failed on every try. Each error of ours tells in its
                 ``report`` what was written before.
         """
-        return run_now(write.add(self._open_session(), documents, progress=progress))
+        return run_now(write.add(self._open_session(), documents, replace=replace, progress=progress))
 
     def sync(
         self, documents: Iterable[Document], *, delete_missing: bool = False, progress: bool = False
@@ -242,6 +246,7 @@ class VectorStore:
         diversity: float | None = None,
         score_threshold: float | None = None,
         context: int = 0,
+        with_codes: bool = False,
     ) -> list[Hit]:
         """Find the chunks that answer a question best.
 
@@ -263,6 +268,7 @@ class VectorStore:
             score_threshold: Least score of a hit: cosine, or the fused score where hybrid.
             context: Also fetch so many chunks before and after each hit, joined in ``hit.context``, whether
                 or not they match the filter.
+            with_codes: Fetch the int8 codes too, as ``hit.codes``.
 
         Returns:
             Hits, best first (where diversity is given: in the order of choice).
@@ -281,6 +287,7 @@ class VectorStore:
             diversity=diversity,
             score_threshold=score_threshold,
             context=context,
+            with_codes=with_codes,
         )
         return hits
 
@@ -296,6 +303,7 @@ class VectorStore:
         diversity: float | None = None,
         score_threshold: float | None = None,
         context: int = 0,
+        with_codes: bool = False,
     ) -> list[list[Hit]]:
         """Search for several queries in one request; arguments as for :meth:`search`.
 
@@ -312,6 +320,7 @@ class VectorStore:
             diversity=diversity,
             score_threshold=score_threshold,
             context=context,
+            with_codes=with_codes,
         )
         return run_now(search.search_batch(session, queries, options))
 

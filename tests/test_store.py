@@ -874,9 +874,7 @@ def test_encoders_of_wrong_shapes_are_refused(new_store, hash_encoder):
         assert store.count() == 0
 
 
-def test_threads_search_while_one_adds(new_store, engine, rng, monkeypatch):
-    if engine == "memory":
-        pytest.skip("QdrantClient(':memory:') is not made for threads")
+def test_threads_search_while_one_adds(new_store, rng, monkeypatch):
     from pplx_vectorstore.engines import edge
 
     monkeypatch.setattr(edge, "_MOST_UNINDEXED", 400)
@@ -929,10 +927,8 @@ def rng():
     return np.random.default_rng(20240611)
 
 
-def test_threads_that_replace_the_same_documents_leave_one_whole_version(new_store, engine):
+def test_threads_that_replace_the_same_documents_leave_one_whole_version(new_store):
     store = new_store()
-    if engine == "memory":
-        pytest.skip("QdrantClient(':memory:') is not made for threads")
     start = threading.Barrier(2)
 
     def replace(version):

@@ -53,7 +53,7 @@ class BlockingCalls:
     Args:
         client: Whose verbs are called.
         retries: What is tried again, and when.
-        threads: Whether the client may be used by several threads at once.
+        threads: Whether the client stands several threads at once; else they take turns.
     """
 
     awaits = False
@@ -62,10 +62,12 @@ class BlockingCalls:
         self.client = client
         self._retries = retries
         self._threads = threads
+        self._turn = contextlib.nullcontext() if threads else threading.Lock()
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""
-        return self._retries.call(verb, getattr(self.client, verb), arguments, options)
+        with self._turn:
+            return self._retries.call(verb, getattr(self.client, verb), arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Run a function, here and now."""

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
-from pplx_vectorstore.diversity import by_relevance_and_novelty
+from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.documents import Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
-from pplx_vectorstore.quantization import Codes, cosine_similarity
+from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import build_filter, build_query, build_ranking, check_threshold, choose_candidates
 from pplx_vectorstore.reports import ExplainedHit, Explanation
 
@@ -43,6 +43,7 @@ class SearchOptions:
         group_by_document: False, or most chunks of one document (True for 1).
         diversity: None, or how much hits shall differ, 0 to 1.
         context: Neighbours of a hit to return with it, on each side.
+        with_codes: Whether hits bring their codes.
     """
 
     k: int = 10
@@ -53,12 +54,14 @@ class SearchOptions:
     group_by_document: bool | int = False
     diversity: float | None = None
     context: int = 0
+    with_codes: bool = False
 
     def __post_init__(self) -> None:
         choose_candidates(self.k, self.candidates)
         check_threshold(self.score_threshold)
-        if not isinstance(self.hybrid, bool):
-            raise InvalidInputError(f"hybrid must be True or False, not {self.hybrid!r}")
+        for name in ("hybrid", "with_codes"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.group_by_document, int) or self.group_by_document < 0:
             raise InvalidInputError(
                 f"group_by_document must be True, False or most chunks of one document, not {self.group_by_document!r}"
@@ -90,14 +93,29 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
         return []
     candidates = _candidates(session, options)
     if options.is_plain:
-        requests = await _requests(session, queries, all_codes, options, condition, candidates, limit=options.k)
+        requests = await _requests(
+            session,
+            queries,
+            all_codes,
+            options,
+            condition,
+            candidates,
+            limit=options.k,
+            with_codes=options.with_codes,
+        )
         found = await session.points.query(requests)
-        hits = [[read_hit(point.id, point.payload, point.score) for point in points] for points in found]
+        hits = [[_read(session, point, point, options) for point in points] for points in found]
     else:
         hits = await _search_pools(session, queries, all_codes, options, condition, candidates)
     if options.context:
         return await _with_context(session, hits, options.context)
     return hits
+
+
+def _read(session: Session, point: Any, record: Any, options: SearchOptions) -> Hit:
+    """Make a hit of what was found and of what was fetched of it."""
+    codes = read_codes(record.vector, session.fingerprint.dimension) if options.with_codes else None
+    return read_hit(point.id, record.payload or {}, point.score, codes)
 
 
 async def explain(session: Session, query: Query, options: SearchOptions) -> Explanation:
@@ -255,10 +273,10 @@ async def _search_pools(
     if int(options.group_by_document) > 1 and options.diversity is None and not options.hybrid:
         await _fill_groups(session, all_codes, options, condition, cut_off, chosen)
     ids = [str(point.id) for points in chosen.values() for point in points]
-    records = await session.points.retrieve(ids)
+    records = await session.points.retrieve(ids, with_codes=options.with_codes)
     return [
         [
-            read_hit(point.id, records[str(point.id)].payload or {}, point.score)
+            _read(session, point, records[str(point.id)], options)
             for point in chosen[i]
             if str(point.id) in records  # deleted since it was found
         ]
@@ -315,11 +333,8 @@ def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension
     ordered: Iterable[Any] = pool
     if options.diversity is not None and pool:
         codes = np.stack([read_codes(point.vector, dimension) for point in pool])
-        if options.hybrid:  # fused scores, the best as relevant as a cosine can be
-            relevance = np.array([point.score for point in pool]) / max(point.score for point in pool)
-        else:
-            relevance = cosine_similarity(query, codes)
-        ordered = (pool[i] for i in by_relevance_and_novelty(relevance, codes, float(options.diversity)))
+        fused = [point.score for point in pool] if options.hybrid else None
+        ordered = (pool[i] for i in order_by_diversity(query, codes, float(options.diversity), fused=fused))
     if not options.group_by_document:
         return list(islice(ordered, options.k))
     most = int(options.group_by_document)

@@ -23,6 +23,7 @@ from pplx_vectorstore.errors import (
 )
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.manage import delete_documents, list_documents
+from pplx_vectorstore.operations.places import find_places
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import (
     chunk_point_id,
@@ -59,9 +60,11 @@ class _Plan:
     report: SyncReport
 
 
-async def add(session: Session, documents: Iterable[Document], *, progress: bool) -> AddReport:
-    """Embed and write documents, all of them."""
-    done = await _write(session, documents, progress=progress, skip_unchanged=False, seen=set())
+async def add(session: Session, documents: Iterable[Document], *, replace: bool, progress: bool) -> AddReport:
+    """Embed and write documents, all of them, in the place of what was stored of them or beside it."""
+    if not isinstance(replace, bool):
+        raise InvalidInputError(f"replace must be True or False, not {replace!r}")
+    done = await _write(session, documents, progress=progress, extend=not replace, seen=set())
     return AddReport(**{name: getattr(done, name) for name in AddReport.__dataclass_fields__})
 
 
@@ -89,7 +92,13 @@ async def sync(session: Session, documents: Iterable[Document], *, delete_missin
 
 
 async def _write(
-    session: Session, documents: Iterable[Document], *, progress: bool, skip_unchanged: bool, seen: set[str]
+    session: Session,
+    documents: Iterable[Document],
+    *,
+    progress: bool,
+    seen: set[str],
+    skip_unchanged: bool = False,
+    extend: bool = False,
 ) -> SyncReport:
     if isinstance(documents, (Document, str, Mapping)) or not isinstance(documents, Iterable):
         raise InvalidDocumentError(
@@ -110,7 +119,8 @@ async def _write(
                     plan = _Plan(group, _count(group))
                 codes = await _codes_of(session, plan.to_embed, advance)
                 await written.settle()
-                written.follow(session.calls.start(_write_group(session, plan, codes)), plan.report)
+                write_group = _extend_group if extend else _write_group
+                written.follow(session.calls.start(write_group(session, plan.to_embed, codes)), plan.report)
             await written.settle()
             await flush(session)
         except BaseException as error:
@@ -231,12 +241,11 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
     return [one for one in group if not by_id.get(one.document.id, 0) == by_hash.get(one.hash, 0) == len(one.chunks)]
 
 
-async def _write_group(session: Session, plan: _Plan, all_codes: Sequence[Codes]) -> None:
+async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> None:
     """Upsert the group's chunks, then delete what earlier versions of its documents left.
 
     Stale is what was there before, under another hash: never what another process writes meanwhile.
     """
-    group = plan.to_embed
     points = (
         point
         for one, codes in zip(group, all_codes, strict=True)
@@ -252,6 +261,24 @@ async def _write_group(session: Session, plan: _Plan, all_codes: Sequence[Codes]
             for stale in in_batches(sorted(before.keys() - new), session.points.limits.condition_size or len(before)):
                 must: Any = [*cast("list[Any]", ids.must), *cast("list[Any]", field_any("document_hash", stale).must)]
                 await session.points.delete(models.Filter(must=must))
+
+
+async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> None:
+    """Upsert the group's chunks beside what is stored of its documents."""
+    async with session.write_lock:
+        places = await find_places(session, [(one.document, one.chunks) for one in group])
+        points = (
+            point
+            for one, codes, of_one in zip(group, all_codes, places, strict=True)
+            for point in iter_points(one.document, one.chunks, codes, one.hash, session.points.tenant, of_one)
+        )
+        await upsert(session, points)
+        extended = (
+            ({"chunk_count": of_one.chunk_count}, field_any("document_id", [one.document.id]))
+            for one, of_one in zip(group, places, strict=True)
+            if of_one.chunk_count > len(one.chunks)
+        )
+        await session.points.set_payloads(extended)
 
 
 async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share. Nothing here or in any test uses the network."""
+"""Fixtures that the tests of all distributions share. Nothing here or in any test uses the network."""
 
 import os
 
@@ -27,13 +27,13 @@ from hypothesis import settings
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent / "tests"
 
 
 def _load_helper(name):
-    """Import a helper module that lies beside this file, under its own name."""
+    """Import a helper module of the folder tests, under its own name."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -97,7 +97,7 @@ def hash_encoder():
 
 @pytest.fixture(scope="session")
 def tests_folder():
-    return HERE
+    return TESTS
 
 
 @pytest.fixture(scope="session")
