@@ -7,24 +7,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pplx_vectorstore.quantization import Codes, cosine_similarity, norms
+from pplx_vectorstore.quantization import Codes, norms
 
 
 def order_by_diversity(
-    query: Codes, codes: Codes, diversity: float, *, fused: Sequence[float] | None = None
+    scores: Sequence[float] | npt.NDArray[np.float64], codes: Codes, diversity: float, *, fused: bool
 ) -> Iterator[int]:
     """Choose hits one by one, each relevant to the query and unlike those before.
 
     Args:
-        query: int8, shape (dimension,).
-        codes: int8, shape (n, dimension), best hit first, n ≥ 1.
+        scores: The hits' scores, best first, at least one.
+        codes: int8, shape (n, dimension).
         diversity: 0 for relevance alone, 1 for novelty alone.
-        fused: The hits' scores where relevance is no cosine: the best counts as relevant as a cosine can be.
+        fused: Whether the scores are no cosines: the best then counts as relevant as a cosine can be.
 
     Yields:
         Indexes into `codes` in the order of choice.
     """
-    relevance = cosine_similarity(query, codes) if fused is None else np.array(fused) / max(fused)
+    relevance = np.asarray(scores, dtype=np.float64)
+    if fused:
+        relevance = relevance / relevance.max()
     return by_relevance_and_novelty(relevance, codes, diversity)
 
 

@@ -17,7 +17,7 @@ from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedSe
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
-from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.quantization import Codes, cosine_similarity
 from pplx_vectorstore.query import build_filter, build_query, build_ranking, check_threshold, choose_candidates
 from pplx_vectorstore.reports import ExplainedHit, Explanation
 
@@ -333,8 +333,10 @@ def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension
     ordered: Iterable[Any] = pool
     if options.diversity is not None and pool:
         codes = np.stack([read_codes(point.vector, dimension) for point in pool])
-        fused = [point.score for point in pool] if options.hybrid else None
-        ordered = (pool[i] for i in order_by_diversity(query, codes, float(options.diversity), fused=fused))
+        # The engine computes with 32 bits, and what a choice is made by should not depend on the engine.
+        scores = [point.score for point in pool] if options.hybrid else cosine_similarity(query, codes)
+        order = order_by_diversity(scores, codes, float(options.diversity), fused=options.hybrid)
+        ordered = (pool[i] for i in order)
     if not options.group_by_document:
         return list(islice(ordered, options.k))
     most = int(options.group_by_document)

@@ -1,0 +1,158 @@
+"""LangChain embeddings of any kind → what the core store needs of an encoder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.embeddings import Embeddings
+
+from langchain_pplx_vectorstore.embeddings import PplxEmbeddings
+from pplx_vectorstore import Encoder, ModelSpec, quantize_absmax
+from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.errors import AlignmentError, InvalidInputError
+from pplx_vectorstore.quantization import Codes, Quantizer, quantize
+from pplx_vectorstore.tokenization import ChunkTokenizer
+
+
+def as_encoder(embeddings: Embeddings) -> Encoder:
+    """Return the encoder of ours, or wrap others.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(embeddings, PplxEmbeddings):
+        return embeddings.encoder
+    if isinstance(embeddings, Embeddings):
+        return EmbeddingsEncoder(embeddings)
+    raise InvalidInputError(
+        f"embedding must be LangChain Embeddings, not {type(embeddings).__name__}; for an encoder of pplx_vectorstore "
+        "there is PplxEmbeddings.from_encoder"
+    )
+
+
+def as_codes(vector: Sequence[float], quantizer: Quantizer) -> Codes:
+    """Turn a query's vector into int8 codes.
+
+    Args:
+        vector: Codes as floats, as ``PplxEmbeddings`` gives them, or floats of a model, shape (dimension,).
+        quantizer: How floats of the collection's model become codes.
+
+    Returns:
+        int8, shape (dimension,).
+
+    Raises:
+        InvalidInputError: It is no list of numbers.
+        EncodingError: It holds NaN or infinity.
+    """
+    try:
+        floats = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"an embedding must be a list of numbers: {error}") from error
+    if floats.ndim != 1:
+        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
+    if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
+        return floats.astype(np.int8)
+    return quantize(floats, quantizer)
+
+
+class EmbeddingsEncoder:
+    """Other embeddings as an encoder: every chunk by itself, its floats scaled to int8 by absmax.
+
+    Args:
+        embeddings: Asked once, to learn the dimension.
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings = embeddings
+        name = _name(embeddings)
+        dimension = len(embeddings.embed_query("dimension"))
+        self.spec = ModelSpec(
+            name=name,
+            dimension=dimension,
+            min_dimension=dimension,
+            quantizer="absmax",
+            window_tokens=0,
+            max_window_tokens=0,
+            context_weight=0.0,
+            layout="mean-pooled",
+        )
+        self.fingerprint = Fingerprint(
+            model=name,
+            revision=None,
+            dimension=dimension,
+            quantizer="absmax",
+            window_tokens=0,
+            min_context=0,
+            context_weight=0.0,
+            source=name,
+            backend="langchain",
+        )
+
+    @property
+    def tokenizer(self) -> ChunkTokenizer:
+        """There is none, so that text comes in chunks."""
+        raise InvalidInputError(
+            f"{self.spec.name} has no tokenizer here, so text cannot be cut into chunks; split it with a text splitter"
+        )
+
+    def encode_documents(
+        self, documents: Sequence[Sequence[str]], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Codes]:
+        """Return int8 codes of shape (n_chunks, dimension) for each document."""
+        texts = _texts(documents)
+        codes = self._spread(documents, self._embeddings.embed_documents(texts) if texts else [])
+        if progress is not None:
+            progress(1, 1)
+        return codes
+
+    def encode_queries(self, queries: Sequence[str]) -> Codes:
+        """Return int8 codes of shape (n_queries, dimension)."""
+        return self._quantize([self._embeddings.embed_query(query) for query in queries], len(queries))
+
+    async def aencode_documents(
+        self, documents: Sequence[Sequence[str]], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Codes]:
+        """Await what :meth:`encode_documents` returns."""
+        texts = _texts(documents)
+        codes = self._spread(documents, await self._embeddings.aembed_documents(texts) if texts else [])
+        if progress is not None:
+            progress(1, 1)
+        return codes
+
+    async def aencode_queries(self, queries: Sequence[str]) -> Codes:
+        """Await what :meth:`encode_queries` returns."""
+        vectors = await asyncio.gather(*(self._embeddings.aembed_query(query) for query in queries))
+        return self._quantize(vectors, len(queries))
+
+    def _spread(self, documents: Sequence[Sequence[str]], vectors: Sequence[Sequence[float]]) -> list[Codes]:
+        """Give each chunk its codes; blank ones, which were not sent, get zeros."""
+        codes = iter(self._quantize(vectors, len(_texts(documents))))
+        zeros = np.zeros(self.spec.dimension, np.int8)
+        none = np.zeros((0, self.spec.dimension), np.int8)
+        return [
+            np.array([next(codes) if chunk.strip() else zeros for chunk in chunks]) if chunks else none
+            for chunks in documents
+        ]
+
+    def _quantize(self, vectors: Sequence[Sequence[float]], n: int) -> Codes:
+        expected = (n, self.spec.dimension)
+        if len(vectors) != n or any(len(vector) != self.spec.dimension for vector in vectors):
+            sizes = sorted({len(vector) for vector in vectors})
+            raise AlignmentError(f"{self.spec.name} gave {len(vectors)} vectors of {sizes} components for {expected}")
+        floats: npt.NDArray[np.float64] = np.asarray(vectors, dtype=np.float64).reshape(expected)
+        return quantize_absmax(floats)
+
+
+def _texts(documents: Sequence[Sequence[str]]) -> list[str]:
+    return [chunk for chunks in documents for chunk in chunks if chunk.strip()]
+
+
+def _name(embeddings: Embeddings) -> str:
+    """Name a model as well as can be, so that a collection refuses vectors of another."""
+    attributes = (getattr(embeddings, name, None) for name in ("model", "model_name", "model_id", "deployment"))
+    model = next((value for value in attributes if isinstance(value, str) and value), None)
+    kind = f"langchain:{type(embeddings).__name__}"
+    return kind if model is None else f"{kind}:{model}"

@@ -1,0 +1,601 @@
+"""LangChain's vector store over the core store."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from pydantic import SecretStr
+from typing_extensions import Unpack
+
+import pplx_vectorstore as core
+from langchain_pplx_vectorstore.awaiting import AwaitedStore, InThreads, PerLoop
+from langchain_pplx_vectorstore.conversion import (
+    DEFAULT_GROUP_BY,
+    DEFAULT_ORDER_BY,
+    GroupBy,
+    Grouped,
+    as_langchain,
+    group_documents,
+)
+from langchain_pplx_vectorstore.encoding import as_codes, as_encoder
+from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
+from langchain_pplx_vectorstore.retriever import PplxRetriever
+from pplx_vectorstore.collection import DEFAULT_COLLECTION
+from pplx_vectorstore.diversity import order_by_diversity
+from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
+from pplx_vectorstore.quantization import Codes, Quantizer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from qdrant_client import models
+
+Scored = list[tuple[Document, float]]
+
+
+class PplxVectorStore(VectorStore):
+    """A vector store that embeds chunks in the context of their document.
+
+    Chunks that come in one call and are of one document (`group_by`) go through the model together. They are
+    stored as int8 codes and packed bits, and found by two-stage search with exact cosines. Give one of `folder`,
+    `url` and `client`. Threads may share a store. Its coroutines await a server's answers where `url` is given, and
+    run in threads otherwise. Close it, or use it as a context manager.
+
+    Args:
+        embedding: ``PplxEmbeddings``, or any other embeddings: those embed each chunk by itself, and their floats
+            are scaled to int8.
+        folder: Where the index is, or will be, on the embedded engine.
+        url: A Qdrant server, such as ``http://localhost:6333``.
+        client: A ``QdrantClient``, which stays open when the store is closed.
+        collection: Name of the collection; created if it does not exist.
+        group_by: Metadata key that names a chunk's document, or a function of the chunk. Where there is no name,
+            or with None, each text stands alone.
+        order_by: Metadata keys with numbers that order the chunks of a document, as far as all of them have these;
+            else they stand as they come.
+        tenant: Whose chunks the store reads and writes, and no others.
+        create: Whether to create the collection if it does not exist.
+        config: How to lay the collection out when it is created.
+        index_fields: Metadata fields to index: ``{"lang": "keyword", "year": "integer"}``.
+        api_key: Of the server; None for the environment's QDRANT_API_KEY.
+        prefer_grpc: Whether points and searches go over gRPC.
+        timeout: Seconds for one request to a server.
+        retries: How often a request to a server is tried again after a failure that may pass.
+        parallel: Upserts under way at once to a server.
+
+    Raises:
+        InvalidInputError: Not exactly one place came, or an argument is not usable.
+        SchemaMismatchError: The collection was written with another model, dimension or setting.
+        StoreNotFoundError: It does not exist and `create` is false.
+        StoreLockedError: Another process has the folder open.
+        ServerUnavailableError: The server does not answer.
+    """
+
+    def __init__(
+        self,
+        embedding: Embeddings,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        client: Any = None,
+        collection: str = DEFAULT_COLLECTION,
+        group_by: GroupBy = DEFAULT_GROUP_BY,
+        order_by: Sequence[str] = DEFAULT_ORDER_BY,
+        tenant: str | None = None,
+        create: bool = True,
+        config: core.CollectionConfig | None = None,
+        index_fields: Mapping[str, Any] | None = None,
+        api_key: str | SecretStr | None = None,
+        prefer_grpc: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        retries: int = DEFAULT_RETRIES,
+        parallel: int = DEFAULT_PARALLEL,
+    ) -> None:
+        places = {"folder": folder, "url": url, "client": client}
+        given = [name for name, value in places.items() if value is not None]
+        if len(given) != 1:
+            raise InvalidInputError(
+                f"PplxVectorStore needs exactly one of folder, url and client; {' and '.join(given) or 'none'} came"
+            )
+        if group_by is not None and not isinstance(group_by, str) and not callable(group_by):
+            raise InvalidInputError(f"group_by must be a metadata key, a function or None, not {group_by!r}")
+        if isinstance(order_by, str) or not all(isinstance(key, str) for key in order_by):
+            raise InvalidInputError(f"order_by must be a list of metadata keys, not {order_by!r}")
+        self._embedding = embedding
+        self._group_by = group_by
+        self._order_by = tuple(order_by)
+        encoder = as_encoder(embedding)
+        options: dict[str, Any] = {
+            "collection": collection,
+            "encoder": encoder,
+            "tenant": tenant,
+            "create": create,
+            "config": config,
+            "index_fields": index_fields,
+        }
+        if url is not None:
+            options |= {
+                "api_key": api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
+                "prefer_grpc": prefer_grpc,
+                "timeout": timeout,
+                "retries": retries,
+                "parallel": parallel,
+            }
+            self._store = core.VectorStore.connect(url, **options)
+            self._awaited: AwaitedStore = PerLoop(functools.partial(core.AsyncVectorStore.connect, url, **options))
+        else:
+            if folder is not None:
+                self._store = core.VectorStore.open(folder, **options)
+            else:
+                self._store = core.VectorStore(client, **options, retries=retries, parallel=parallel)
+            self._awaited = InThreads(self._store)
+
+    @property
+    def store(self) -> core.VectorStore:
+        """The core store: whole documents, explanations, export."""
+        return self._store
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What the store was made with."""
+        return self._embedding
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def add_documents(
+        self,
+        documents: list[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed chunks, those of one document together, and write them.
+
+        A chunk whose id is stored is replaced; everything else stays, other chunks of its document too.
+        What comes in another call is not context: give a document's chunks in one call, or use :meth:`sync`.
+
+        Args:
+            documents: Chunks, in any order.
+            ids: One per chunk, stronger than ``Document.id``. A chunk without an id gets one made of its document,
+                text and metadata, so that adding it again changes nothing.
+            batch_size: Not needed, since batches are sized by text; ``langchain_core.indexing.index`` gives it.
+            **kwargs: None.
+
+        Returns:
+            Ids, in the order of the chunks.
+
+        Raises:
+            InvalidDocumentError: Metadata would not come back as they are (dates go in as ``isoformat()``).
+            DuplicateDocumentError: An id comes twice.
+        """
+        _refuse(kwargs)
+        grouped = self._grouped(documents, ids)
+        self._store.add(grouped.documents, replace=False)
+        return grouped.ids
+
+    async def aadd_documents(
+        self,
+        documents: list[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Await what :meth:`add_documents` returns."""
+        _refuse(kwargs)
+        grouped = self._grouped(documents, ids)
+        await (await self._awaited.here()).add(grouped.documents, replace=False)
+        return grouped.ids
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed texts and write them; see :meth:`add_documents`."""
+        return self.add_documents(_documents(texts, metadatas), ids=ids, **kwargs)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Await what :meth:`add_texts` returns."""
+        return await self.aadd_documents(_documents(texts, metadatas), ids=ids, **kwargs)
+
+    def sync(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        delete_missing: bool = False,
+        progress: bool = False,
+    ) -> core.SyncReport:
+        """Write whole documents: what has changed is embedded again whole, and its stale chunks are deleted.
+
+        Args:
+            documents: All chunks of each document that they are of.
+            ids: One per chunk, as for :meth:`add_documents`.
+            delete_missing: Delete every document of the store that is not among these.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            What was done.
+        """
+        grouped = self._grouped(documents, ids)
+        return self._store.sync(grouped.documents, delete_missing=delete_missing, progress=progress)
+
+    async def async_sync(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        delete_missing: bool = False,
+        progress: bool = False,
+    ) -> core.SyncReport:
+        """Await what :meth:`sync` returns."""
+        grouped = self._grouped(documents, ids)
+        store = await self._awaited.here()
+        return await store.sync(grouped.documents, delete_missing=delete_missing, progress=progress)
+
+    def delete(
+        self,
+        ids: list[str] | None = None,
+        *,
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        document_ids: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Delete chunks; give exactly one of the three. Ids that are not stored are no error.
+
+        Args:
+            ids: Ids of chunks.
+            filter: As for a search; must not be empty.
+            document_ids: Names of documents to delete whole, as `group_by` gives them.
+            **kwargs: None.
+
+        Returns:
+            True.
+
+        Raises:
+            InvalidInputError: Nothing or several came: nothing empties the collection by accident.
+        """
+        _refuse(kwargs)
+        self._store.delete(ids=ids, filter=filter, document_ids=document_ids)
+        return True
+
+    async def adelete(
+        self,
+        ids: list[str] | None = None,
+        *,
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        document_ids: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Await what :meth:`delete` returns."""
+        _refuse(kwargs)
+        await (await self._awaited.here()).delete(ids=ids, filter=filter, document_ids=document_ids)
+        return True
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Fetch chunks, in the order of `ids`; those that are not stored are left out."""
+        return [as_langchain(chunk) for chunk in self._store.get(ids)]
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Await what :meth:`get_by_ids` returns."""
+        return [as_langchain(chunk) for chunk in await (await self._awaited.here()).get(ids)]
+
+    def similarity_search(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Document]:
+        """Find the chunks that answer a question best.
+
+        Args:
+            query: Not blank.
+            k: Most chunks to return; where grouped, most documents.
+            **options: See :class:`~langchain_pplx_vectorstore.options.SearchOptions`.
+
+        Returns:
+            Chunks, best first. With `context`, ``page_content`` holds the passage around each.
+        """
+        return _unscored(self.similarity_search_with_score(query, k, **options))
+
+    async def asimilarity_search(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Document]:
+        """Await what :meth:`similarity_search` returns."""
+        return _unscored(await self.asimilarity_search_with_score(query, k, **options))
+
+    def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
+        """Search; arguments as for :meth:`similarity_search`.
+
+        Returns:
+            Chunks with their cosine, from -1 to 1, best first; with the fused score where hybrid.
+        """
+        return _scored(self._store.search(query, k=k, **options))
+
+    async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
+        """Await what :meth:`similarity_search_with_score` returns."""
+        return _scored(await (await self._awaited.here()).search(query, k=k, **options))
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
+        """Find the chunks nearest to a vector.
+
+        Args:
+            embedding: As ``embeddings.embed_query`` gives it.
+            k: As for :meth:`similarity_search`.
+            **options: As for :meth:`similarity_search`, without `hybrid`.
+        """
+        return _unscored(self.similarity_search_with_score_by_vector(embedding, k, **options))
+
+    async def asimilarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
+    ) -> list[Document]:
+        """Await what :meth:`similarity_search_by_vector` returns."""
+        return _unscored(await self.asimilarity_search_with_score_by_vector(embedding, k, **options))
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
+    ) -> Scored:
+        """Search by vector, with cosines; arguments as for :meth:`similarity_search_by_vector`."""
+        return _scored(self._store.search(self._codes(embedding), k=k, **options))
+
+    async def asimilarity_search_with_score_by_vector(
+        self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
+    ) -> Scored:
+        """Await what :meth:`similarity_search_with_score_by_vector` returns."""
+        return _scored(await (await self._awaited.here()).search(self._codes(embedding), k=k, **options))
+
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> Scored:
+        return _relevant(self.similarity_search_with_score(query, k, **options), options)
+
+    async def _asimilarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **options: Unpack[SearchOptions]
+    ) -> Scored:
+        return _relevant(await self.asimilarity_search_with_score(query, k, **options), options)
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[Document]:
+        """Find chunks that are relevant and unlike each other.
+
+        Args:
+            query: Not blank.
+            k: Chunks to return.
+            fetch_k: Best chunks to choose from, at least k.
+            lambda_mult: 1 for relevance alone, 0 for novelty alone.
+            **options: As for :meth:`similarity_search`.
+
+        Returns:
+            Chunks in the order of choice, which is that of LangChain's ``maximal_marginal_relevance`` on the codes.
+        """
+        if options.get("hybrid"):
+            hits = self._store.search(query, k=max(k, fetch_k), with_codes=True, **options)
+            return _diverse(hits, None, k, lambda_mult)
+        embedding = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, **options)
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[Document]:
+        """Await what :meth:`max_marginal_relevance_search` returns."""
+        if options.get("hybrid"):
+            store = await self._awaited.here()
+            hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **options)
+            return _diverse(hits, None, k, lambda_mult)
+        embedding = await self._embedding.aembed_query(query)
+        return await self.amax_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, **options)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[Document]:
+        """Search by vector; see :meth:`max_marginal_relevance_search`."""
+        codes = self._codes(embedding)
+        hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **options)
+        return _diverse(hits, codes, k, lambda_mult)
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[Document]:
+        """Await what :meth:`max_marginal_relevance_search_by_vector` returns."""
+        store = await self._awaited.here()
+        codes = self._codes(embedding)
+        hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **options)
+        return _diverse(hits, codes, k, lambda_mult)
+
+    def as_retriever(self, **kwargs: Any) -> PplxRetriever:
+        """Return a retriever.
+
+        Args:
+            **kwargs: `search_type` ("similarity", "mmr" or "similarity_score_threshold"), `search_kwargs`, `tags`
+                and others of LangChain's retrievers; search options (`k`, `filter`, `hybrid`, `context`, ...) may
+                stand here too.
+        """
+        tags = kwargs.pop("tags", None) or self._get_retriever_tags()
+        return PplxRetriever(vectorstore=self, tags=tags, **kwargs)
+
+    # --- opening and closing -------------------------------------------------------------------------
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> Self:
+        """Open a store and add texts to it.
+
+        Args:
+            texts: As for :meth:`add_texts`.
+            embedding: As for the class.
+            metadatas: As for :meth:`add_texts`.
+            ids: As for :meth:`add_texts`.
+            **options: As for the class: `folder`, `url` or `client`, and others.
+        """
+        store = cls(embedding, **options)
+        try:
+            store.add_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> Self:
+        """Await what :meth:`from_texts` returns."""
+        store = await asyncio.to_thread(functools.partial(cls, embedding, **options))
+        try:
+            await store.aadd_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            await store.aclose()
+            raise
+        return store
+
+    @classmethod
+    def from_existing(cls, embedding: Embeddings, **options: Unpack[StoreOptions]) -> Self:
+        """Open a collection that is there already.
+
+        Args:
+            embedding: What it was written with.
+            **options: As for the class.
+
+        Raises:
+            StoreNotFoundError: It is not there.
+        """
+        existing: StoreOptions = {**options, "create": False}
+        return cls(embedding, **existing)
+
+    def close(self) -> None:
+        """Let go of the index; a client that was handed over stays open."""
+        self._awaited.close()
+        self._store.close()
+
+    async def aclose(self) -> None:
+        """Let go of the index, and of the running event loop's connections to a server."""
+        await self._awaited.close_here()
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _grouped(self, documents: Iterable[Document], ids: Sequence[str | None] | None) -> Grouped:
+        return group_documents(documents, ids=ids, group_by=self._group_by, order_by=self._order_by)
+
+    def _codes(self, embedding: Sequence[float]) -> Codes:
+        return as_codes(embedding, cast("Quantizer", self._store.fingerprint.quantizer))
+
+
+def _documents(texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None) -> list[Document]:
+    if isinstance(texts, str):
+        raise InvalidInputError("texts must be a list of str, not one str")
+    listed = list(texts)
+    all_metadata: Sequence[Mapping[str, Any]] = metadatas or [{}] * len(listed)
+    if len(all_metadata) != len(listed):
+        raise InvalidInputError(
+            f"{len(all_metadata)} metadatas came for {len(listed)} texts; give one for each, or none"
+        )
+    return [
+        Document(page_content=text, metadata=dict(metadata))
+        for text, metadata in zip(listed, all_metadata, strict=True)
+    ]
+
+
+def _refuse(kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
+
+
+def _scored(hits: Iterable[core.Hit]) -> Scored:
+    return [(as_langchain(hit), hit.score) for hit in hits]
+
+
+def _unscored(scored: Scored) -> list[Document]:
+    return [document for document, _ in scored]
+
+
+def _relevant(scored: Scored, options: SearchOptions) -> Scored:
+    """Map cosines to 0 to 1; fused scores are there already."""
+    if options.get("hybrid"):
+        return scored
+    return [(document, (1.0 + score) / 2.0) for document, score in scored]
+
+
+def _diverse(hits: Sequence[core.Hit], query: Codes | None, k: int, lambda_mult: float) -> list[Document]:
+    """Choose by marginal relevance: to the query, or by fused scores where there is none."""
+    if not 0 <= lambda_mult <= 1:
+        raise InvalidInputError(f"lambda_mult must be a number from 0 to 1, not {lambda_mult!r}")
+    if not hits:
+        return []
+    codes = np.stack([cast("Codes", hit.codes) for hit in hits])
+    chosen: Iterable[int]
+    if query is None:
+        chosen = islice(order_by_diversity([hit.score for hit in hits], codes, 1.0 - lambda_mult, fused=True), k)
+    else:
+        # Its own function, so that ties fall as they do in other stores: a query that is stored has many.
+        chosen = maximal_marginal_relevance(query.astype(float), list(codes.astype(float)), lambda_mult, k)
+    return [as_langchain(hits[i]) for i in chosen]

@@ -1,0 +1,37 @@
+import pytest
+from langchain_pplx_vectorstore import PplxEmbeddings, PplxVectorStore
+from qdrant_client import QdrantClient
+
+
+@pytest.fixture(scope="session")
+def minilm_embeddings(minilm):
+    """The offline model, float32, loaded once."""
+    return PplxEmbeddings.from_encoder(minilm)
+
+
+@pytest.fixture
+def hash_embeddings(hash_encoder):
+    """Vectors that are hashes of the whole document and the chunk; 64 dimensions."""
+    return PplxEmbeddings.from_encoder(hash_encoder(64))
+
+
+@pytest.fixture(params=["embedded", "memory", "server"])
+def open_store(request, folder, hash_embeddings):
+    """A factory of empty stores, on each engine: ``open_store(embedding=None, **options)``."""
+    opened = []
+
+    def make(embedding=None, **options):
+        if request.param == "embedded":
+            place = {"folder": folder / f"index-{len(opened)}"}
+        elif request.param == "memory":
+            place = {"client": QdrantClient(":memory:")}
+        else:
+            place = {"url": request.getfixturevalue("server").url}
+            options.setdefault("collection", f"collection-{len(opened)}")
+        store = PplxVectorStore(embedding or hash_embeddings, **place, **options)
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
