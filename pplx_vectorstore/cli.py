@@ -415,7 +415,13 @@ def _load(
 
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
     settings: dict[str, Any] = {}
-    backend, _, file = ("torch" if recorded is None else recorded.backend).partition(":")
+    has_model = recorded is None or recorded.window_tokens > 0  # else its vectors came from elsewhere
+    if not has_model and model is None:
+        raise InvalidInputError(
+            f"the index was written with vectors of {name!r}, which the command line cannot load; open it from "
+            "Python, with the encoder or the embeddings that wrote it"
+        )
+    backend, _, file = (recorded.backend if recorded is not None and has_model else "torch").partition(":")
     if options.get("backend") not in (None, backend):
         backend, file = options["backend"], ""
     onnx_file: str | None = options.get("onnx_file") or file or None

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
 
 from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.operations.access import field_any
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.points import Places, point_id_of
+from pplx_vectorstore.points import Places, possible_point_ids
 
 
-async def find_places(session: Session, pieces: Sequence[tuple[Document, Sequence[Chunk]]]) -> list[Places]:
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """How chunks are written beside what is stored of their documents.
+
+    Attributes:
+        places: Of each document's chunks.
+        superseded: Points that go by the id of a chunk that is written, under another point id: those made by a
+            store that gave the chunk no id of its own.
+    """
+
+    places: list[Places]
+    superseded: list[str]
+
+
+async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequence[Chunk]]]) -> Extension:
     """Number chunks of documents of which some may be stored already.
 
     A chunk that is stored keeps its number; new ones follow the last. Where everything stored of a document
@@ -21,33 +37,33 @@ async def find_places(session: Session, pieces: Sequence[tuple[Document, Sequenc
     Args:
         session: The open store.
         pieces: Documents, and the chunks of them that are to be written.
-
-    Returns:
-        The places of each document's chunks.
     """
     ids = [document.id for document, _ in pieces]
-    stored = await session.points.facet("document_id", field_any("document_id", ids), len(ids)) if ids else {}
-    point_ids = [
-        [None if chunk.id is None else point_id_of(chunk.id, session.points.tenant) for chunk in chunks]
-        for _, chunks in pieces
-    ]
-    known = [point for points in point_ids for point in points if point is not None] if stored else []
-    records = await session.points.retrieve(known, with_payload=["document_id", "chunk_index"])
+    stored = await session.points.facet("document_id", field_any("document_id", ids), len(ids))
+    tenant = session.points.tenant
+    names = {chunk.id: possible_point_ids(chunk.id, tenant) for _, chunks in pieces for chunk in chunks if chunk.id}
+    records = await session.points.retrieve(
+        [point for points in names.values() for point in points], with_payload=["document_id", "chunk_index"]
+    )
     places = []
-    for (document, chunks), points in zip(pieces, point_ids, strict=True):
+    for document, chunks in pieces:
         kept: dict[str, int] = {}
-        for point in points:
-            payload = records[point].payload if point in records else None
-            if point is not None and payload and payload["document_id"] == document.id:
-                kept[point] = payload["chunk_index"]
-        n_others = stored.get(document.id, 0) - len(kept)
-        if n_others <= 0:
+        n_kept = 0
+        for chunk in chunks:
+            for point in names.get(chunk.id or "", []):
+                payload = records[point].payload if point in records else None
+                if payload and payload["document_id"] == document.id:
+                    kept.setdefault(chunk.id or "", payload["chunk_index"])
+                    n_kept += 1
+        n_stored = stored.get(document.id, 0)
+        if n_stored <= n_kept:
             places.append(Places(range(len(chunks)), len(chunks)))
             continue
-        new = iter(range(await _end(session, document.id, n_others + len(kept)), 2**63))
-        indexes = [kept[point] if point in kept else next(new) for point in points]
-        places.append(Places(indexes, n_others + len(chunks)))
-    return places
+        new = count(await _end(session, document.id, n_stored))
+        indexes = [kept[chunk.id] if chunk.id in kept else next(new) for chunk in chunks]
+        places.append(Places(indexes, n_stored - n_kept + len(chunks)))
+    superseded = [point for own, *others in names.values() for point in others if point in records and point != own]
+    return Extension(places, superseded)
 
 
 async def _end(session: Session, document_id: str, n_stored: int) -> int:

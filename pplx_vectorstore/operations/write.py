@@ -23,7 +23,7 @@ from pplx_vectorstore.errors import (
 )
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.manage import delete_documents, list_documents
-from pplx_vectorstore.operations.places import find_places
+from pplx_vectorstore.operations.places import plan_extension
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import (
     chunk_point_id,
@@ -266,19 +266,21 @@ async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequ
 async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> None:
     """Upsert the group's chunks beside what is stored of its documents."""
     async with session.write_lock:
-        places = await find_places(session, [(one.document, one.chunks) for one in group])
+        extension = await plan_extension(session, [(one.document, one.chunks) for one in group])
         points = (
             point
-            for one, codes, of_one in zip(group, all_codes, places, strict=True)
+            for one, codes, of_one in zip(group, all_codes, extension.places, strict=True)
             for point in iter_points(one.document, one.chunks, codes, one.hash, session.points.tenant, of_one)
         )
         await upsert(session, points)
         extended = (
             ({"chunk_count": of_one.chunk_count}, field_any("document_id", [one.document.id]))
-            for one, of_one in zip(group, places, strict=True)
+            for one, of_one in zip(group, extension.places, strict=True)
             if of_one.chunk_count > len(one.chunks)
         )
         await session.points.set_payloads(extended)
+        for some in in_batches(extension.superseded, session.points.limits.condition_size or _UPSERT_POINTS):
+            await session.points.delete(models.Filter(must=[models.HasIdCondition(has_id=list(some))]))
 
 
 async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:
