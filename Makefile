@@ -9,11 +9,11 @@ export HF_HUB_OFFLINE := 1
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	@# torch alone first: its pinned version may be installed already as a build for this machine.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable './integrations/langchain[dev]'
 	@touch $(INSTALLED)
 
 # The tests that take seconds; `make check` runs the long ones too.
@@ -53,10 +53,11 @@ demo: $(INSTALLED)
 	$(BIN)/pplx-vectorstore search "What happens to a chunk longer than a window?" --store build/demo -k 3
 	$(BIN)/pplx-vectorstore info --store build/demo
 
-# The wheel, installed alone into a fresh environment and tried there.
+# The wheels of all distributions, installed alone into a fresh environment and tried there.
 build: $(INSTALLED)
 	rm -rf dist build/smoke
 	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist integrations/langchain
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	build/smoke/bin/python .ci/smoke.py

@@ -1,4 +1,4 @@
-"""Tried against the built wheel in an environment with base dependencies only."""
+"""Tried against the built wheels in an environment with base dependencies only."""
 
 import contextlib
 import subprocess
@@ -6,13 +6,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import langchain_pplx_vectorstore
 import numpy as np
+from langchain_core.embeddings import DeterministicFakeEmbedding
 
 import pplx_vectorstore
 from pplx_vectorstore.errors import MissingExtraError
 
-assert "build" in Path(pplx_vectorstore.__file__).parts, pplx_vectorstore.__file__
-assert (Path(pplx_vectorstore.__file__).parent / "py.typed").is_file()
+for package in (pplx_vectorstore, langchain_pplx_vectorstore):
+    assert "build" in Path(package.__file__).parts, package.__file__
+    assert (Path(package.__file__).parent / "py.typed").is_file()
 
 codes = pplx_vectorstore.quantize_absmax(np.random.default_rng(0).normal(size=(3, 64)))
 assert pplx_vectorstore.pack_bits(codes).shape == (3, 8)
@@ -31,4 +34,9 @@ with tempfile.TemporaryDirectory() as folder:
     assert ran.returncode == 1, ran
     assert "pip install 'pplx-vectorstore" in ran.stderr, ran.stderr
     assert "Traceback" not in ran.stderr, ran.stderr
-print("the wheel works")
+
+with tempfile.TemporaryDirectory() as folder:
+    embeddings = DeterministicFakeEmbedding(size=8)
+    with langchain_pplx_vectorstore.PplxVectorStore.from_texts(["a", "b"], embeddings, folder=folder) as store:
+        assert [document.page_content for document in store.similarity_search("b", k=1)] == ["b"]
+print("the wheels work")

@@ -64,8 +64,8 @@ class Document:
         chunks: Ready-made chunks in document order: strings, or :class:`Chunk` where offsets, ids or
             metadata are known.
         metadata: JSON values (None, bool, int of 64 bits, finite float, str, list, dict with str
-            keys), given back as they are with every hit. (The embedded engine reads JSON numbers so that
-            a float of more than 15 digits may miss its last bit.)
+            keys), given back as they are with every hit. (The embedded engine reads JSON numbers so that a float of
+            more than 15 digits, or a very large or small one, may miss its last bit.)
         format: How `text` is cut: "text", "markdown", or a programming language such as "python".
         vectors: Ready-made vectors of `chunks`, shape (n_chunks, dimension): int8 codes, stored as
             they are, or floats, quantized as the store's model is. None to embed with the store's

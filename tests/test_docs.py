@@ -10,16 +10,18 @@ import typer.main
 from pplx_vectorstore.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
 # A block of Python that imports what it uses, with the output that is shown right below it.
-EXAMPLE = re.compile(r"```python\n((?:(?!```).)*?from pplx_vectorstore.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
+EXAMPLE = re.compile(
+    r"```python\n((?:(?!```).)*?from (?:\w+_)?pplx_vectorstore.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL
+)
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def examples():
     for page in PAGES:
         for number, match in enumerate(EXAMPLE.finditer(page.read_text("utf-8")), 1):
-            yield pytest.param(match[1], match[2], id=f"{page.name}-{number}")
+            yield pytest.param(match[1], match[2], id=f"{page.relative_to(ROOT)}-{number}")
 
 
 @pytest.mark.parametrize(("code", "expected"), list(examples()))

@@ -72,6 +72,19 @@ def test_a_chunk_moves_to_the_document_that_brings_its_id(new_store):
     assert [(chunk.text, chunk.document_id) for chunk in store.get(["x", "y"])] == [("new", "two"), ("stays", "one")]
 
 
+def test_a_chunk_is_addressed_by_a_derived_id_too(new_store):
+    store = new_store()
+    store.add([Document(id="d", chunks=["a", "b", "c"])])
+    derived = next(hit.id for hit in store.search(np.ones(64, np.int8)) if hit.text == "b")
+    changed = Chunk(text="changed", id=derived)
+    for document, place in (("d", (1, 3)), ("elsewhere", (0, 1))):
+        store.add([Document(id=document, chunks=[changed])], replace=False)
+        (stored,) = store.get([derived])
+        assert (stored.id, stored.text, stored.document_id) == (derived, "changed", document)
+        assert (stored.chunk_index, stored.chunk_count) == place
+        assert store.count() == 3
+
+
 def test_sync_makes_a_document_of_pieces_whole(new_store, hash_encoder):
     store = new_store()
     whole = piece("abc")
