@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import pickle
 import threading
 
@@ -11,7 +12,7 @@ from langchain_pplx_vectorstore import PplxEmbeddings
 from langchain_pplx_vectorstore.encoding import EmbeddingsEncoder, as_codes, as_encoder
 from pydantic import ValidationError
 
-from pplx_vectorstore import cosine_similarity, quantize_absmax
+from pplx_vectorstore import cosine_similarity, load_encoder, quantize_absmax
 from pplx_vectorstore.errors import (
     AlignmentError,
     EncodingError,
@@ -76,6 +77,13 @@ def test_another_vector_store_ranks_as_cosine_does(minilm, minilm_embeddings):
     cosines = cosine_similarity(minilm.encode_queries(["Which train is late?"])[0], codes)
     assert [document.page_content for document, _ in found] == [texts[i] for i in np.argsort(-cosines)]
     np.testing.assert_allclose([score for _, score in found], np.sort(cosines)[::-1], atol=1e-9)
+
+
+def test_fields_are_the_options_of_load_encoder():
+    assert set(PplxEmbeddings.model_fields) == set(inspect.signature(load_encoder).parameters)
+    for name, parameter in inspect.signature(load_encoder).parameters.items():
+        if name not in ("model", "api_key"):
+            assert PplxEmbeddings.model_fields[name].default == parameter.default
 
 
 def test_options_reach_the_model(pplx_checkpoint):

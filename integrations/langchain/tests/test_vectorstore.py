@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import random
 import threading
 
@@ -14,10 +15,11 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from langchain_pplx_vectorstore import PplxEmbeddings, PplxVectorStore
+from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_text_splitters import MarkdownHeaderTextSplitter, RecursiveCharacterTextSplitter
 from qdrant_client import QdrantClient, models
 
-from pplx_vectorstore import cosine_similarity, quantize_absmax
+from pplx_vectorstore import VectorStore, cosine_similarity, quantize_absmax
 from pplx_vectorstore.errors import (
     DuplicateDocumentError,
     EncodingError,
@@ -493,6 +495,13 @@ def test_tenants_do_not_see_each_other(folder, hash_embeddings):
     assert [document.page_content for document in ann.similarity_search("y", k=5)] == ["x"]
     bob.delete(["1"])
     assert ann.get_by_ids(["1"])[0].page_content == "x"
+
+
+def test_options_are_those_of_the_core_and_of_the_class():
+    of_search = set(inspect.signature(VectorStore.search).parameters) - {"self", "query", "k", "with_codes"}
+    assert set(SearchOptions.__annotations__) == of_search
+    of_class = set(inspect.signature(PplxVectorStore.__init__).parameters) - {"self", "embedding"}
+    assert set(StoreOptions.__annotations__) == of_class
 
 
 # --- coroutines, threads -----------------------------------------------------------------------------
