@@ -180,7 +180,9 @@ def test_another_writers_new_version_is_never_deleted(new_store, monkeypatch):
     delete = points.delete
 
     async def delete_late(self, condition):
-        await write.add(store._session, [Document(id="d", chunks=["theirs 0", "theirs 1"])], progress=False)
+        await write.add(
+            store._session, [Document(id="d", chunks=["theirs 0", "theirs 1"])], replace=True, progress=False
+        )
         await delete(self, condition)
 
     class Unlocked:
@@ -215,7 +217,9 @@ def test_metadata_is_never_written_to_another_writers_content(new_store, state, 
         with monkeypatch.context() as unpatched:
             unpatched.setattr(points, "set_payloads", set_payloads)
             unpatched.setattr(store._session, "write_lock", store._session.calls.make_lock())
-            await write.add(store._session, [Document(id="d", chunks=["theirs", "new"], metadata={})], progress=False)
+            await write.add(
+                store._session, [Document(id="d", chunks=["theirs", "new"], metadata={})], replace=True, progress=False
+            )
         await set_payloads(self, changes)
 
     monkeypatch.setattr(points, "set_payloads", late)

@@ -196,7 +196,7 @@ class PplxVectorStore(VectorStore):
     ) -> list[str]:
         """Await what :meth:`add_documents` returns."""
         _refuse(kwargs)
-        grouped = self._grouped(documents, ids)
+        grouped = await asyncio.to_thread(self._grouped, documents, ids)
         await (await self._awaited.here()).add(grouped.documents, replace=False)
         return grouped.ids
 
@@ -253,7 +253,7 @@ class PplxVectorStore(VectorStore):
         progress: bool = False,
     ) -> core.SyncReport:
         """Await what :meth:`sync` returns."""
-        grouped = self._grouped(documents, ids)
+        grouped = await asyncio.to_thread(self._grouped, documents, ids)
         store = await self._awaited.here()
         return await store.sync(grouped.documents, delete_missing=delete_missing, progress=progress)
 
