@@ -193,10 +193,10 @@ class VectorStore:
 
         Args:
             documents: Any iterable; a generator is consumed as it is written, in bounded memory.
-            replace: False where a document comes in pieces: its other chunks stay, a chunk whose own id is
-                taken takes that one's place (from another document, too), and new chunks follow the last.
-                Only chunks that come in one call are each other's context; :meth:`sync` with the whole
-                document repairs that.
+            replace: False where a document comes in pieces, of chunks that have ids of their own: its other
+                chunks stay, a chunk whose id is taken takes that one's place (from another document, too), and
+                new chunks follow the last. Only chunks that come in one call are each other's context;
+                :meth:`sync` with the whole document repairs that, and their order.
             progress: Show a progress bar on standard error.
 
         Returns:

@@ -1,12 +1,14 @@
 """Documents that come piece by piece: ``add(..., replace=False)``, on every engine."""
 
+import asyncio
 import threading
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 
-from pplx_vectorstore import Chunk, Document
-from pplx_vectorstore.errors import DuplicateDocumentError, InvalidInputError
+from pplx_vectorstore import AsyncVectorStore, Chunk, Document, VectorStore
+from pplx_vectorstore.errors import DuplicateDocumentError, InvalidDocumentError, InvalidInputError
 
 
 def piece(texts, document="d", **options):
@@ -55,11 +57,11 @@ def test_numbers_after_a_gap(new_store):
     assert {text: place for text, (place, _) in places(store).items()} == {"h": 7, "i": 8, "j": 9, "k": 10, "l": 11}
 
 
-def test_chunks_without_ids_are_appended(new_store):
+def test_pieces_need_ids(new_store):
     store = new_store()
-    for _ in range(2):
-        store.add([Document(id="d", chunks=["a", "b"])], replace=False)
-    assert sorted(chunk.chunk_index for chunk in store.search(np.ones(64, np.int8))) == [0, 1, 2, 3]
+    with pytest.raises(InvalidDocumentError, match="chunk 1 of document 'd' has no id; with replace=False"):
+        store.add([Document(id="d", chunks=[Chunk(text="a", id="1"), "b"])], replace=False)
+    assert store.count() == 0
 
 
 def test_a_chunk_moves_to_the_document_that_brings_its_id(new_store):
@@ -119,6 +121,60 @@ def test_threads_that_extend_one_document_number_its_chunks_once(new_store):
         thread.join()
     assert sorted(place for place, _ in places(store).values()) == list(range(24))
     assert {count for _, count in places(store).values()} == {24}
+
+
+def test_stores_of_one_process_take_turns(server, hash_encoder, run_async):
+    """Blocking stores, in threads, and async ones, in two event loops, extend one document."""
+    encoder = hash_encoder(64)
+
+    def add_blocking(own):
+        with VectorStore.connect(server.url, encoder=encoder, collection="c") as store:
+            for i in range(6):
+                store.add([piece([f"{own}.{i}"])], replace=False)
+
+    async def add_awaiting(own):
+        async with await AsyncVectorStore.connect(server.url, encoder=encoder, collection="c") as store:
+            await asyncio.gather(*(store.add([piece([f"{own}.{i}"])], replace=False) for i in range(6)))
+
+    add_blocking("first")
+    work = [lambda: add_blocking("a"), lambda: add_blocking("b"), lambda: run_async(add_awaiting("c"))]
+    work.append(lambda: asyncio.run(add_awaiting("d")))
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with VectorStore.connect(server.url, encoder=encoder, collection="c") as store:
+        assert sorted(place for place, _ in places(store).values()) == list(range(30))
+        assert {count for _, count in places(store).values()} == {30}
+
+
+async def test_a_blocking_store_does_not_wait_for_a_task_of_its_own_loop(server, hash_encoder):
+    encoder = hash_encoder(64)
+    blocking = VectorStore.connect(server.url, encoder=encoder, collection="c")
+    async with await AsyncVectorStore.connect(server.url, encoder=encoder, collection="c") as awaiting:
+        session = await awaiting._open_session()
+        async with session.write_lock:
+            blocking.add([piece("a")], replace=False)
+        await awaiting.add([piece("b")], replace=False)
+    assert blocking.count() == 2
+    blocking.close()
+
+
+def test_two_stores_share_a_client_in_memory(hash_encoder):
+    client = QdrantClient(":memory:")
+    stores = [VectorStore(client, encoder=hash_encoder(64), tenant=name) for name in ("ann", "bob")]
+    threads = [
+        threading.Thread(
+            target=lambda own=store: [own.add([piece([str(i)])], replace=False) or own.search("x") for i in range(40)]
+        )
+        for store in stores
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [store.count() for store in stores] == [40, 40]
 
 
 def test_replace_is_true_or_false(new_store):

@@ -36,12 +36,12 @@ async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequ
 
     Args:
         session: The open store.
-        pieces: Documents, and the chunks of them that are to be written.
+        pieces: Documents, and the chunks of them that are to be written; each has an id.
     """
     ids = [document.id for document, _ in pieces]
     stored = await session.points.facet("document_id", field_any("document_id", ids), len(ids))
     tenant = session.points.tenant
-    names = {chunk.id: possible_point_ids(chunk.id, tenant) for _, chunks in pieces for chunk in chunks if chunk.id}
+    names = {id_: possible_point_ids(id_, tenant) for _, chunks in pieces for id_ in _ids(chunks)}
     records = await session.points.retrieve(
         [point for points in names.values() for point in points], with_payload=["document_id", "chunk_index"]
     )
@@ -49,21 +49,25 @@ async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequ
     for document, chunks in pieces:
         kept: dict[str, int] = {}
         n_kept = 0
-        for chunk in chunks:
-            for point in names.get(chunk.id or "", []):
+        for id_ in _ids(chunks):
+            for point in names[id_]:
                 payload = records[point].payload if point in records else None
                 if payload and payload["document_id"] == document.id:
-                    kept.setdefault(chunk.id or "", payload["chunk_index"])
+                    kept.setdefault(id_, payload["chunk_index"])
                     n_kept += 1
         n_stored = stored.get(document.id, 0)
         if n_stored <= n_kept:
             places.append(Places(range(len(chunks)), len(chunks)))
             continue
         new = count(await _end(session, document.id, n_stored))
-        indexes = [kept[chunk.id] if chunk.id in kept else next(new) for chunk in chunks]
+        indexes = [kept[id_] if id_ in kept else next(new) for id_ in _ids(chunks)]
         places.append(Places(indexes, n_stored - n_kept + len(chunks)))
     superseded = [point for own, *others in names.values() for point in others if point in records and point != own]
     return Extension(places, superseded)
+
+
+def _ids(chunks: Sequence[Chunk]) -> list[str]:
+    return [chunk.id for chunk in chunks if chunk.id is not None]
 
 
 async def _end(session: Session, document_id: str, n_stored: int) -> int:

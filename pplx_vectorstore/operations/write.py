@@ -110,7 +110,7 @@ async def _write(
         written = _Written(advance)
         used_before = session.usage
         try:
-            groups = _groups(session, documents, seen)
+            groups = _groups(session, documents, seen, need_ids=extend)
             # The caller's iterable and the chunking take their time, which is no event loop's to give.
             while group := await session.calls.run(next, groups, None):
                 if skip_unchanged:
@@ -161,7 +161,9 @@ class _Written:
             self._advance.documents(handled, self.report.chunks)
 
 
-def _groups(session: Session, documents: Iterable[Document], seen: set[str]) -> Iterator[list[_Prepared]]:
+def _groups(
+    session: Session, documents: Iterable[Document], seen: set[str], *, need_ids: bool
+) -> Iterator[list[_Prepared]]:
     """Chunk documents and gather them into what is embedded and written together."""
     most = min(_GROUP_DOCUMENTS, session.points.limits.condition_size or _GROUP_DOCUMENTS)
     group: list[_Prepared] = []
@@ -174,8 +176,14 @@ def _groups(session: Session, documents: Iterable[Document], seen: set[str]) -> 
             raise DuplicateDocumentError(f"document id {document.id!r} comes twice in one call; ids are unique")
         seen.add(document.id)
         chunks = session.chunks_of(document)
-        for chunk in chunks:
-            if chunk.id is not None:
+        for i, chunk in enumerate(chunks):
+            if chunk.id is None:
+                if need_ids:
+                    raise InvalidDocumentError(
+                        f"chunk {i} of document {document.id!r} has no id; with replace=False chunks need ids of their "
+                        "own, since their places are not known beforehand"
+                    )
+            else:
                 if chunk.id in seen_chunks:
                     raise DuplicateDocumentError(f"chunk id {chunk.id!r} comes twice in one call; ids are unique")
                 seen_chunks.add(chunk.id)

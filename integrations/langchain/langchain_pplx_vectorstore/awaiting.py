@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, cast
@@ -58,7 +59,10 @@ class PerLoop:
         with self._lock:
             opening = self._opening.pop(asyncio.get_running_loop(), None)
         if opening is not None:
-            await (await opening).close()
+            with contextlib.suppress(Exception):  # it was raised where the store was needed
+                await opening
+            if not opening.cancelled() and opening.exception() is None:
+                await opening.result().close()
 
     def close(self) -> None:
         """Refuse further use."""
@@ -89,6 +93,11 @@ class InThreads:
         method = getattr(self._store, name)
 
         async def call(*arguments: Any, **options: Any) -> Any:
-            return await asyncio.to_thread(method, *arguments, **options)
+            work = asyncio.ensure_future(asyncio.to_thread(method, *arguments, **options))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # a thread cannot be stopped; nothing is written after this returns
+                raise
 
         return call

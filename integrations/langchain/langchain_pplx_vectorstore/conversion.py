@@ -24,6 +24,7 @@ DEFAULT_ORDER_BY = ("page", "start_index")
 _OFFSET = "start_index"
 # Never change it: ids of chunks already written are derived from it.
 _NAMESPACE = uuid.UUID("0c8d3c86-5f0e-5a43-9d0f-6c616e67706c")
+_ALONE = uuid.uuid5(_NAMESPACE, "alone")
 
 
 class Grouped(NamedTuple):
@@ -62,13 +63,17 @@ def group_documents(
         InvalidInputError: The number of ids differs, or a document's name is no str.
     """
     given = _as_list(documents)
+    if isinstance(ids, str):
+        raise InvalidInputError(f"ids must be a list of str, not the str {ids!r}")
     own_ids = [document.id for document in given] if ids is None else list(ids)
     if len(own_ids) != len(given):
         raise InvalidInputError(f"{len(own_ids)} ids came for {len(given)} documents; give one for each, or none")
-    groups: dict[tuple[str, bool], list[_Piece]] = {}
+    groups: dict[str, list[_Piece]] = {}
     made: list[str] = []
     seen: Counter[str] = Counter()
     for document, own_id in zip(given, own_ids, strict=True):
+        if own_id != document.id:
+            document = document.model_copy(update={"id": own_id})
         of = _document_of(document, group_by)
         chunk = core.Chunk(text=document.page_content, metadata=deepcopy(document.metadata))
         if own_id is None:
@@ -77,9 +82,9 @@ def group_documents(
             seen[content] += 1
         chunk = replace(chunk, id=own_id)
         made.append(own_id)
-        groups.setdefault((own_id, False) if of is None else (of, True), []).append(_Piece(document, chunk))
+        groups.setdefault(_alone(own_id) if of is None else of, []).append(_Piece(document, chunk))
     return Grouped(
-        [core.Document(id=name, chunks=_in_order(pieces, order_by)) for (name, _), pieces in groups.items()], made
+        [core.Document(id=name, chunks=_in_order(pieces, order_by)) for name, pieces in groups.items()], made
     )
 
 
@@ -89,6 +94,11 @@ def as_langchain(stored: core.StoredChunk) -> Document:
     text = stored.text if context is None else context
     # An engine in memory may hand out what it holds.
     return Document(id=stored.id, page_content=text, metadata=deepcopy(stored.metadata))
+
+
+def _alone(chunk_id: object) -> str:
+    """Name the document of a text that stands alone; no name that ``group_by`` gives is like it."""
+    return str(uuid.uuid5(_ALONE, str(chunk_id)))
 
 
 def _as_list(documents: object) -> list[Document]:
@@ -107,12 +117,10 @@ def _document_of(document: Document, group_by: GroupBy) -> str | None:
     if group_by is None:
         return None
     name = document.metadata.get(group_by) if isinstance(group_by, str) else group_by(document)
-    if isinstance(name, int) and not isinstance(name, bool):
-        return str(name)
     if name is not None and not isinstance(name, str):
         raise InvalidInputError(
-            f"group_by={group_by!r} gave {name!r} as the name of a document; it must be a str, or None for a text "
-            "that stands alone"
+            f"group_by={group_by!r} gave {name!r} as the name of a document; it must be a str (such as "
+            "str(...) of it), or None for a text that stands alone"
         )
     return name or None
 
@@ -123,9 +131,7 @@ def _in_order(pieces: Sequence[_Piece], order_by: Sequence[str]) -> list[core.Ch
     if _OFFSET in keys and not _tells_apart(pieces, keys):
         keys.remove(_OFFSET)  # it counts anew in parts of the document
     ordered = sorted(pieces, key=lambda piece: _place(piece, keys))
-    if keys != [_OFFSET]:
-        return [piece.chunk for piece in ordered]
-    return [_with_offsets(piece) for piece in ordered]
+    return [_with_offsets(piece) if _OFFSET in keys else piece.chunk for piece in ordered]
 
 
 def _with_offsets(piece: _Piece) -> core.Chunk:
@@ -143,5 +149,10 @@ def _is_place(value: object) -> bool:
 
 
 def _tells_apart(pieces: Sequence[_Piece], keys: Sequence[str]) -> bool:
-    texts: dict[tuple[float, ...], str] = {}
-    return all(texts.setdefault(_place(piece, keys), piece.chunk.text) == piece.chunk.text for piece in pieces)
+    """Tell whether no two chunks, but for copies of one, have the same place."""
+    chunks: dict[tuple[float, ...], core.Chunk] = {}
+    copies = (chunks.setdefault(_place(piece, keys), piece.chunk) for piece in pieces)
+    return all(
+        (one.text, one.metadata) == (piece.chunk.text, piece.chunk.metadata)
+        for one, piece in zip(copies, pieces, strict=True)
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, cast
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, Secr
 
 from pplx_vectorstore import ApiOptions, Encoder, load_encoder
 from pplx_vectorstore.errors import InvalidInputError
+
+T = TypeVar("T")
 
 # Loading takes seconds, and threads that share an object shall not load its model twice.
 _LOADING = threading.Lock()
@@ -105,7 +107,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
         Returns:
             The int8 codes as floats, one list per text; zeros for a blank one.
         """
-        return [vectors[0] for vectors in self.embed_document_chunks([[text] for text in texts])]
+        return [vectors[0] for vectors in self.embed_document_chunks(_alone(texts))]
 
     def embed_document_chunks(self, documents: Sequence[Sequence[str]]) -> list[list[list[float]]]:
         """Embed the chunks of documents, each in the context of its document.
@@ -121,20 +123,48 @@ class PplxEmbeddings(BaseModel, Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """:meth:`embed_query`, without blocking the event loop."""
         _require_text(text)
-        return _floats(await self._await("encode_queries", [text]))[0]
+        return (await self._await("encode_queries", [text], _floats))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """:meth:`embed_documents`, without blocking the event loop."""
-        return [vectors[0] for vectors in await self.aembed_document_chunks([[text] for text in texts])]
+        return [vectors[0] for vectors in await self.aembed_document_chunks(_alone(texts))]
 
     async def aembed_document_chunks(self, documents: Sequence[Sequence[str]]) -> list[list[list[float]]]:
         """:meth:`embed_document_chunks`, without blocking the event loop."""
-        return [_floats(codes) for codes in await self._await("encode_documents", documents)]
+        return await self._await("encode_documents", documents, lambda found: [_floats(codes) for codes in found])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the settings, not the weights; the key comes from the environment again."""
         settings = {name: getattr(self, name) for name in self.model_fields_set - {"api_key"}}
-        return _rebuild, (type(self), settings, self._encoder if self._is_given else None)
+        return _rebuild, (type(self), settings, self._given())
+
+    def __eq__(self, other: object) -> bool:
+        """Compare settings, whether or not a model is loaded already."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.__dict__ == other.__dict__ and self._given() is other._given()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __copy__(self) -> Self:
+        return self  # nothing of it can change
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return one with other settings, which loads its model anew."""
+        if not update:
+            return self
+        if self._is_given:
+            raise InvalidInputError(
+                "settings of embeddings made by from_encoder are those of the encoder; load another"
+            )
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+
+    def _given(self) -> Encoder | None:
+        return self._encoder if self._is_given else None
 
     def _options(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.model_fields_set - {"model"}}
@@ -144,15 +174,23 @@ class PplxEmbeddings(BaseModel, Embeddings):
             options["api_key"] = options["api_key"].get_secret_value()
         return options
 
-    async def _await(self, verb: str, texts: Sequence[Any]) -> Any:
+    async def _await(self, verb: str, texts: Sequence[Any], convert: Callable[[Any], T]) -> T:
         encoder = self._encoder or await asyncio.to_thread(lambda: self.encoder)
         if hasattr(encoder, f"a{verb}"):
-            return await getattr(encoder, f"a{verb}")(texts)
-        return await asyncio.to_thread(getattr(encoder, verb), texts)
+            codes = await getattr(encoder, f"a{verb}")(texts)
+        else:
+            codes = await asyncio.to_thread(getattr(encoder, verb), texts)
+        return await asyncio.to_thread(convert, codes)
 
 
 def _rebuild(cls: type[PplxEmbeddings], settings: dict[str, Any], encoder: Encoder | None) -> PplxEmbeddings:
     return cls(**settings) if encoder is None else cls.from_encoder(encoder)
+
+
+def _alone(texts: object) -> list[list[str]]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InvalidInputError(f"texts must be a list of str, not {type(texts).__name__}")
+    return [[text] for text in texts]
 
 
 def _require_text(text: object) -> None:

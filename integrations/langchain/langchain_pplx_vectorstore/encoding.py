@@ -13,7 +13,7 @@ from langchain_pplx_vectorstore.embeddings import PplxEmbeddings
 from pplx_vectorstore import Encoder, ModelSpec, quantize_absmax
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError
-from pplx_vectorstore.quantization import Codes, Quantizer, quantize
+from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
 
@@ -33,15 +33,14 @@ def as_encoder(embeddings: Embeddings) -> Encoder:
     )
 
 
-def as_codes(vector: Sequence[float], quantizer: Quantizer) -> Codes:
-    """Turn a query's vector into int8 codes.
+def as_codes(vector: Sequence[float]) -> Codes:
+    """Turn a query's vector into int8 codes of the same direction, which is all that the cosine heeds.
 
     Args:
-        vector: Codes as floats, as ``PplxEmbeddings`` gives them, or floats of a model, shape (dimension,).
-        quantizer: How floats of the collection's model become codes.
+        vector: Codes as floats, as ``PplxEmbeddings`` gives them, or any floats, shape (dimension,).
 
     Returns:
-        int8, shape (dimension,).
+        int8, shape (dimension,): codes as they are, others scaled by absmax.
 
     Raises:
         InvalidInputError: It is no list of numbers.
@@ -55,7 +54,7 @@ def as_codes(vector: Sequence[float], quantizer: Quantizer) -> Codes:
         raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
     if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
         return floats.astype(np.int8)
-    return quantize(floats, quantizer)
+    return quantize_absmax(floats)
 
 
 class EmbeddingsEncoder:
@@ -152,7 +151,10 @@ def _texts(documents: Sequence[Sequence[str]]) -> list[str]:
 
 def _name(embeddings: Embeddings) -> str:
     """Name a model as well as can be, so that a collection refuses vectors of another."""
-    attributes = (getattr(embeddings, name, None) for name in ("model", "model_name", "model_id", "deployment"))
-    model = next((value for value in attributes if isinstance(value, str) and value), None)
     kind = f"langchain:{type(embeddings).__name__}"
-    return kind if model is None else f"{kind}:{model}"
+    for attribute in ("model", "model_name", "model_id", "deployment"):
+        value = getattr(embeddings, attribute, None)
+        if isinstance(value, str) and value:
+            return f"{kind}:{value}"
+    wrapped = getattr(embeddings, "underlying_embeddings", None)  # of LangChain's cache
+    return _name(wrapped) if isinstance(wrapped, Embeddings) else kind

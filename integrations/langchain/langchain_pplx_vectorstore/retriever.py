@@ -28,4 +28,4 @@ class PplxRetriever(VectorStoreRetriever):
     def _gather_options(cls, values: dict[str, Any]) -> dict[str, Any]:
         options = {name: value for name, value in values.items() if name in _OPTIONS}
         rest = {name: value for name, value in values.items() if name not in _OPTIONS}
-        return {**rest, "search_kwargs": {**options, **rest.get("search_kwargs", {})}}
+        return {**rest, "search_kwargs": {**options, **(rest.get("search_kwargs") or {})}}

@@ -36,7 +36,7 @@ from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
-from pplx_vectorstore.quantization import Codes, Quantizer
+from pplx_vectorstore.quantization import Codes
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -116,6 +116,10 @@ class PplxVectorStore(VectorStore):
         self._embedding = embedding
         self._group_by = group_by
         self._order_by = tuple(order_by)
+        of_server = {"api_key": api_key, "prefer_grpc": prefer_grpc or None}
+        for name, value in of_server.items():
+            if value is not None and url is None:
+                raise InvalidInputError(f"{name} is an option of a store with url=; leave it out with {given[0]}=")
         encoder = as_encoder(embedding)
         options: dict[str, Any] = {
             "collection": collection,
@@ -134,7 +138,7 @@ class PplxVectorStore(VectorStore):
                 "parallel": parallel,
             }
             self._store = core.VectorStore.connect(url, **options)
-            self._awaited: AwaitedStore = PerLoop(functools.partial(core.AsyncVectorStore.connect, url, **options))
+            self._awaited: AwaitedStore = PerLoop(lambda: core.AsyncVectorStore.connect(url, **options))
         else:
             if folder is not None:
                 self._store = core.VectorStore.open(folder, **options)
@@ -164,8 +168,9 @@ class PplxVectorStore(VectorStore):
     ) -> list[str]:
         """Embed chunks, those of one document together, and write them.
 
-        A chunk whose id is stored is replaced; everything else stays, other chunks of its document too.
-        What comes in another call is not context: give a document's chunks in one call, or use :meth:`sync`.
+        A chunk whose id is stored is replaced, whichever document it was of; everything else stays, other chunks
+        of its document too. New ones stand after these, whatever their `start_index`. What comes in another call is
+        not context: give a document's chunks in one call, or use :meth:`sync`.
 
         Args:
             documents: Chunks, in any order.
@@ -234,7 +239,8 @@ class PplxVectorStore(VectorStore):
 
         Args:
             documents: All chunks of each document that they are of.
-            ids: One per chunk, as for :meth:`add_documents`.
+            ids: One per chunk, as for :meth:`add_documents`. With ids of your own, a document of which only the
+                metadata have changed is not embedded again; those that are made change with the metadata.
             delete_missing: Delete every document of the store that is not among these.
             progress: Show a progress bar on standard error.
 
@@ -329,11 +335,11 @@ class PplxVectorStore(VectorStore):
         Returns:
             Chunks with their cosine, from -1 to 1, best first; with the fused score where hybrid.
         """
-        return _scored(self._store.search(query, k=k, **options))
+        return _scored(self._store.search(query, k=k, **_checked(options)))
 
     async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
         """Await what :meth:`similarity_search_with_score` returns."""
-        return _scored(await (await self._awaited.here()).search(query, k=k, **options))
+        return _scored(await (await self._awaited.here()).search(query, k=k, **_checked(options)))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
@@ -357,13 +363,13 @@ class PplxVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Search by vector, with cosines; arguments as for :meth:`similarity_search_by_vector`."""
-        return _scored(self._store.search(self._codes(embedding), k=k, **options))
+        return _scored(self._store.search(as_codes(embedding), k=k, **_checked(options)))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Await what :meth:`similarity_search_with_score_by_vector` returns."""
-        return _scored(await (await self._awaited.here()).search(self._codes(embedding), k=k, **options))
+        return _scored(await (await self._awaited.here()).search(as_codes(embedding), k=k, **_checked(options)))
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **options: Unpack[SearchOptions]
@@ -396,7 +402,7 @@ class PplxVectorStore(VectorStore):
             Chunks in the order of choice, which is that of LangChain's ``maximal_marginal_relevance`` on the codes.
         """
         if options.get("hybrid"):
-            hits = self._store.search(query, k=max(k, fetch_k), with_codes=True, **options)
+            hits = self._store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
             return _diverse(hits, None, k, lambda_mult)
         embedding = self._embedding.embed_query(query)
         return self.max_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, **options)
@@ -412,7 +418,7 @@ class PplxVectorStore(VectorStore):
         """Await what :meth:`max_marginal_relevance_search` returns."""
         if options.get("hybrid"):
             store = await self._awaited.here()
-            hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **options)
+            hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
             return _diverse(hits, None, k, lambda_mult)
         embedding = await self._embedding.aembed_query(query)
         return await self.amax_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, **options)
@@ -426,8 +432,8 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
         """Search by vector; see :meth:`max_marginal_relevance_search`."""
-        codes = self._codes(embedding)
-        hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **options)
+        codes = as_codes(embedding)
+        hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return _diverse(hits, codes, k, lambda_mult)
 
     async def amax_marginal_relevance_search_by_vector(
@@ -440,8 +446,8 @@ class PplxVectorStore(VectorStore):
     ) -> list[Document]:
         """Await what :meth:`max_marginal_relevance_search_by_vector` returns."""
         store = await self._awaited.here()
-        codes = self._codes(embedding)
-        hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **options)
+        codes = as_codes(embedding)
+        hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return _diverse(hits, codes, k, lambda_mult)
 
     def as_retriever(self, **kwargs: Any) -> PplxRetriever:
@@ -495,9 +501,52 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[StoreOptions],
     ) -> Self:
         """Await what :meth:`from_texts` returns."""
-        store = await asyncio.to_thread(functools.partial(cls, embedding, **options))
+        store = await cls._aopen(embedding, options)
         try:
             await store.aadd_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            await store.aclose()
+            raise
+        return store
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: list[Document],
+        embedding: Embeddings,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> Self:
+        """Open a store and add chunks to it.
+
+        Args:
+            documents: As for :meth:`add_documents`.
+            embedding: As for the class.
+            ids: As for :meth:`add_documents`.
+            **options: As for the class: `folder`, `url` or `client`, and others.
+        """
+        store = cls(embedding, **options)
+        try:
+            store.add_documents(documents, ids=ids)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    async def afrom_documents(
+        cls,
+        documents: list[Document],
+        embedding: Embeddings,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> Self:
+        """Await what :meth:`from_documents` returns."""
+        store = await cls._aopen(embedding, options)
+        try:
+            await store.aadd_documents(documents, ids=ids)
         except BaseException:
             await store.aclose()
             raise
@@ -517,6 +566,24 @@ class PplxVectorStore(VectorStore):
         existing: StoreOptions = {**options, "create": False}
         return cls(embedding, **existing)
 
+    @classmethod
+    async def afrom_existing(cls, embedding: Embeddings, **options: Unpack[StoreOptions]) -> Self:
+        """Await what :meth:`from_existing` returns."""
+        existing: StoreOptions = {**options, "create": False}
+        return await cls._aopen(embedding, existing)
+
+    @classmethod
+    async def _aopen(cls, embedding: Embeddings, options: StoreOptions) -> Self:
+        """Open a store in a thread: models are loaded, and servers asked."""
+        opening = asyncio.ensure_future(asyncio.to_thread(functools.partial(cls, embedding, **options)))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                opening.result().close()
+            raise
+
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""
         self._awaited.close()
@@ -524,8 +591,14 @@ class PplxVectorStore(VectorStore):
 
     async def aclose(self) -> None:
         """Let go of the index, and of the running event loop's connections to a server."""
+        try:
+            await self._awaited.close_here()
+        finally:
+            await asyncio.to_thread(self.close)
+
+    async def adisconnect(self) -> None:
+        """Let go of the running event loop's connections to a server; the store stays open."""
         await self._awaited.close_here()
-        await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -546,23 +619,31 @@ class PplxVectorStore(VectorStore):
     def _grouped(self, documents: Iterable[Document], ids: Sequence[str | None] | None) -> Grouped:
         return group_documents(documents, ids=ids, group_by=self._group_by, order_by=self._order_by)
 
-    def _codes(self, embedding: Sequence[float]) -> Codes:
-        return as_codes(embedding, cast("Quantizer", self._store.fingerprint.quantizer))
 
-
-def _documents(texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None) -> list[Document]:
+def _documents(texts: Iterable[str], metadatas: Sequence[Mapping[str, Any] | None] | None) -> list[Document]:
     if isinstance(texts, str):
         raise InvalidInputError("texts must be a list of str, not one str")
     listed = list(texts)
-    all_metadata: Sequence[Mapping[str, Any]] = metadatas or [{}] * len(listed)
+    all_metadata: Sequence[Mapping[str, Any] | None] = metadatas or [None] * len(listed)
     if len(all_metadata) != len(listed):
         raise InvalidInputError(
             f"{len(all_metadata)} metadatas came for {len(listed)} texts; give one for each, or none"
         )
     return [
-        Document(page_content=text, metadata=dict(metadata))
+        Document(page_content=text, metadata=dict(metadata or {}))
         for text, metadata in zip(listed, all_metadata, strict=True)
     ]
+
+
+def _checked(options: SearchOptions, fetch_k: int | None = None) -> SearchOptions:
+    """Refuse options that no search has, and candidates of which MMR would have too few."""
+    unknown = sorted(options.keys() - SearchOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {', '.join(map(repr, unknown))} of a search")
+    candidates = options.get("candidates")
+    if fetch_k is not None and isinstance(candidates, int) and candidates < fetch_k:
+        raise InvalidInputError(f"candidates must be at least fetch_k = {fetch_k}, not {candidates}")
+    return options
 
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ def test_a_chain_from_several_threads(chain):
         streamed = await asyncio.gather(*(joined(text) for text in TEXTS[:10]))
         assert streamed == answers(TEXTS[:10])
         retriever_store = chain.steps[0].steps__["context"].first.vectorstore
-        await retriever_store._awaited.close_here()
+        await retriever_store.adisconnect()
 
     async def joined(text):
         return "".join([part async for part in chain.astream(text)]).strip()

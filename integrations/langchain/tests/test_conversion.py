@@ -38,8 +38,7 @@ def test_texts_without_a_source_stand_alone():
         ["three"],
         ["one"],
     ]
-    assert [document.id for document in grouped.documents] == grouped.ids
-    assert len(set(grouped.ids)) == 4
+    assert len({document.id for document in grouped.documents} | set(grouped.ids)) == 8
 
 
 def test_a_text_that_stands_alone_is_not_put_into_the_document_of_its_id():
@@ -62,11 +61,12 @@ def test_offsets_that_count_anew_on_every_page_do_not_mix_pages():
     shuffled = random.Random(1).sample(pages, len(pages))
     (document,) = group_documents(shuffled).documents
     assert [one.text for one in document.chunks] == [one.page_content for one in pages]
-    assert {one.start for one in document.chunks} == {None}
+    assert [one.start for one in document.chunks] == [0, 50, 120] * 3
     for page in pages:
         del page.metadata["page"]
     (document,) = group_documents(pages).documents
     assert [one.text for one in document.chunks] == [one.page_content for one in pages], "as they came"
+    assert {one.start for one in document.chunks} == {None}
 
 
 def test_offsets_that_are_missing_or_unknown_order_nothing():
@@ -88,15 +88,20 @@ def test_other_keys_order_chunks():
 
 
 def test_a_chunk_that_comes_twice_does_not_disturb_the_order():
-    documents = [chunk("b", start_index=5), chunk("a", start_index=0), chunk("a", start_index=0, copy=True)]
+    documents = [chunk("b", start_index=5), chunk("a", start_index=0), chunk("a", start_index=0)]
     assert texts_of(group_documents(documents)) == {"a": ["a", "a", "b"]}
+    sections = [chunk("Note.", start_index=0, section=1), chunk("x", start_index=9), chunk("Note.", start_index=0)]
+    assert texts_of(group_documents(sections)) == {"a": ["Note.", "x", "Note."]}, "offsets within sections"
 
 
 def test_a_function_or_another_key_names_documents():
-    documents = [Document(page_content=text, metadata={"page": 3, "of": 7}) for text in ("x", "y")]
+    documents = [Document(page_content=text, metadata={"page": 3, "of": "7"}) for text in ("x", "y")]
     assert texts_of(group_documents(documents, group_by=lambda one: f"p{one.metadata['page']}")) == {"p3": ["x", "y"]}
     assert texts_of(group_documents(documents, group_by="of")) == {"7": ["x", "y"]}
     assert len(group_documents(documents, group_by=None).documents) == 2
+    by_id = group_documents(documents, ids=["doc#0", "doc#1"], group_by=lambda one: one.id.split("#")[0])
+    assert texts_of(by_id) == {"doc": ["x", "y"]}
+    assert [document.id for document in documents] == [None, None]
 
 
 @given(st.permutations([chunk(f"{source}{at}", source, start_index=at) for source in "ab" for at in (0, 3, 9, 27)]))
@@ -147,6 +152,8 @@ def test_documents_are_left_as_they_are():
         (["text"], {}, "must hold langchain_core Documents, not str; texts go to add_texts"),
         ([chunk("x")], {"ids": ["1", "2"]}, "2 ids came for 1 documents"),
         ([chunk("x")], {"ids": [1]}, "a chunk's id must be a str, not int 1"),
+        ([chunk("x")], {"ids": "1"}, "ids must be a list of str, not the str '1'"),
+        ([chunk("x", 7)], {}, "gave 7 as the name of a document"),
         ([chunk("x", ["a"])], {}, r"gave \['a'\] as the name of a document"),
         ([chunk("x")], {"group_by": lambda one: 1.5}, "gave 1.5 as the name of a document"),
         ([chunk("x", when=date(2024, 1, 1))], {}, r"metadata\['when'\] is of type date.*isoformat"),

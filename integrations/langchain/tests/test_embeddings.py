@@ -1,7 +1,9 @@
 import asyncio
+import copy
 import inspect
 import pickle
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,9 +158,39 @@ async def test_a_query_that_is_blank_or_no_text_is_refused(hash_embeddings, quer
         await hash_embeddings.aembed_query(query)
 
 
-def test_one_string_is_not_a_list_of_texts(minilm_embeddings):
+async def test_one_string_is_not_a_list_of_texts(minilm_embeddings):
     with pytest.raises(InvalidInputError, match="must be a list"):
         minilm_embeddings.embed_document_chunks(["a document that is no list"])
+    with pytest.raises(InvalidInputError, match="texts must be a list of str, not str"):
+        minilm_embeddings.embed_documents("ab")
+    with pytest.raises(InvalidInputError, match="texts must be a list of str, not str"):
+        await minilm_embeddings.aembed_documents("ab")
+
+
+def test_copies_share_a_model_and_other_settings_load_another(pplx_checkpoint, wide_pplx_checkpoint):
+    embeddings = PplxEmbeddings(model=str(wide_pplx_checkpoint), dtype="float32")
+    same = PplxEmbeddings(model=str(wide_pplx_checkpoint), dtype="float32")
+    assert len(embeddings.embed_query("curiosity")) == 192
+    assert embeddings == same, "a loaded model makes no difference"
+    assert hash(embeddings) == hash(same)
+    assert copy.deepcopy(embeddings).encoder is copy.copy(embeddings).encoder is embeddings.encoder
+    shorter = embeddings.model_copy(update={"dimensions": 128})
+    assert len(shorter.embed_query("curiosity")) == shorter.dimensions == 128
+    assert embeddings.dimensions is None
+    assert shorter != embeddings
+    given = PplxEmbeddings.from_encoder(embeddings.encoder)
+    assert given.model_copy() == given
+    assert given != PplxEmbeddings.from_encoder(shorter.encoder)
+    with pytest.raises(InvalidInputError, match="are those of the encoder"):
+        given.model_copy(update={"dimensions": 128})
+
+
+def test_cached_embeddings_are_named_by_what_they_cache():
+    class Cached(DeterministicFakeEmbedding):
+        underlying_embeddings: Any
+
+    encoder = as_encoder(Cached(size=8, underlying_embeddings=Recording()))
+    assert encoder.fingerprint.model == "langchain:Recording:some-model"
 
 
 class Recording(Embeddings):
@@ -221,13 +253,14 @@ def test_what_is_no_embeddings_is_refused(hash_encoder):
 
 
 def test_a_query_vector_becomes_codes():
-    codes = [-128.0, 0.0, 127.0]
-    np.testing.assert_array_equal(as_codes(codes, "tanh"), np.array([-128, 0, 127], np.int8))
-    np.testing.assert_array_equal(as_codes([0.25, -0.5, 0.0], "absmax"), np.array([64, -127, 0], np.int8))
-    np.testing.assert_array_equal(as_codes(np.float32([0.5, 0.0]), "tanh"), np.array([59, 0], np.int8))
+    np.testing.assert_array_equal(as_codes([-128.0, 0.0, 127.0]), np.array([-128, 0, 127], np.int8))
+    np.testing.assert_array_equal(as_codes([0.25, -0.5, 0.0]), np.array([64, -127, 0], np.int8))
+    mean = np.array([40.5, -80.25, 3.0])  # of several queries, whatever the model's quantizer is
+    assert cosine_similarity(as_codes(mean.tolist()), np.int8([[81, -127, 5]]))[0] > 0.99
+    np.testing.assert_array_equal(as_codes(mean), quantize_absmax(mean))
     for wrong in ("text", [["nested"]], [[1.0, 2.0]], None, [1.0, float("nan")], [None]):
         with pytest.raises(PplxVectorStoreError):
-            as_codes(wrong, "absmax")
+            as_codes(wrong)
 
 
 def test_documents_are_not_texts(minilm_embeddings):

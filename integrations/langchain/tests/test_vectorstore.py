@@ -328,7 +328,8 @@ async def test_relevance_is_the_cosine_from_0_to_1(filled, recwarn):
     assert best == [(document, score) for document, score in relevant if score >= 0.55]
     assert 0 < len(best) < 30
     hybrid = filled.similarity_search_with_relevance_scores("common word7", k=30, hybrid=True)
-    assert hybrid == filled.similarity_search_with_score("common word7", k=30, hybrid=True)
+    scores = [score for _, score in filled.similarity_search_with_score("common word7", k=30, hybrid=True)]
+    assert [score for _, score in hybrid] == scores, "documents of one score come in any order"
     assert all(0 <= score <= 1 for _, score in hybrid)
     assert not recwarn.list
 
@@ -371,6 +372,10 @@ def test_mmr_with_the_other_options(filled):
     assert found[0].page_content == "common word4"
     assert filled.max_marginal_relevance_search("common word4", k=3, filter={"number": 99}) == []
     assert len(filled.max_marginal_relevance_search("common word4", k=25)) == 25
+    with pytest.raises(InvalidInputError, match="candidates must be at least fetch_k = 20, not 10"):
+        filled.max_marginal_relevance_search("common word4", candidates=10)
+    with pytest.raises(TypeError, match="'with_codes'"):
+        filled.similarity_search("common word4", with_codes=True)
     with pytest.raises(InvalidInputError, match="lambda_mult must be a number from 0 to 1, not 2"):
         filled.max_marginal_relevance_search("common word4", lambda_mult=2)
 
@@ -388,10 +393,14 @@ def test_search_options_of_the_core(open_store):
     grouped = store.similarity_search("x", k=4, group_by_document=True)
     assert {document.metadata["source"] for document in grouped} == {"a", "other"}
     assert len(grouped) == 2
-    with_words = store.similarity_search("needle", k=5, hybrid=True)
-    assert {document.page_content for document in with_words[:2]} <= {"two needle", "five needle"} | {
-        store.similarity_search("needle", k=1)[0].page_content
-    }
+    by_words = {"two needle", "five needle"}
+    with_words = store.similarity_search_with_score("needle", k=5, hybrid=True)
+    alone = store.similarity_search("needle", k=5)
+    assert by_words <= {document.page_content for document, _ in with_words[:3]}
+    assert max(score for document, score in with_words if document.page_content in by_words) > max(
+        score for document, score in with_words[1:] if document.page_content not in by_words
+    )
+    assert len(alone) == 5
     (passage,) = store.similarity_search_by_vector(
         codes_of(store, [store.similarity_search("x", filter=qdrant)[0].id])[0].tolist(), k=1, context=1
     )
@@ -415,9 +424,14 @@ async def test_retrievers_take_options_at_every_place(filled):
     strict = filled.as_retriever(search_type="similarity_score_threshold", score_threshold=0.999)
     assert [document.id for document in await strict.ainvoke("common word4")] == ["common word4"]
     assert retriever.tags == ["PplxVectorStore", "PplxEmbeddings"]
-    for wrong in ({"kk": 3}, {"search_type": "nearest"}, {"search_type": "similarity_score_threshold"}):
-        with pytest.raises(ValueError, match=r"kk|nearest|score_threshold"):
+    for wrong, message in (
+        ({"kk": 3}, "kk"),
+        ({"search_type": "nearest"}, "nearest"),
+        ({"search_type": "similarity_score_threshold"}, "`score_threshold` is not specified"),
+    ):
+        with pytest.raises(ValueError, match=message):
             filled.as_retriever(**wrong)
+    assert len(filled.as_retriever(k=2, search_kwargs=None).invoke("common word4")) == 2
     with pytest.raises(TypeError, match="kk"):
         filled.as_retriever(search_kwargs={"kk": 3}).invoke("q")
 
@@ -428,7 +442,7 @@ async def test_retrievers_take_options_at_every_place(filled):
 async def test_making_a_store_of_texts_and_of_documents(folder, hash_embeddings):
     documents = chunks("a", "b")
     with PplxVectorStore.from_documents(documents, hash_embeddings, folder=folder / "one", collection="c") as store:
-        assert [document.page_content for document in store.similarity_search("x", k=5, group_by_document=2)] != []
+        assert [(one.id, one.chunks) for one in store.store.documents()] == [("a", 2)]
         assert store.store.count() == 2
     with PplxVectorStore.from_existing(hash_embeddings, folder=folder / "one", collection="c") as store:
         assert store.add_documents(documents)
@@ -453,11 +467,40 @@ async def test_a_store_that_could_not_be_filled_is_let_go_of(folder, hash_embedd
             await PplxVectorStore.afrom_documents(bad, hash_embeddings, folder=folder / "index")
 
 
+async def test_documents_are_grouped_by_their_ids_wherever_they_come_in(folder, hash_embeddings):
+    documents = [Document(id=f"doc#{i}", page_content=str(i)) for i in range(2)]
+    options = {"group_by": lambda document: document.id.split("#")[0]}
+    with PplxVectorStore.from_documents(documents, hash_embeddings, folder=folder / "one", **options) as store:
+        assert [(one.id, one.chunks) for one in store.store.documents()] == [("doc", 2)]
+    async with await PplxVectorStore.afrom_documents(
+        documents, hash_embeddings, folder=folder / "two", **options
+    ) as store:
+        assert [(one.id, one.chunks) for one in store.store.documents()] == [("doc", 2)]
+    async with await PplxVectorStore.afrom_existing(hash_embeddings, folder=folder / "two") as store:
+        assert len(await store.asimilarity_search("0")) == 2
+    with pytest.raises(StoreNotFoundError):
+        await PplxVectorStore.afrom_existing(hash_embeddings, folder=folder / "nowhere")
+
+
+def test_a_text_that_stands_alone_and_a_document_of_its_name_leave_each_other_alone(open_store):
+    store = open_store()
+    store.add_documents(chunks("a", "b", "c", source="1"))
+    store.add_texts(["a note"], ids=["1"])
+    store.sync([Document(id="1", page_content="a note, changed")])
+    assert store.store.count() == 4
+    store.sync(chunks("a", source="1"))
+    assert store.get_by_ids(["1"])[0].page_content == "a note, changed"
+    store.delete(document_ids=["1"])
+    assert store.store.count() == 1
+
+
 def test_exactly_one_place_is_needed(folder, hash_embeddings):
     with pytest.raises(InvalidInputError, match="exactly one of folder, url and client; none came"):
         PplxVectorStore(hash_embeddings)
     with pytest.raises(InvalidInputError, match="folder and client came"):
         PplxVectorStore(hash_embeddings, folder=folder, client=QdrantClient(":memory:"))
+    with pytest.raises(InvalidInputError, match="api_key is an option of a store with url=; leave it out with folder="):
+        PplxVectorStore(hash_embeddings, folder=folder, api_key="key")
     with pytest.raises(InvalidInputError, match="group_by must be a metadata key, a function or None, not 3"):
         PplxVectorStore(hash_embeddings, folder=folder, group_by=3)
     with pytest.raises(InvalidInputError, match="order_by must be a list of metadata keys, not 'page'"):
@@ -544,7 +587,7 @@ async def test_many_coroutines_share_a_store(filled):
 def test_each_event_loop_has_connections_of_its_own(server, hash_embeddings):
     async def search(store):
         found = await store.asimilarity_search("x", k=1)
-        await store._awaited.close_here()
+        await store.adisconnect()
         return found[0].id
 
     with PplxVectorStore(hash_embeddings, url=server.url) as store:
@@ -567,6 +610,63 @@ async def test_a_server_that_was_away_is_asked_again(server, hash_embeddings, mo
             await store.asimilarity_search("x", k=1)
         assert (await store.asimilarity_search("x", k=1))[0].id == "1"
         await store.aclose()
+
+
+async def test_a_server_that_is_away_does_not_hide_the_callers_error(server, hash_embeddings, monkeypatch):
+    store = PplxVectorStore(hash_embeddings, url=server.url)
+    monkeypatch.setattr(store._awaited, "_connect", _fail_once(store._awaited._connect))
+
+    async def use():
+        async with store:
+            with pytest.raises(EncodingError, match="away"):
+                await store.asimilarity_search("x")
+            raise LookupError("the caller's")
+
+    with pytest.raises(LookupError, match="the caller's"):
+        await use()
+    with pytest.raises(StoreClosedError):
+        store.similarity_search("x")
+
+
+async def test_a_cancelled_write_has_ended_when_it_says_so(folder, hash_encoder):
+    encoder = hash_encoder(64)
+    begun, go_on = threading.Event(), threading.Event()
+    encode = encoder.encode_documents
+
+    def wait(*arguments, **options):
+        begun.set()
+        assert go_on.wait(30)
+        return encode(*arguments, **options)
+
+    encoder.encode_documents = wait
+    async with PplxVectorStore(PplxEmbeddings.from_encoder(encoder), folder=folder / "index") as store:
+        task = asyncio.create_task(store.aadd_texts(["x"], ids=["1"]))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert store.store.count() == 1
+
+
+def test_coroutines_of_several_loops_and_threads_add_to_one_document(server, hash_embeddings):
+    async def add(own):
+        await asyncio.gather(*(store.aadd_documents(chunks(f"{own}.{i}")) for i in range(5)))
+        await store.adisconnect()
+
+    with PplxVectorStore(hash_embeddings, url=server.url) as store:
+        work = [lambda own=own: asyncio.run(add(own)) for own in "abc"]
+        work.append(lambda: [store.add_documents(chunks(f"d.{i}")) for i in range(5)])
+        threads = [threading.Thread(target=one) for one in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stored = store.store.search("x", k=50)
+        assert sorted(chunk.chunk_index for chunk in stored) == list(range(20))
+        assert {chunk.chunk_count for chunk in stored} == {20}
 
 
 def _fail_once(connect):
