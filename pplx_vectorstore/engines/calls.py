@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from pplx_vectorstore.coroutines import run_now
+from pplx_vectorstore.engines.locks import AwaitedLock, BlockingLock, mark_blocked, turn_of, waiting_loop
 from pplx_vectorstore.engines.retrying import Retries
 
 T = TypeVar("T")
-
-_ASK_AGAIN_SECONDS = 0.005
 
 
 class Calls(Protocol):
@@ -66,7 +63,7 @@ class BlockingCalls:
         self.client = client
         self._retries = retries
         self._threads = threads
-        self._turn = contextlib.nullcontext() if threads else _turn_of(client)
+        self._turn = contextlib.nullcontext() if threads else turn_of(client)
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""
@@ -80,10 +77,10 @@ class BlockingCalls:
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Begin work in another thread, or do it now where the client stands no threads."""
         future: Future[T] = Future()
-        loop = _waiting_loop()
+        loop = waiting_loop()
 
         def complete() -> None:
-            _blocked_loop.set(loop)
+            mark_blocked(loop)
             try:
                 future.set_result(run_now(work))
             except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
@@ -98,7 +95,7 @@ class BlockingCalls:
 
     def share_lock(self, *what: Hashable) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a lock that is waited for by blocking."""
-        return _BlockingLock(_shared(what))
+        return BlockingLock(*what)
 
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Within the block, if `now`, requests that fail are not tried again."""
@@ -144,7 +141,7 @@ class AsyncCalls:
 
     def share_lock(self, *what: Hashable) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a lock that tasks wait for without blocking their event loop."""
-        return _AwaitedLock(_shared(what))
+        return AwaitedLock(*what)
 
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Within the block, if `now`, requests that fail are not tried again."""
@@ -173,85 +170,3 @@ class _Result(Awaitable[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self._future.result()
         yield  # makes this a generator, which is what awaiting needs
-
-
-class _Shared:
-    """A lock of threads, and the event loop of the task that holds it, if one does."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-
-_shared_locks: weakref.WeakValueDictionary[tuple[Hashable, ...], _Shared] = weakref.WeakValueDictionary()
-_turns: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-_registering = threading.Lock()
-
-
-def _shared(what: tuple[Hashable, ...]) -> _Shared:
-    with _registering:
-        found = _shared_locks.get(what)
-        if found is None:
-            found = _shared_locks[what] = _Shared()
-        return found
-
-
-def _turn_of(client: Any) -> threading.Lock:
-    with _registering:
-        return _turns.setdefault(client, threading.Lock())
-
-
-# In a thread that a blocking call started: the loop that the call blocks.
-_blocked_loop: contextvars.ContextVar[asyncio.AbstractEventLoop | None] = contextvars.ContextVar(
-    "blocked_loop", default=None
-)
-
-
-class _BlockingLock:
-    """A shared lock behind ``async with``, for code that no event loop waits for."""
-
-    def __init__(self, shared: _Shared) -> None:
-        self._shared = shared
-        self._held = threading.local()
-
-    async def __aenter__(self) -> None:
-        # Called from a coroutine whose loop's other task has the lock, waiting would never end.
-        self._held.here = _waiting_loop() is None or self._shared.loop is not _waiting_loop()
-        if self._held.here:
-            self._shared.lock.acquire()
-
-    async def __aexit__(self, *error: object) -> None:
-        if self._held.here:
-            self._shared.lock.release()
-
-
-def _waiting_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that stands still until this code has ended, if there is one."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return _blocked_loop.get()
-
-
-class _AwaitedLock:
-    """A shared lock behind ``async with``, for tasks of one event loop: they queue, and the first asks again."""
-
-    def __init__(self, shared: _Shared) -> None:
-        self._shared = shared
-        self._of_loop = asyncio.Lock()
-
-    async def __aenter__(self) -> None:
-        await self._of_loop.acquire()
-        try:
-            # Waiting in a thread could take the last one of those that the lock's holder needs to go on.
-            while not self._shared.lock.acquire(blocking=False):
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
-            self._shared.loop = asyncio.get_running_loop()
-        except BaseException:
-            self._of_loop.release()
-            raise
-
-    async def __aexit__(self, *error: object) -> None:
-        self._shared.loop = None
-        self._shared.lock.release()
-        self._of_loop.release()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
 from langchain_pplx_vectorstore.embeddings import PplxEmbeddings
-from pplx_vectorstore import Encoder, ModelSpec, quantize_absmax
-from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore import Encoder, PrecomputedEncoder, quantize_absmax
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
@@ -66,29 +66,9 @@ class EmbeddingsEncoder:
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._embeddings = embeddings
-        name = _name(embeddings)
-        dimension = len(embeddings.embed_query("dimension"))
-        self.spec = ModelSpec(
-            name=name,
-            dimension=dimension,
-            min_dimension=dimension,
-            quantizer="absmax",
-            window_tokens=0,
-            max_window_tokens=0,
-            context_weight=0.0,
-            layout="mean-pooled",
-        )
-        self.fingerprint = Fingerprint(
-            model=name,
-            revision=None,
-            dimension=dimension,
-            quantizer="absmax",
-            window_tokens=0,
-            min_context=0,
-            context_weight=0.0,
-            source=name,
-            backend="langchain",
-        )
+        like = PrecomputedEncoder(_name(embeddings), len(embeddings.embed_query("dimension")))
+        self.spec = like.spec
+        self.fingerprint = replace(like.fingerprint, backend="langchain")
 
     @property
     def tokenizer(self) -> ChunkTokenizer:

@@ -482,13 +482,7 @@ class PplxVectorStore(VectorStore):
             ids: As for :meth:`add_texts`.
             **options: As for the class: `folder`, `url` or `client`, and others.
         """
-        store = cls(embedding, **options)
-        try:
-            store.add_texts(texts, metadatas, ids=ids)
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls.from_documents(_documents(texts, metadatas), embedding, ids=ids, **options)
 
     @classmethod
     async def afrom_texts(
@@ -501,13 +495,7 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[StoreOptions],
     ) -> Self:
         """Await what :meth:`from_texts` returns."""
-        store = await cls._aopen(embedding, options)
-        try:
-            await store.aadd_texts(texts, metadatas, ids=ids)
-        except BaseException:
-            await store.aclose()
-            raise
-        return store
+        return await cls.afrom_documents(_documents(texts, metadatas), embedding, ids=ids, **options)
 
     @classmethod
     def from_documents(
