@@ -53,7 +53,7 @@ def group_documents(
 
     Args:
         documents: Chunks, in any order; they are not changed.
-        ids: One per chunk, stronger than ``Document.id``; None for that.
+        ids: One per chunk, stronger than ``Document.id``; where it is None, that counts.
         group_by: Which document a chunk is of; where there is no answer, it is a document of its own.
         order_by: Metadata keys with numbers that order the chunks of a document, the most significant first.
             Keys that not all of them have are left out, as is ``start_index`` where two have the same.
@@ -65,13 +65,14 @@ def group_documents(
     given = _as_list(documents)
     if isinstance(ids, str):
         raise InvalidInputError(f"ids must be a list of str, not the str {ids!r}")
-    own_ids = [document.id for document in given] if ids is None else list(ids)
-    if len(own_ids) != len(given):
-        raise InvalidInputError(f"{len(own_ids)} ids came for {len(given)} documents; give one for each, or none")
+    given_ids = [None] * len(given) if ids is None else list(ids)
+    if len(given_ids) != len(given):
+        raise InvalidInputError(f"{len(given_ids)} ids came for {len(given)} documents; give one for each, or none")
     groups: dict[str, list[_Piece]] = {}
     made: list[str] = []
     seen: Counter[str] = Counter()
-    for document, own_id in zip(given, own_ids, strict=True):
+    for document, given_id in zip(given, given_ids, strict=True):
+        own_id = document.id if given_id is None else given_id
         if own_id != document.id:
             document = document.model_copy(update={"id": own_id})
         of = _document_of(document, group_by)

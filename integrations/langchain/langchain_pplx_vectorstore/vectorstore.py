@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import numpy as np
 from langchain_core.documents import Document
@@ -15,7 +15,6 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import SecretStr
-from typing_extensions import Unpack
 
 import pplx_vectorstore as core
 from langchain_pplx_vectorstore.awaiting import AwaitedStore, InThreads, PerLoop

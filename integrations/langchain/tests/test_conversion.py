@@ -134,6 +134,7 @@ def test_given_ids_come_first():
     assert (ids[0], ids[2]) == ("own", "7")
     assert group_documents(documents, ids=["1", "2", "3"]).ids == ["1", "2", "3"]
     assert group_documents(documents, ids=["1", None, "3"]).ids == ["1", ids[1], "3"]
+    assert group_documents(documents, ids=[None, "2", None]).ids == ["own", "2", "7"]
 
 
 def test_documents_are_left_as_they_are():
