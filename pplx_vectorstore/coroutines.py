@@ -1,7 +1,8 @@
-"""Coroutines that never wait for an event loop, driven like plain functions."""
+"""Coroutines that never wait for an event loop, driven like plain functions, and such that nothing cuts short."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,3 +18,19 @@ def run_now(work: Coroutine[Any, Any, T]) -> T:
         return value
     work.close()
     raise RuntimeError("an operation over a blocking client waited for an event loop")
+
+
+async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that goes on when it is cancelled, such as a thread's: a cancellation counts once it has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:  # again; still not before the end
+                continue
+        if not task.cancelled():
+            task.exception()  # what it failed with is of no interest any more
+        raise

@@ -87,6 +87,14 @@ def hash_document(document: Document, chunks: Sequence[Chunk], fingerprint: Fing
     return content.hexdigest()[:_CONTENT_DIGITS] + of_metadata.hexdigest()[:_METADATA_DIGITS]
 
 
+def hash_of_piece(document_hash: str) -> str:
+    """Return the hash for chunks that were written beside others of their document.
+
+    It is not that of the document, even if those others go: context and numbers are still of a piece.
+    """
+    return hashlib.sha256(f"piece {document_hash}".encode()).hexdigest()[: len(document_hash)]
+
+
 @functools.lru_cache(maxsize=16)
 def _identity_json(fingerprint: Fingerprint) -> str:
     return json.dumps(fingerprint.identity())
@@ -115,11 +123,16 @@ class Places:
 
     Attributes:
         indexes: One per chunk, from 0.
-        chunk_count: Chunks that the document has, others included.
+        chunk_count: Chunks that the document has with them.
     """
 
     indexes: Sequence[int]
     chunk_count: int
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether the chunks are all there are, in their order."""
+        return list(self.indexes) == list(range(self.chunk_count))
 
 
 def iter_points(

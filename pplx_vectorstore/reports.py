@@ -79,8 +79,8 @@ class StoredDocument:
     Attributes:
         id: The document's id.
         chunks: Chunks stored of it.
-        chunk_count: Chunks it has. Where this differs from `chunks`, a write was interrupted: the same
-            ``add`` or ``sync`` again completes it.
+        chunk_count: Chunks it has. Where this differs from `chunks`, a write was interrupted, some were deleted, or
+            it came in pieces: ``sync`` of the whole document, or the same ``add`` again, makes it whole.
     """
 
     id: str

@@ -1,14 +1,14 @@
 """Documents that come piece by piece: ``add(..., replace=False)``, on every engine."""
 
-import asyncio
 import threading
 
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from pplx_vectorstore import AsyncVectorStore, Chunk, Document, VectorStore
+from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.errors import DuplicateDocumentError, InvalidDocumentError, InvalidInputError
+from pplx_vectorstore.points import point_id_of
 
 
 def piece(texts, document="d", **options):
@@ -25,7 +25,7 @@ def test_pieces_stand_after_each_other_and_keep_their_own_context(new_store, has
     store = new_store()
     store.add([piece("ab"), piece("x", "other")], replace=False)
     store.add([piece("cde"), piece("y", "new")], replace=False)
-    assert places(store) == {text: (i, 5) for i, text in enumerate("abcde")}
+    assert places(store) == {text: (i, 2 if text in "ab" else 5) for i, text in enumerate("abcde")}
     assert places(store, "other") == {"x": (0, 1)}
     codes = {chunk.text: chunk.codes for chunk in store.get([f"d:{text}" for text in "abcde"], with_codes=True)}
     expected = hash_encoder(64).encode_documents([list("ab"), list("cde")])
@@ -33,7 +33,7 @@ def test_pieces_stand_after_each_other_and_keep_their_own_context(new_store, has
     (hit,) = store.search(codes["c"], k=1, context=1)
     assert hit.context == "b\n\nc\n\nd"
     assert {one.id: (one.chunks, one.chunk_count) for one in store.documents()} == {
-        "d": (5, 5),
+        "d": (5, 2),  # not whole: nobody has embedded it so
         "other": (1, 1),
         "new": (1, 1),
     }
@@ -44,6 +44,7 @@ def test_adding_a_piece_again_changes_nothing_but_its_vectors(new_store):
     store.add([piece("abcd")], replace=False)
     store.add([piece("c")], replace=False)
     assert places(store) == {text: (i, 4) for i, text in enumerate("abcd")}
+    assert store.sync([piece("abcd")]).documents == 1, "c was embedded by itself"
     store.add([piece("dcba")], replace=False)  # all there is, in another order
     assert places(store) == {text: (i, 4) for i, text in enumerate("dcba")}
     assert store.count() == 4
@@ -120,45 +121,33 @@ def test_threads_that_extend_one_document_number_its_chunks_once(new_store):
     for thread in threads:
         thread.join()
     assert sorted(place for place, _ in places(store).values()) == list(range(24))
-    assert {count for _, count in places(store).values()} == {24}
 
 
-def test_stores_of_one_process_take_turns(server, hash_encoder, run_async):
-    """Blocking stores, in threads, and async ones, in two event loops, extend one document."""
-    encoder = hash_encoder(64)
-
-    def add_blocking(own):
-        with VectorStore.connect(server.url, encoder=encoder, collection="c") as store:
-            for i in range(6):
-                store.add([piece([f"{own}.{i}"])], replace=False)
-
-    async def add_awaiting(own):
-        async with await AsyncVectorStore.connect(server.url, encoder=encoder, collection="c") as store:
-            await asyncio.gather(*(store.add([piece([f"{own}.{i}"])], replace=False) for i in range(6)))
-
-    add_blocking("first")
-    work = [lambda: add_blocking("a"), lambda: add_blocking("b"), lambda: run_async(add_awaiting("c"))]
-    work.append(lambda: asyncio.run(add_awaiting("d")))
-    threads = [threading.Thread(target=one) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with VectorStore.connect(server.url, encoder=encoder, collection="c") as store:
-        assert sorted(place for place, _ in places(store).values()) == list(range(30))
-        assert {count for _, count in places(store).values()} == {30}
+def test_what_was_written_beside_others_is_not_whole_without_them(new_store, hash_encoder):
+    store = new_store()
+    store.add([piece("abc")])
+    store.add([piece("xyz")], replace=False)
+    store.delete(ids=["d:a", "d:b", "d:c"])
+    assert places(store) == {"x": (3, 6), "y": (4, 6), "z": (5, 6)}
+    assert store.sync([piece("xyz")]).documents == 1
+    assert places(store) == {"x": (0, 3), "y": (1, 3), "z": (2, 3)}
+    assert store.sync([piece("xyz")]).unchanged_documents == 1
 
 
-async def test_a_blocking_store_does_not_wait_for_a_task_of_its_own_loop(server, hash_encoder):
-    encoder = hash_encoder(64)
-    blocking = VectorStore.connect(server.url, encoder=encoder, collection="c")
-    async with await AsyncVectorStore.connect(server.url, encoder=encoder, collection="c") as awaiting:
-        session = await awaiting._open_session()
-        async with session.write_lock:
-            blocking.add([piece("a")], replace=False)
-        await awaiting.add([piece("b")], replace=False)
-    assert blocking.count() == 2
-    blocking.close()
+def test_chunks_that_move_count_where_they_go(new_store):
+    store = new_store()
+    store.add([piece("xyz")])
+    moved = Document(id="other", chunks=[Chunk(text="x", id="d:x")])
+    store.add([moved, piece("w")], replace=False)
+    assert places(store) == {"y": (1, 3), "z": (2, 3), "w": (3, 3)}
+    assert places(store, "other") == {"x": (0, 1)}
+
+
+def test_a_chunk_with_an_id_of_its_own_is_not_mistaken_for_a_derived_one(new_store):
+    store = new_store()
+    store.add([Document(id="d", chunks=[Chunk(text="a", id="x")])])
+    store.add([Document(id="e", chunks=[Chunk(text="b", id=point_id_of("x"))])], replace=False)
+    assert [chunk.text for chunk in store.get(["x", point_id_of("x")])] == ["a", "b"]
 
 
 def test_two_stores_share_a_client_in_memory(hash_encoder):
@@ -186,7 +175,7 @@ def test_tenants_extend_documents_of_their_own(new_store):
     store = new_store(tenant="a", collection="shared")
     store.add([piece("ab")], replace=False)
     store.add([piece("c")], replace=False)
-    assert places(store) == {"a": (0, 3), "b": (1, 3), "c": (2, 3)}
+    assert places(store) == {"a": (0, 2), "b": (1, 2), "c": (2, 3)}
 
 
 @pytest.mark.parametrize(

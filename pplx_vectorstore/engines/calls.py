@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Iterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from pplx_vectorstore.coroutines import run_now
-from pplx_vectorstore.engines.locks import AwaitedLock, BlockingLock, mark_blocked, turn_of, waiting_loop
+from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import Retries
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ class Calls(Protocol):
         """Begin work beside the caller's; await the result, once, to have its value or its error."""
         ...
 
-    def share_lock(self, *what: Hashable) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock for ``async with``, held by one at a time among all of this process who name the same."""
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock for ``async with``, reusable."""
         ...
 
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -63,7 +63,7 @@ class BlockingCalls:
         self.client = client
         self._retries = retries
         self._threads = threads
-        self._turn = contextlib.nullcontext() if threads else turn_of(client)
+        self._turn = contextlib.nullcontext() if threads else _turn_of(client)
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""
@@ -77,10 +77,8 @@ class BlockingCalls:
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Begin work in another thread, or do it now where the client stands no threads."""
         future: Future[T] = Future()
-        loop = waiting_loop()
 
         def complete() -> None:
-            mark_blocked(loop)
             try:
                 future.set_result(run_now(work))
             except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
@@ -93,13 +91,23 @@ class BlockingCalls:
             complete()
         return _Result(future)
 
-    def share_lock(self, *what: Hashable) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock that is waited for by blocking."""
-        return BlockingLock(*what)
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock of threads."""
+        return _Lock()
 
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Within the block, if `now`, requests that fail are not tried again."""
         return self._retries.giving_up(now)
+
+
+_turns: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_registering = threading.Lock()
+
+
+def _turn_of(client: Any) -> threading.Lock:
+    """Return the lock that all stores of a client share which stands one thread at a time."""
+    with _registering:
+        return _turns.setdefault(client, threading.Lock())
 
 
 class AsyncCalls:
@@ -122,13 +130,8 @@ class AsyncCalls:
         """Await a verb."""
         function = getattr(self.client, verb)
         if self._blocking:
-            work = asyncio.ensure_future(asyncio.to_thread(self._retries.call, verb, function, arguments, options))
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                # The thread cannot be stopped; a lock that is held must be held until it has ended.
-                await asyncio.wait([work])
-                raise
+            # The thread cannot be stopped; a lock that is held must be held until it has ended.
+            return await run_to_its_end(asyncio.to_thread(self._retries.call, verb, function, arguments, options))
         return await self._retries.acall(verb, function, arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -139,9 +142,9 @@ class AsyncCalls:
         """Begin work as a task."""
         return asyncio.ensure_future(work)
 
-    def share_lock(self, *what: Hashable) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock that tasks wait for without blocking their event loop."""
-        return AwaitedLock(*what)
+    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a lock of tasks."""
+        return asyncio.Lock()
 
     def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Within the block, if `now`, requests that fail are not tried again."""
@@ -170,3 +173,16 @@ class _Result(Awaitable[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self._future.result()
         yield  # makes this a generator, which is what awaiting needs
+
+
+class _Lock:
+    """A thread lock behind ``async with``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def __aenter__(self) -> None:
+        self._lock.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._lock.release()

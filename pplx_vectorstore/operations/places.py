@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -43,27 +44,44 @@ async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequ
     tenant = session.points.tenant
     names = {id_: possible_point_ids(id_, tenant) for _, chunks in pieces for id_ in _ids(chunks)}
     records = await session.points.retrieve(
-        [point for points in names.values() for point in points], with_payload=["document_id", "chunk_index"]
+        [point for points in names.values() for point in points], with_payload=["document_id", "chunk_index", "id"]
     )
+    # Under a derived id, only a point that has no id of its own goes by it.
+    known = {
+        id_: [
+            records[point]
+            for point in points
+            if point in records and (point == points[0] or _is_derived(records[point]))
+        ]
+        for id_, points in names.items()
+    }
+    leaving: Counter[str] = Counter(_of(record) for found in known.values() for record in found)
     places = []
     for document, chunks in pieces:
-        kept: dict[str, int] = {}
-        n_kept = 0
-        for id_ in _ids(chunks):
-            for point in names[id_]:
-                payload = records[point].payload if point in records else None
-                if payload and payload["document_id"] == document.id:
-                    kept.setdefault(id_, payload["chunk_index"])
-                    n_kept += 1
+        kept = {
+            id_: (record.payload or {})["chunk_index"]
+            for id_ in _ids(chunks)
+            for record in known[id_]
+            if _of(record) == document.id
+        }
         n_stored = stored.get(document.id, 0)
-        if n_stored <= n_kept:
+        n_others = n_stored - leaving[document.id]
+        if n_others <= 0:
             places.append(Places(range(len(chunks)), len(chunks)))
             continue
         new = count(await _end(session, document.id, n_stored))
         indexes = [kept[id_] if id_ in kept else next(new) for id_ in _ids(chunks)]
-        places.append(Places(indexes, n_stored - n_kept + len(chunks)))
-    superseded = [point for own, *others in names.values() for point in others if point in records and point != own]
+        places.append(Places(indexes, n_others + len(chunks)))
+    superseded = [str(record.id) for id_, found in known.items() for record in found if str(record.id) != names[id_][0]]
     return Extension(places, superseded)
+
+
+def _of(record: models.Record) -> str:
+    return str((record.payload or {})["document_id"])
+
+
+def _is_derived(record: models.Record) -> bool:
+    return (record.payload or {}).get("id") is None
 
 
 def _ids(chunks: Sequence[Chunk]) -> list[str]:

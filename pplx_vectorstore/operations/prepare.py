@@ -79,7 +79,7 @@ async def open_session(
         encoder=encoder,
         fingerprint=recorded,
         chunker=chunker,
-        write_lock=calls.share_lock(where or id(calls.client), collection, tenant),
+        write_lock=calls.make_lock(),
         parallel=parallel if capabilities.kind == "server" else 1,
     )
 

@@ -36,7 +36,7 @@ class Session:
         fingerprint: How the collection's vectors are made.
         chunker: Cuts documents given as text; None until one does, for chunks of the default size.
         write_lock: Held while a group is written: between another's upsert and its delete, ours would
-            look stale to it. Shared by the stores of this process on the same collection.
+            look stale to it.
         parallel: Upserts that may be under way at once.
     """
 

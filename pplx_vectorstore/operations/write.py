@@ -29,6 +29,7 @@ from pplx_vectorstore.points import (
     chunk_point_id,
     content_hash,
     hash_document,
+    hash_of_piece,
     iter_points,
     join_metadata,
     point_bytes,
@@ -277,16 +278,17 @@ async def _extend_group(session: Session, group: list[_Prepared], all_codes: Seq
         extension = await plan_extension(session, [(one.document, one.chunks) for one in group])
         points = (
             point
-            for one, codes, of_one in zip(group, all_codes, extension.places, strict=True)
-            for point in iter_points(one.document, one.chunks, codes, one.hash, session.points.tenant, of_one)
+            for one, codes, places in zip(group, all_codes, extension.places, strict=True)
+            for point in iter_points(
+                one.document,
+                one.chunks,
+                codes,
+                one.hash if places.are_whole else hash_of_piece(one.hash),
+                session.points.tenant,
+                places,
+            )
         )
         await upsert(session, points)
-        extended = (
-            ({"chunk_count": of_one.chunk_count}, field_any("document_id", [one.document.id]))
-            for one, of_one in zip(group, extension.places, strict=True)
-            if of_one.chunk_count > len(one.chunks)
-        )
-        await session.points.set_payloads(extended)
         for some in in_batches(extension.superseded, session.points.limits.condition_size or _UPSERT_POINTS):
             await session.points.delete(models.Filter(must=[models.HasIdCondition(has_id=list(some))]))
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any, Protocol, cast
 
 import pplx_vectorstore as core
+from pplx_vectorstore.coroutines import run_to_its_end
 from pplx_vectorstore.errors import StoreClosedError
 
 
@@ -60,7 +64,7 @@ class PerLoop:
             opening = self._opening.pop(asyncio.get_running_loop(), None)
         if opening is not None:
             with contextlib.suppress(Exception):  # it was raised where the store was needed
-                await opening
+                await asyncio.shield(opening)
             if not opening.cancelled() and opening.exception() is None:
                 await opening.result().close()
 
@@ -74,10 +78,12 @@ class InThreads:
 
     Args:
         store: Threads may share it.
+        executor: Whose threads; None for those of the event loop.
     """
 
-    def __init__(self, store: core.VectorStore) -> None:
+    def __init__(self, store: core.VectorStore, executor: Executor | None = None) -> None:
         self._store = store
+        self._executor = executor
 
     async def here(self) -> core.AsyncVectorStore:
         """Return this, which has the methods of an ``AsyncVectorStore``."""
@@ -93,11 +99,8 @@ class InThreads:
         method = getattr(self._store, name)
 
         async def call(*arguments: Any, **options: Any) -> Any:
-            work = asyncio.ensure_future(asyncio.to_thread(method, *arguments, **options))
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # a thread cannot be stopped; nothing is written after this returns
-                raise
+            work = functools.partial(contextvars.copy_context().run, method, *arguments, **options)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-        return call
+        # A thread cannot be stopped: nothing is written any more once a cancelled call has returned.
+        return lambda *arguments, **options: run_to_its_end(call(*arguments, **options))

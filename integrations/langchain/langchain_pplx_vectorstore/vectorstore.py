@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
@@ -30,6 +30,7 @@ from langchain_pplx_vectorstore.encoding import as_codes, as_encoder
 from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_pplx_vectorstore.retriever import PplxRetriever
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
+from pplx_vectorstore.coroutines import run_to_its_end
 from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
@@ -44,14 +45,16 @@ if TYPE_CHECKING:
 
 Scored = list[tuple[Document, float]]
 
+_WRITERS = 4
+
 
 class PplxVectorStore(VectorStore):
     """A vector store that embeds chunks in the context of their document.
 
     Chunks that come in one call and are of one document (`group_by`) go through the model together. They are
     stored as int8 codes and packed bits, and found by two-stage search with exact cosines. Give one of `folder`,
-    `url` and `client`. Threads may share a store. Its coroutines await a server's answers where `url` is given, and
-    run in threads otherwise. Close it, or use it as a context manager.
+    `url` and `client`. Threads and event loops may share a store. Coroutines that read await a server's answers where
+    `url` is given; all others run in threads. Close it, or use it as a context manager.
 
     Args:
         embedding: ``PplxEmbeddings``, or any other embeddings: those embed each chunk by itself, and their floats
@@ -144,6 +147,9 @@ class PplxVectorStore(VectorStore):
             else:
                 self._store = core.VectorStore(client, **options, retries=retries, parallel=parallel)
             self._awaited = InThreads(self._store)
+        # Threads and event loops that write wait for one lock, and not in threads that others need.
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="pplx-vectorstore-writes")
+        self._writing = InThreads(self._store, self._writers)
 
     @property
     def store(self) -> core.VectorStore:
@@ -201,7 +207,7 @@ class PplxVectorStore(VectorStore):
         """Await what :meth:`add_documents` returns."""
         _refuse(kwargs)
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
-        await (await self._awaited.here()).add(grouped.documents, replace=False)
+        await self._writing.add(grouped.documents, replace=False)
         return grouped.ids
 
     def add_texts(
@@ -224,7 +230,8 @@ class PplxVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Await what :meth:`add_texts` returns."""
-        return await self.aadd_documents(_documents(texts, metadatas), ids=ids, **kwargs)
+        documents = await asyncio.to_thread(_documents, texts, metadatas)
+        return await self.aadd_documents(documents, ids=ids, **kwargs)
 
     def sync(
         self,
@@ -245,6 +252,9 @@ class PplxVectorStore(VectorStore):
 
         Returns:
             What was done.
+
+        Raises:
+            DuplicateDocumentError: An id of yours is that of a chunk of another document; delete that one first.
         """
         grouped = self._grouped(documents, ids)
         return self._store.sync(grouped.documents, delete_missing=delete_missing, progress=progress)
@@ -259,8 +269,10 @@ class PplxVectorStore(VectorStore):
     ) -> core.SyncReport:
         """Await what :meth:`sync` returns."""
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
-        store = await self._awaited.here()
-        return await store.sync(grouped.documents, delete_missing=delete_missing, progress=progress)
+        report: core.SyncReport = await self._writing.sync(
+            grouped.documents, delete_missing=delete_missing, progress=progress
+        )
+        return report
 
     def delete(
         self,
@@ -298,7 +310,7 @@ class PplxVectorStore(VectorStore):
     ) -> bool:
         """Await what :meth:`delete` returns."""
         _refuse(kwargs)
-        await (await self._awaited.here()).delete(ids=ids, filter=filter, document_ids=document_ids)
+        await self._writing.delete(ids=ids, filter=filter, document_ids=document_ids)
         return True
 
     # --- reading -------------------------------------------------------------------------------------
@@ -418,7 +430,7 @@ class PplxVectorStore(VectorStore):
         if options.get("hybrid"):
             store = await self._awaited.here()
             hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
-            return _diverse(hits, None, k, lambda_mult)
+            return await asyncio.to_thread(_diverse, hits, None, k, lambda_mult)
         embedding = await self._embedding.aembed_query(query)
         return await self.amax_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, **options)
 
@@ -447,7 +459,7 @@ class PplxVectorStore(VectorStore):
         store = await self._awaited.here()
         codes = as_codes(embedding)
         hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
-        return _diverse(hits, codes, k, lambda_mult)
+        return await asyncio.to_thread(_diverse, hits, codes, k, lambda_mult)
 
     def as_retriever(self, **kwargs: Any) -> PplxRetriever:
         """Return a retriever.
@@ -562,22 +574,24 @@ class PplxVectorStore(VectorStore):
     @classmethod
     async def _aopen(cls, embedding: Embeddings, options: StoreOptions) -> Self:
         """Open a store in a thread: models are loaded, and servers asked."""
-        opening = asyncio.ensure_future(asyncio.to_thread(functools.partial(cls, embedding, **options)))
+        opened: list[Self] = []
         try:
-            return await asyncio.shield(opening)
+            await run_to_its_end(asyncio.to_thread(lambda: opened.append(cls(embedding, **options))))
         except asyncio.CancelledError:
-            await asyncio.wait([opening])
-            if opening.exception() is None:
-                opening.result().close()
+            for store in opened:
+                store.close()
             raise
+        return opened[0]
 
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""
         self._awaited.close()
+        self._writers.shutdown(wait=False)
         self._store.close()
 
     async def aclose(self) -> None:
         """Let go of the index, and of the running event loop's connections to a server."""
+        self._awaited.close()
         try:
             await self._awaited.close_here()
         finally:

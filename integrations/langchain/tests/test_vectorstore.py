@@ -275,6 +275,7 @@ async def test_langchains_indexing_works_and_sync_repairs_its_context(open_store
     old_context = grouped_codes(hash_encoder(64), first)
     np.testing.assert_array_equal([stored["a"], stored["c"]], old_context[[0, 2]])
     store.sync(second)
+    assert [(one.chunks, one.chunk_count) for one in store.store.documents()] == [(3, 3)]
     stored = {chunk.text: chunk.codes for chunk in store.store.search("x", with_codes=True)}
     np.testing.assert_array_equal(
         [stored["a"], stored["changed"], stored["c"]], grouped_codes(hash_encoder(64), second)
@@ -642,9 +643,10 @@ async def test_a_cancelled_write_has_ended_when_it_says_so(folder, hash_encoder)
     async with PplxVectorStore(PplxEmbeddings.from_encoder(encoder), folder=folder / "index") as store:
         task = asyncio.create_task(store.aadd_texts(["x"], ids=["1"]))
         await asyncio.to_thread(begun.wait)
-        task.cancel()
-        await asyncio.sleep(0.05)
-        assert not task.done()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.05)
+            assert not task.done()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -666,7 +668,6 @@ def test_coroutines_of_several_loops_and_threads_add_to_one_document(server, has
             thread.join()
         stored = store.store.search("x", k=50)
         assert sorted(chunk.chunk_index for chunk in stored) == list(range(20))
-        assert {chunk.chunk_count for chunk in stored} == {20}
 
 
 def _fail_once(connect):
