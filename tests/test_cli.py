@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -284,7 +285,13 @@ def test_ctrl_c_leaves_a_usable_index(tmp_path, corpus, minilm):
     for number in range(300):
         (tmp_path / "docs" / f"{number}.txt").write_text(f"Note {number}. " + "It says a few words. " * 150)
     child = subprocess.Popen(
-        [*COMMAND, "index", "docs", *MODEL], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "index", "docs", *MODEL],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     written = tmp_path / ".pplx-vectorstore" / "documents" / "collection.json"
     deadline = time.monotonic() + 60
