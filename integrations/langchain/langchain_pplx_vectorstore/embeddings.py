@@ -12,6 +12,7 @@ from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, SecretStr
 
 from pplx_vectorstore import ApiOptions, Encoder, load_encoder
+from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.errors import InvalidInputError
 
 T = TypeVar("T")
@@ -194,7 +195,7 @@ def _alone(texts: object) -> list[list[str]]:
 
 
 def _require_text(text: object) -> None:
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise InvalidInputError(f"a query must be a str that is not blank, not {text!r}")
 
 

@@ -12,6 +12,7 @@ from langchain_core.embeddings import Embeddings
 
 from langchain_pplx_vectorstore.embeddings import PplxEmbeddings
 from pplx_vectorstore import Encoder, PrecomputedEncoder, quantize_absmax
+from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
@@ -82,7 +83,8 @@ class EmbeddingsEncoder:
     ) -> list[Codes]:
         """Return int8 codes of shape (n_chunks, dimension) for each document."""
         texts = _texts(documents)
-        codes = self._spread(documents, self._embeddings.embed_documents(texts) if texts else [])
+        vectors = self._embeddings.embed_documents(texts) if texts else []
+        codes = self._spread(documents, self._quantize(vectors, len(texts)))
         if progress is not None:
             progress(1, 1)
         return codes
@@ -96,7 +98,8 @@ class EmbeddingsEncoder:
     ) -> list[Codes]:
         """Await what :meth:`encode_documents` returns."""
         texts = _texts(documents)
-        codes = self._spread(documents, await self._embeddings.aembed_documents(texts) if texts else [])
+        vectors = await self._embeddings.aembed_documents(texts) if texts else []
+        codes = self._spread(documents, self._quantize(vectors, len(texts)))
         if progress is not None:
             progress(1, 1)
         return codes
@@ -106,13 +109,13 @@ class EmbeddingsEncoder:
         vectors = await asyncio.gather(*(self._embeddings.aembed_query(query) for query in queries))
         return self._quantize(vectors, len(queries))
 
-    def _spread(self, documents: Sequence[Sequence[str]], vectors: Sequence[Sequence[float]]) -> list[Codes]:
+    def _spread(self, documents: Sequence[Sequence[str]], encoded: Codes) -> list[Codes]:
         """Give each chunk its codes; blank ones, which were not sent, get zeros."""
-        codes = iter(self._quantize(vectors, len(_texts(documents))))
+        codes = iter(encoded)
         zeros = np.zeros(self.spec.dimension, np.int8)
         none = np.zeros((0, self.spec.dimension), np.int8)
         return [
-            np.array([next(codes) if chunk.strip() else zeros for chunk in chunks]) if chunks else none
+            np.array([zeros if is_blank(chunk) else next(codes) for chunk in chunks]) if chunks else none
             for chunks in documents
         ]
 
@@ -126,7 +129,7 @@ class EmbeddingsEncoder:
 
 
 def _texts(documents: Sequence[Sequence[str]]) -> list[str]:
-    return [chunk for chunks in documents for chunk in chunks if chunk.strip()]
+    return [chunk for chunks in documents for chunk in chunks if not is_blank(chunk)]
 
 
 def _name(embeddings: Embeddings) -> str:
