@@ -147,9 +147,10 @@ class PplxVectorStore(VectorStore):
             else:
                 self._store = core.VectorStore(client, **options, retries=retries, parallel=parallel)
             self._awaited = InThreads(self._store)
-        # Threads and event loops that write wait for one lock, and not in threads that others need.
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="pplx-vectorstore-writes")
-        self._writing = InThreads(self._store, self._writers)
+        # Threads and event loops that write wait for one lock, and not in threads that others need. They end with the
+        # store object, not when it is closed: a closed store is to say so itself.
+        writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="pplx-vectorstore-writes")
+        self._writing = InThreads(self._store, writers)
 
     @property
     def store(self) -> core.VectorStore:
@@ -586,7 +587,6 @@ class PplxVectorStore(VectorStore):
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""
         self._awaited.close()
-        self._writers.shutdown(wait=False)
         self._store.close()
 
     async def aclose(self) -> None:

@@ -516,6 +516,8 @@ async def test_a_closed_store_says_so(open_store):
         store.similarity_search("x")
     with pytest.raises(StoreClosedError):
         await store.asimilarity_search("x")
+    with pytest.raises(StoreClosedError):
+        await store.aadd_texts(["y"])
 
 
 def test_other_embeddings_are_told_apart(open_store, folder):
