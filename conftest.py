@@ -51,7 +51,7 @@ class Blocking:
         if inspect.iscoroutinefunction(value):
             return lambda *arguments, **options: self._run(value(*arguments, **options))
         if inspect.isasyncgenfunction(value):
-            return lambda: iter(self._run(_listed(value())))
+            return lambda *arguments, **options: iter(self._run(_listed(value(*arguments, **options))))
         return value
 
     def copy_to(self, target):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pplx_vectorstore.async_store import AsyncVectorStore
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.collection import CollectionConfig
-    from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
+    from pplx_vectorstore.documents import Chunk, Document, EncodedQuery, Hit, StoredChunk
     from pplx_vectorstore.encoders import ApiOptions, Encoder, PrecomputedEncoder, load_encoder
     from pplx_vectorstore.encoders.onnx_export import export_onnx
     from pplx_vectorstore.errors import PplxVectorStoreError
@@ -39,6 +39,7 @@ _HOMES = {
     "Chunker": "chunking",
     "CollectionConfig": "collection",
     "Document": "documents",
+    "EncodedQuery": "documents",
     "Encoder": "encoders",
     "ExplainedHit": "reports",
     "Explanation": "reports",
@@ -70,6 +71,7 @@ __all__ = [
     "Chunker",
     "CollectionConfig",
     "Document",
+    "EncodedQuery",
     "Encoder",
     "ExplainedHit",
     "Explanation",

@@ -14,7 +14,7 @@ from pplx_vectorstore.documents import Document, Hit, StoredChunk
 from pplx_vectorstore.engines.calls import AsyncCalls
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
-from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
+from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import manage, search, transfer, write
 from pplx_vectorstore.operations.prepare import open_session
 from pplx_vectorstore.operations.search import Query, SearchOptions
@@ -56,7 +56,7 @@ class AsyncVectorStore:
         client: Any,
         collection: str = DEFAULT_COLLECTION,
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         chunker: Chunker | None = None,
         tenant: str | None = None,
         create: bool = True,
@@ -93,7 +93,7 @@ class AsyncVectorStore:
         cls,
         folder: str | os.PathLike[str],
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         collection: str = DEFAULT_COLLECTION,
         chunker: Chunker | None = None,
         tenant: str | None = None,
@@ -120,7 +120,7 @@ class AsyncVectorStore:
         cls,
         url: str,
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         collection: str = DEFAULT_COLLECTION,
         api_key: str | None = None,
         prefer_grpc: bool = False,
@@ -163,6 +163,10 @@ class AsyncVectorStore:
     @property
     def fingerprint(self) -> Fingerprint:
         """How the collection's vectors are made."""
+        if self._session is not None:
+            return self._session.fingerprint
+        if self._encoder is None:
+            raise StoreError("without an encoder, how vectors are made is known once the store was used")
         return self._encoder.fingerprint
 
     @property
@@ -188,6 +192,7 @@ class AsyncVectorStore:
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
+        lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
         diversity: float | None = None,
         score_threshold: float | None = None,
@@ -201,6 +206,7 @@ class AsyncVectorStore:
             candidates=candidates,
             filter=filter,
             hybrid=hybrid,
+            lexical_weight=lexical_weight,
             group_by_document=group_by_document,
             diversity=diversity,
             score_threshold=score_threshold,
@@ -217,6 +223,7 @@ class AsyncVectorStore:
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
         hybrid: bool = False,
+        lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
         diversity: float | None = None,
         score_threshold: float | None = None,
@@ -230,6 +237,7 @@ class AsyncVectorStore:
             candidates=candidates,
             filter=filter,
             hybrid=hybrid,
+            lexical_weight=lexical_weight,
             group_by_document=group_by_document,
             diversity=diversity,
             score_threshold=score_threshold,
@@ -272,6 +280,16 @@ class AsyncVectorStore:
         """List the documents that the store holds, with ``async for``; see ``VectorStore.documents``."""
         async for document in manage.list_documents(await self._open_session()):
             yield document
+
+    async def chunks(
+        self,
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        *,
+        with_codes: bool = False,
+    ) -> AsyncIterator[StoredChunk]:
+        """Read chunks, all or those that match a filter, with ``async for``; see ``VectorStore.chunks``."""
+        async for chunk in manage.read_chunks(await self._open_session(), filter, with_codes=with_codes):
+            yield chunk
 
     async def export_parquet(self, path: str | os.PathLike[str]) -> int:
         """Write all chunks with their codes to a Parquet file; see ``VectorStore.export_parquet``."""

@@ -129,12 +129,25 @@ class Hit(StoredChunk):
 
     Attributes:
         score: Cosine of the int8 codes of query and chunk, from -1 to 1; in a hybrid search, the fused
-            score of both rankings.
+            score of both rankings, or BM25's where it ranks alone.
         context: The chunk with its neighbours as one passage, where asked for.
     """
 
     score: float
     context: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A question that is embedded already, with its words, which a hybrid search needs too.
+
+    Attributes:
+        text: The question.
+        codes: int8, shape (dimension,), not all zero.
+    """
+
+    text: str
+    codes: npt.NDArray[np.int8] = field(compare=False, repr=False)
 
 
 def check_id(value: object, what: str) -> None:

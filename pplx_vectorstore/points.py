@@ -240,10 +240,13 @@ def read_chunk(point_id: object, payload: Mapping[str, Any], codes: Codes | None
     return StoredChunk(**_fields(point_id, payload), codes=codes)
 
 
-def read_hit(point_id: object, payload: Mapping[str, Any], score: float, codes: Codes | None = None) -> Hit:
+def read_hit(
+    point_id: object, payload: Mapping[str, Any], score: float, codes: Codes | None = None, *, is_cosine: bool = True
+) -> Hit:
     """Turn a scored point into a hit."""
-    # The engine's 32-bit arithmetic may pass the bounds of a cosine by one part in ten million.
-    return Hit(**_fields(point_id, payload), score=min(1.0, max(-1.0, score)), codes=codes)
+    if is_cosine:  # the engine's 32-bit arithmetic may pass its bounds by one part in ten million
+        score = min(1.0, max(-1.0, score))
+    return Hit(**_fields(point_id, payload), score=score, codes=codes)
 
 
 def read_codes(vector: object, dimension: int) -> Codes:

@@ -5,6 +5,7 @@ Everything here is plain numpy and is the reference that every search result is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -156,6 +157,30 @@ def norms(codes: Codes) -> npt.NDArray[np.float64]:
     wide = codes.astype(np.int64)
     squared: npt.NDArray[np.float64] = np.einsum("...i,...i->...", wide, wide).astype(np.float64)
     return np.sqrt(squared)
+
+
+def as_codes(vector: Sequence[float]) -> Codes:
+    """Turn a vector, such as a framework passes on, into int8 codes of its direction, all that the cosine heeds.
+
+    Args:
+        vector: Codes as floats, or any floats, shape (dimension,).
+
+    Returns:
+        int8, shape (dimension,): codes as they are, floats scaled by absmax.
+
+    Raises:
+        InvalidInputError: It is no list of numbers.
+        EncodingError: It holds NaN or infinity.
+    """
+    try:
+        floats = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"an embedding must be a list of numbers: {error}") from error
+    if floats.ndim != 1:
+        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
+    if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
+        return floats.astype(np.int8)
+    return quantize_absmax(floats)
 
 
 def cosine_similarity(queries: Codes, codes: Codes) -> npt.NDArray[np.float64]:

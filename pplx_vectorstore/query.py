@@ -54,6 +54,16 @@ def choose_candidates(k: int, candidates: int | None) -> int:
     return candidates
 
 
+def check_share(name: str, value: object) -> None:
+    """Refuse what is no number from 0 to 1.
+
+    Raises:
+        InvalidInputError: Names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise InvalidInputError(f"{name} must be a number from 0 to 1, not {value!r}")
+
+
 def check_threshold(score_threshold: float | None) -> None:
     """Refuse a least score that is no finite number.
 
@@ -91,11 +101,12 @@ def build_query(
     score_threshold: float | None = None,
     exact: bool = False,
     text: str | None = None,
+    lexical_weight: float = 0.5,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
     most_hnsw_ef: int | None = None,
 ) -> models.QueryRequest:
-    """Build the search for one query: two stages, or two stages fused with BM25.
+    """Build the search for one query: two stages, two stages fused with BM25, or BM25 alone.
 
     The first stage ranks by Hamming distance on the packed bits and rescores its `candidates` by
     Euclidean distance on the codes. The second turns that distance d into the cosine: from
@@ -110,15 +121,25 @@ def build_query(
         exact: Scan every code instead of the index and the bits.
         text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
             their reciprocal ranks. None for cosine alone.
+        lexical_weight: Share of BM25 in the fusion, above 0; with 1, it alone ranks, and codes are not used.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
         most_hnsw_ef: Widest beam that the server accepts, or None.
 
     Returns:
-        A request for ``query_batch_points``; scores are cosines of the int8 codes, or fused ranks.
+        A request for ``query_batch_points``; scores are cosines of the int8 codes, fused ranks, or BM25's.
     """
     from qdrant_client import models
 
+    rest: dict[str, Any] = {
+        "limit": k,
+        "score_threshold": score_threshold,
+        "with_payload": with_payload,
+        "with_vector": with_codes,
+    }
+    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": TEXT_FIELD, "filter": filter}
+    if text is not None and lexical_weight == 1:
+        return models.QueryRequest.model_construct(**lexical, **rest)
     # Validating thousands of components against every form a query may have takes longer than the
     # search; model_construct skips it, and every value here is ours.
     first_stage = models.Prefetch.model_construct(
@@ -131,20 +152,20 @@ def build_query(
     if text is None:
         stages = cosine
     else:
-        lexical = models.Prefetch.model_construct(
-            query=models.TextQuery(text=text), using=TEXT_FIELD, filter=filter, limit=candidates
-        )
         stages = {
-            "prefetch": [models.Prefetch.model_construct(**cosine, limit=candidates), lexical],
-            "query": models.FusionQuery(fusion=models.Fusion.RRF),
+            "prefetch": [models.Prefetch.model_construct(**stage, limit=candidates) for stage in (cosine, lexical)],
+            "query": _fusion(lexical_weight),
         }
-    return models.QueryRequest.model_construct(
-        **stages,
-        limit=k,
-        score_threshold=score_threshold,
-        with_payload=with_payload,
-        with_vector=with_codes,
-    )
+    return models.QueryRequest.model_construct(**stages, **rest)
+
+
+def _fusion(lexical_weight: float) -> Any:
+    """Fuse two rankings by their reciprocal ranks."""
+    from qdrant_client import models
+
+    if lexical_weight == 0.5:
+        return models.FusionQuery(fusion=models.Fusion.RRF)
+    return models.RrfQuery(rrf=models.Rrf(weights=[2 * (1 - lexical_weight), 2 * lexical_weight]))
 
 
 def build_ranking(

@@ -37,7 +37,8 @@ class VectorStore:
     Args:
         client: A ``QdrantClient``, or the embedded engine's client.
         collection: Name of the collection; created if it does not exist.
-        encoder: Embeds documents and queries; see ``load_encoder``.
+        encoder: Embeds documents and queries; see ``load_encoder``. None to open a collection that exists
+            without its model: documents must bring vectors then, and queries be int8 codes.
         chunker: Cuts documents given as text; None for chunks of 256 tokens.
         tenant: Whose points the store reads and writes, and no others; None for a collection without
             tenants. Which of the two a collection is, is settled when it is created.
@@ -62,7 +63,7 @@ class VectorStore:
         client: Any,
         collection: str = DEFAULT_COLLECTION,
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         chunker: Chunker | None = None,
         tenant: str | None = None,
         create: bool = True,
@@ -100,7 +101,7 @@ class VectorStore:
         cls,
         folder: str | os.PathLike[str],
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         collection: str = DEFAULT_COLLECTION,
         chunker: Chunker | None = None,
         tenant: str | None = None,
@@ -130,7 +131,7 @@ class VectorStore:
         cls,
         url: str,
         *,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         collection: str = DEFAULT_COLLECTION,
         api_key: str | None = None,
         prefer_grpc: bool = False,
@@ -242,6 +243,7 @@ class VectorStore:
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
+        lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
         diversity: float | None = None,
         score_threshold: float | None = None,
@@ -251,7 +253,7 @@ class VectorStore:
         """Find the chunks that answer a question best.
 
         Args:
-            query: A text, or its int8 codes.
+            query: A text, its int8 codes, or an ``EncodedQuery`` of both.
             k: Most hits to return; where grouped, most documents.
             candidates: Points that Hamming ranking hands to the exact stage, at least k; None for ten
                 per hit and at least 100. With as many as there are chunks, the search is exact. Also how
@@ -260,6 +262,8 @@ class VectorStore:
                 any of its values, a dict for inner fields; see ``docs``), or a
                 ``qdrant_client.models.Filter``, whose keys begin with ``metadata.``.
             hybrid: Fuse two rankings, by cosine and by BM25 on the words, by their reciprocal ranks.
+            lexical_weight: Share of BM25 in a hybrid search, 0 to 1. With 1, it ranks alone, hits have its
+                score, and nothing is embedded; with 0, the cosine ranks alone.
             group_by_document: True for the best chunk of each document, or how many chunks of one at
                 most. Hits of a document stand together, documents in the order of their best. Up to
                 20,000 candidates are looked through for k documents.
@@ -274,7 +278,7 @@ class VectorStore:
             Hits, best first (where diversity is given: in the order of choice).
 
         Raises:
-            InvalidInputError: An argument is out of range, or the query has nothing to embed.
+            InvalidInputError: An argument is out of range, or the query has nothing to embed or no words.
             UnsupportedServerError: `hybrid` on a server without BM25.
         """
         (hits,) = self.search_batch(
@@ -283,6 +287,7 @@ class VectorStore:
             candidates=candidates,
             filter=filter,
             hybrid=hybrid,
+            lexical_weight=lexical_weight,
             group_by_document=group_by_document,
             diversity=diversity,
             score_threshold=score_threshold,
@@ -299,6 +304,7 @@ class VectorStore:
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
+        lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
         diversity: float | None = None,
         score_threshold: float | None = None,
@@ -316,6 +322,7 @@ class VectorStore:
             candidates=candidates,
             filter=filter,
             hybrid=hybrid,
+            lexical_weight=lexical_weight,
             group_by_document=group_by_document,
             diversity=diversity,
             score_threshold=score_threshold,
@@ -391,6 +398,20 @@ class VectorStore:
         A document without chunks leaves nothing in the store, so it is not listed.
         """
         return iterate_now(manage.list_documents(self._open_session()))
+
+    def chunks(
+        self,
+        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        *,
+        with_codes: bool = False,
+    ) -> Iterator[StoredChunk]:
+        """Read chunks, all or those that match a filter (as for :meth:`search`), in no order.
+
+        Args:
+            filter: Which chunks.
+            with_codes: Fetch the int8 codes too.
+        """
+        return iterate_now(manage.read_chunks(self._open_session(), filter, with_codes=with_codes))
 
     def export_parquet(self, path: str | os.PathLike[str]) -> int:
         """Write all chunks with their text, metadata and int8 codes to a Parquet file.

@@ -17,6 +17,7 @@ PUBLIC_NAMES = {
     "Chunker",
     "CollectionConfig",
     "Document",
+    "EncodedQuery",
     "Encoder",
     "ExplainedHit",
     "Explanation",
@@ -53,6 +54,7 @@ ORDER = [
     ["engines"],
     ["operations"],
     ["store", "async_store", "display"],
+    ["shared_store"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

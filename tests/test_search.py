@@ -6,7 +6,15 @@ from datetime import UTC, date, datetime
 import numpy as np
 import pytest
 
-from pplx_vectorstore import Chunk, CollectionConfig, Document, cosine_similarity, hamming_distance, pack_bits
+from pplx_vectorstore import (
+    Chunk,
+    CollectionConfig,
+    Document,
+    EncodedQuery,
+    cosine_similarity,
+    hamming_distance,
+    pack_bits,
+)
 from pplx_vectorstore.diversity import by_relevance_and_novelty
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedFilterError
 
@@ -99,6 +107,58 @@ def test_a_threshold_of_a_hybrid_search_is_of_the_fused_score(filled):
 def test_hybrid_needs_words(filled, codes):
     with pytest.raises(InvalidInputError, match="needs the question's words"):
         filled.search(codes[0], hybrid=True)
+
+
+def test_hybrid_takes_codes_that_are_there_already(filled, codes, monkeypatch):
+    question = "doc7 chunk3"
+    (query,) = filled._session.encoder.encode_queries([question])
+    expected = {hit.id: hit.score for hit in filled.search(question, k=200, hybrid=True)}
+    monkeypatch.delattr(type(filled._session.encoder), "encode_queries")
+    encoded = EncodedQuery(question, query)
+    assert {hit.id: hit.score for hit in filled.search(encoded, k=200, hybrid=True)} == expected
+    assert rows(filled.search(EncodedQuery("", codes[40]), k=1)) == [40]
+    for wrong in (EncodedQuery(question, query[:5]), EncodedQuery(question, query.astype(float))):
+        with pytest.raises(InvalidInputError, match=r"int8 codes of shape \(64,\)"):
+            filled.search(wrong, hybrid=True)
+    with pytest.raises(InvalidInputError, match="must not be blank"):
+        filled.search(EncodedQuery(" ", query), hybrid=True)
+
+
+def test_rankings_have_shares_in_a_hybrid_search(filled, codes):
+    question = "doc7 chunk3"
+    (query,) = filled._session.encoder.encode_queries([question])
+    by_cosine = np.argsort(-cosine_similarity(query, codes), kind="stable")[:20]
+    both = 7 * PER_DOCUMENT + 3
+    ranks = {}
+    for share in (0.02, 0.3, 0.5, 0.7, 0.98):
+        found = rows(filled.search(question, k=50, candidates=50, hybrid=True, lexical_weight=share))
+        ranks[share] = found.index(both), found.index(int(by_cosine[0]))
+    assert ranks[0.98][0] == 0
+    assert ranks[0.02][1] == 0
+    assert sorted(ranks[share][0] for share in ranks) == [ranks[share][0] for share in sorted(ranks, reverse=True)]
+    assert sorted(ranks[share][1] for share in ranks) == [ranks[share][1] for share in sorted(ranks)]
+    same = filled.search(question, k=10, hybrid=True, lexical_weight=0)
+    assert same == filled.search(question, k=10)
+
+
+def test_words_alone_rank_without_an_embedding(filled, monkeypatch):
+    monkeypatch.delattr(type(filled._session.encoder), "encode_queries")
+    options = {"hybrid": True, "lexical_weight": 1}
+    hits = filled.search("doc7 chunk3", k=30, **options)
+    assert places(hits)[0] == (7, 3)
+    # A chunk with neither word is not found: 5 more of the document, 29 more of that number.
+    assert len(filled.search("doc7 chunk3", k=100, **options)) == 35
+    assert {document == 7 or chunk == 3 for document, chunk in places(hits)} == {True}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert filled.search("doc7 chunk3", k=100, **options, score_threshold=hits[0].score - 1e-3) == hits[:1]
+    assert {d % 3 for d, _ in places(filled.search("chunk3", k=50, filter={"lang": "de"}, **options))} == {1}
+    grouped = filled.search("doc7 chunk3", k=3, **options, group_by_document=True)
+    assert len({hit.document_id for hit in grouped}) == 3
+    assert grouped[0].id == hits[0].id
+    assert filled.search("doc7 chunk3", k=3, **options, diversity=0.5)[0].id == hits[0].id
+    assert filled.search("absent", **options) == []
+    with pytest.raises(InvalidInputError, match="must not be blank"):
+        filled.search(" ", **options)
 
 
 def test_hybrid_without_a_text_index_says_how_to_build_it(new_store, engine):
@@ -371,6 +431,8 @@ def test_operators_that_mean_nothing_are_refused(filled, given, message):
     "options",
     [
         {"hybrid": 1},
+        {"lexical_weight": 1.5, "hybrid": True},
+        {"lexical_weight": None},
         {"group_by_document": -1},
         {"group_by_document": 1.5},
         {"diversity": 1.1},

@@ -603,6 +603,21 @@ def test_a_document_of_more_chunks_than_one_upsert(new_store, rng, extra):
 # --- get, delete, count --------------------------------------------------------------------------------
 
 
+def test_chunks_reads_all_that_match(new_store):
+    store = new_store()
+    store.add(Document(id=f"d{i}", chunks=["a", "b"], metadata={"i": i}) for i in range(700))
+    chunks = list(store.chunks())
+    assert {(chunk.document_id, chunk.chunk_index) for chunk in chunks} == {
+        (f"d{i}", j) for i in range(700) for j in (0, 1)
+    }
+    some = {chunk.id: chunk for chunk in store.chunks({"i": {"$gte": 698}}, with_codes=True)}
+    assert sorted(chunk.document_id for chunk in some.values()) == ["d698", "d698", "d699", "d699"]
+    for stored in store.get(list(some), with_codes=True):
+        assert stored == some[stored.id]
+        np.testing.assert_array_equal(stored.codes, some[stored.id].codes)
+    assert list(store.chunks({"i": 700})) == []
+
+
 def test_get_keeps_the_order_and_leaves_out_what_is_missing(new_store):
     store = new_store()
     store.add([Document(id="d", chunks=[Chunk(text=text, id=text) for text in "abc"] + ["derived"])])

@@ -256,6 +256,8 @@ OPTIONS = [
     {"k": 40},
     {"k": 3, "candidates": 40},
     {"hybrid": True},
+    {"hybrid": True, "lexical_weight": 1},
+    {"hybrid": True, "lexical_weight": 0.2},
     {"group_by_document": True},
     {"group_by_document": 3, "k": 30},
     {"diversity": 0.5, "k": 20},

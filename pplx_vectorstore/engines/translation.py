@@ -171,6 +171,8 @@ def _scoring_query(query: Any, using: str | None) -> Any:
         return edge.TextQuery(using, query.text)  # `using` names the field
     if isinstance(query, models.FusionQuery) and query.fusion == models.Fusion.RRF:
         return edge.Fusion.Rrf(_RRF_K)
+    if isinstance(query, models.RrfQuery):
+        return edge.Fusion.Rrf(query.rrf.k or _RRF_K, query.rrf.weights)
     raise TypeError(f"query {type(query).__name__} is not translated")
 
 
@@ -250,6 +252,10 @@ def _match(match: Any) -> Any:
         return edge.MatchTextAny(match.text_any)
     if isinstance(match, models.MatchPhrase):
         return edge.MatchPhrase(match.phrase)
+    if isinstance(match, models.MatchPrefix):
+        return edge.MatchPrefix(match.prefix)
+    if isinstance(match, models.MatchSubstring):
+        return edge.MatchSubstring(match.substring)
     raise UnsupportedFilterError(f"the embedded engine does not know the match {type(match).__name__}")
 
 

@@ -38,6 +38,7 @@ class Limits:
     upsert_points: int | None = None
     condition_size: int | None = None
     conditions: int | None = None
+    unindexed_filtering: bool = True
 
     @classmethod
     def of(cls, info: models.CollectionInfo) -> Limits:
@@ -53,6 +54,7 @@ class Limits:
             upsert_points=strict.upsert_max_batchsize,
             condition_size=strict.condition_max_size,
             conditions=strict.filter_max_conditions,
+            unindexed_filtering=strict.unindexed_filtering_retrieve is not False,
         )
 
 

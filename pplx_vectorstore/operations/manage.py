@@ -28,12 +28,7 @@ async def get(session: Session, ids: Sequence[str], *, with_codes: bool) -> list
         [point_id for options in wanted for point_id in options], with_codes=with_codes
     )
     found = [next((by_id[option] for option in options if option in by_id), None) for options in wanted]
-    dimension = session.fingerprint.dimension
-    return [
-        read_chunk(record.id, record.payload or {}, read_codes(record.vector, dimension) if with_codes else None)
-        for record in found
-        if record is not None
-    ]
+    return [_read(session, record, with_codes=with_codes) for record in found if record is not None]
 
 
 async def delete(
@@ -78,6 +73,13 @@ async def delete_documents(session: Session, document_ids: Sequence[str]) -> int
 async def count(session: Session, filter: FilterLike) -> int:  # noqa: A002
     """Count chunks."""
     return await session.points.count(build_filter(filter))
+
+
+async def read_chunks(session: Session, filter: FilterLike, *, with_codes: bool) -> AsyncIterator[StoredChunk]:  # noqa: A002
+    """Yield the chunks that match, in no order."""
+    async for page in session.points.scroll(build_filter(filter), with_codes=with_codes):
+        for record in page:
+            yield _read(session, record, with_codes=with_codes)
 
 
 async def list_documents(session: Session) -> AsyncIterator[StoredDocument]:
@@ -148,6 +150,11 @@ async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
         if total and session.points.capabilities.kind == "embedded":
             await session.calls("flush", session.points.collection)
     return total
+
+
+def _read(session: Session, record: models.Record, *, with_codes: bool) -> StoredChunk:
+    codes = read_codes(record.vector, session.fingerprint.dimension) if with_codes else None
+    return read_chunk(record.id, record.payload or {}, codes)
 
 
 def _condition_size(session: Session) -> int:

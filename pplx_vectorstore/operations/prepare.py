@@ -24,7 +24,7 @@ from pplx_vectorstore.collection import (
     vector_params,
 )
 from pplx_vectorstore.documents import has_lone_surrogate
-from pplx_vectorstore.encoders import Encoder
+from pplx_vectorstore.encoders import Encoder, PrecomputedEncoder
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.retrying import is_conflict
 from pplx_vectorstore.engines.server import Capabilities, describe, is_emulation, read_capabilities
@@ -43,7 +43,7 @@ async def open_session(
     collection: str,
     *,
     where: str | None,
-    encoder: Encoder,
+    encoder: Encoder | None,
     chunker: Chunker | None,
     tenant: str | None,
     create: bool,
@@ -56,6 +56,11 @@ async def open_session(
         raise InvalidInputError(
             f"client must be a QdrantClient, an AsyncQdrantClient or an EdgeClient, not {type(calls.client).__name__}"
         )
+    if encoder is None:
+        recorded = await read_fingerprint(calls, collection)
+        if recorded is None:
+            raise StoreNotFoundError(f"there is no collection {collection!r}; to create it, give an encoder")
+        encoder = PrecomputedEncoder.of_collection(recorded)
     if not hasattr(encoder, "fingerprint"):
         raise InvalidInputError(f"encoder must come from load_encoder or be like it, not {type(encoder).__name__}")
     if config is not None and not isinstance(config, CollectionConfig):

@@ -12,17 +12,24 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from pplx_vectorstore.diversity import order_by_diversity
-from pplx_vectorstore.documents import Hit, is_blank
+from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
 from pplx_vectorstore.quantization import Codes, cosine_similarity
-from pplx_vectorstore.query import build_filter, build_query, build_ranking, check_threshold, choose_candidates
+from pplx_vectorstore.query import (
+    build_filter,
+    build_query,
+    build_ranking,
+    check_share,
+    check_threshold,
+    choose_candidates,
+)
 from pplx_vectorstore.reports import ExplainedHit, Explanation
 
-Query = str | npt.NDArray[np.int8]
-"""A question, or int8 codes of shape (dimension,)."""
+Query = str | npt.NDArray[np.int8] | EncodedQuery
+"""A question, int8 codes of shape (dimension,), or both."""
 
 _MOST_CONTEXT = 100
 _PASSAGES_AT_ONCE = 50
@@ -40,6 +47,7 @@ class SearchOptions:
         filter: Only points that match.
         score_threshold: Least score of a hit.
         hybrid: Fuse with BM25.
+        lexical_weight: Share of BM25 in the fusion, 0 to 1.
         group_by_document: False, or most chunks of one document (True for 1).
         diversity: None, or how much hits shall differ, 0 to 1.
         context: Neighbours of a hit to return with it, on each side.
@@ -51,6 +59,7 @@ class SearchOptions:
     filter: models.Filter | Mapping[str, Any] | None = None
     score_threshold: float | None = None
     hybrid: bool = False
+    lexical_weight: float = 0.5
     group_by_document: bool | int = False
     diversity: float | None = None
     context: int = 0
@@ -66,17 +75,25 @@ class SearchOptions:
             raise InvalidInputError(
                 f"group_by_document must be True, False or most chunks of one document, not {self.group_by_document!r}"
             )
-        diversity = self.diversity
-        if diversity is not None and (
-            isinstance(diversity, bool) or not isinstance(diversity, (int, float)) or not 0 <= diversity <= 1
-        ):
-            raise InvalidInputError(f"diversity must be a number from 0 to 1 or None, not {diversity!r}")
+        check_share("lexical_weight", self.lexical_weight)
+        if self.diversity is not None:
+            check_share("diversity", self.diversity)
         if (
             isinstance(self.context, bool)
             or not isinstance(self.context, int)
             or not 0 <= self.context <= _MOST_CONTEXT
         ):
             raise InvalidInputError(f"context must be a whole number from 0 to {_MOST_CONTEXT}, not {self.context!r}")
+
+    @property
+    def uses_words(self) -> bool:
+        """Whether BM25 has a share in the ranking, so that scores are no cosines."""
+        return self.hybrid and self.lexical_weight > 0
+
+    @property
+    def uses_vectors(self) -> bool:
+        """Whether vectors have one."""
+        return not self.hybrid or self.lexical_weight < 1
 
     @property
     def is_plain(self) -> bool:
@@ -88,7 +105,7 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
     """Search for several queries in one request."""
     _require_hybrid(session, queries, options)
     condition = build_filter(options.filter)
-    all_codes = await _query_codes(session, queries)
+    all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
     if not len(all_codes):
         return []
     candidates = _candidates(session, options)
@@ -115,7 +132,7 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
 def _read(session: Session, point: Any, record: Any, options: SearchOptions) -> Hit:
     """Make a hit of what was found and of what was fetched of it."""
     codes = read_codes(record.vector, session.fingerprint.dimension) if options.with_codes else None
-    return read_hit(point.id, record.payload or {}, point.score, codes)
+    return read_hit(point.id, record.payload or {}, point.score, codes, is_cosine=not options.uses_words)
 
 
 async def explain(session: Session, query: Query, options: SearchOptions) -> Explanation:
@@ -174,7 +191,7 @@ def _ranks(points: Sequence[Any]) -> dict[str, int]:
 
 
 def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchOptions) -> None:
-    if not options.hybrid:
+    if not options.uses_words:
         return
     capabilities = session.points.capabilities
     if not capabilities.text_scoring:
@@ -187,8 +204,20 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
             f"collection {session.points.collection!r} has no index of its text; open it once with "
             "config=CollectionConfig(text_index=True), which builds it"
         )
-    if any(not isinstance(query, str) for query in queries):
-        raise InvalidInputError("hybrid search needs the question's words; give a str, not codes")
+    for query in queries:
+        words = _words(query)
+        if words is None:
+            raise InvalidInputError(
+                "hybrid search needs the question's words; give a str or an EncodedQuery, not codes"
+            )
+        if is_blank(words):
+            raise InvalidInputError("a query must not be blank")
+
+
+def _words(query: Query) -> str | None:
+    if isinstance(query, EncodedQuery):
+        return query.text
+    return query if isinstance(query, str) else None
 
 
 def _candidates(session: Session, options: SearchOptions) -> int:
@@ -222,7 +251,8 @@ async def _requests(
             filter=condition,
             score_threshold=options.score_threshold,
             exact=exact,
-            text=query if options.hybrid and isinstance(query, str) else None,
+            text=_words(query) if options.uses_words else None,
+            lexical_weight=options.lexical_weight,
             with_payload=with_payload,
             with_codes=with_codes,
             most_hnsw_ef=session.points.limits.hnsw_ef,
@@ -270,7 +300,7 @@ async def _search_pools(
             else:
                 cut_off.append(i)
         waiting, candidates = again, larger
-    if int(options.group_by_document) > 1 and options.diversity is None and not options.hybrid:
+    if int(options.group_by_document) > 1 and options.diversity is None and not options.uses_words:
         await _fill_groups(session, all_codes, options, condition, cut_off, chosen)
     ids = [str(point.id) for points in chosen.values() for point in points]
     records = await session.points.retrieve(ids, with_codes=options.with_codes)
@@ -334,8 +364,8 @@ def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension
     if options.diversity is not None and pool:
         codes = np.stack([read_codes(point.vector, dimension) for point in pool])
         # The engine computes with 32 bits, and what a choice is made by should not depend on the engine.
-        scores = [point.score for point in pool] if options.hybrid else cosine_similarity(query, codes)
-        order = order_by_diversity(scores, codes, float(options.diversity), fused=options.hybrid)
+        scores = [point.score for point in pool] if options.uses_words else cosine_similarity(query, codes)
+        order = order_by_diversity(scores, codes, float(options.diversity), fused=options.uses_words)
         ordered = (pool[i] for i in order)
     if not options.group_by_document:
         return list(islice(ordered, options.k))
@@ -408,22 +438,26 @@ def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, in
     return passage
 
 
-async def _query_codes(session: Session, queries: Sequence[Query]) -> Codes:
+async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vectors: bool = True) -> Codes:
+    """Return the codes of each query; zeros where vectors have no part in the search."""
     if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
         raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")
     dimension = session.fingerprint.dimension
     codes = np.zeros((len(queries), dimension), dtype=np.int8)
     texts: dict[int, str] = {}
     for row, query in enumerate(queries):
-        if isinstance(query, str):
-            if is_blank(query):
+        given = query.codes if isinstance(query, EncodedQuery) else query
+        if isinstance(given, str):
+            if is_blank(given):
                 raise InvalidInputError("a query must not be blank")
-            texts[row] = query
-        elif isinstance(query, np.ndarray) and query.dtype == np.int8 and query.shape == (dimension,):
-            codes[row] = query
+            texts[row] = given
+        elif isinstance(given, np.ndarray) and given.dtype == np.int8 and given.shape == (dimension,):
+            codes[row] = given
         else:
-            shape = f"{query.dtype} {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
+            shape = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
             raise InvalidInputError(f"a query must be a str or int8 codes of shape ({dimension},), not {shape}")
+    if not uses_vectors:
+        return codes
     if texts:
         encoded = await session.encode_queries(list(texts.values()))
         session.require_codes(encoded, len(texts))

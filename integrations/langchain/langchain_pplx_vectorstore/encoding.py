@@ -34,30 +34,6 @@ def as_encoder(embeddings: Embeddings) -> Encoder:
     )
 
 
-def as_codes(vector: Sequence[float]) -> Codes:
-    """Turn a query's vector into int8 codes of the same direction, which is all that the cosine heeds.
-
-    Args:
-        vector: Codes as floats, as ``PplxEmbeddings`` gives them, or any floats, shape (dimension,).
-
-    Returns:
-        int8, shape (dimension,): codes as they are, others scaled by absmax.
-
-    Raises:
-        InvalidInputError: It is no list of numbers.
-        EncodingError: It holds NaN or infinity.
-    """
-    try:
-        floats = np.asarray(vector, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"an embedding must be a list of numbers: {error}") from error
-    if floats.ndim != 1:
-        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
-    if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
-        return floats.astype(np.int8)
-    return quantize_absmax(floats)
-
-
 class EmbeddingsEncoder:
     """Other embeddings as an encoder: every chunk by itself, its floats scaled to int8 by absmax.
 

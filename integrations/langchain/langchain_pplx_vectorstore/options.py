@@ -19,6 +19,7 @@ class SearchOptions(TypedDict, total=False):
             keys begin with ``metadata.``.
         candidates: Points that Hamming ranking hands to the exact stage.
         hybrid: Fuse the rankings by cosine and by BM25 on the words.
+        lexical_weight: Share of BM25 in a hybrid search, 0 to 1; with 1, it ranks alone and nothing is embedded.
         group_by_document: True for the best chunk of each document, or how many of one at most; `k` then counts
             documents.
         diversity: Choose among the candidates by maximal marginal relevance: 0 for relevance alone, 1 for novelty.
@@ -29,6 +30,7 @@ class SearchOptions(TypedDict, total=False):
     filter: models.Filter | Mapping[str, Any] | None
     candidates: int | None
     hybrid: bool
+    lexical_weight: float
     group_by_document: bool | int
     diversity: float | None
     score_threshold: float | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
@@ -17,7 +16,6 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import SecretStr
 
 import pplx_vectorstore as core
-from langchain_pplx_vectorstore.awaiting import AwaitedStore, InThreads, PerLoop
 from langchain_pplx_vectorstore.conversion import (
     DEFAULT_GROUP_BY,
     DEFAULT_ORDER_BY,
@@ -26,17 +24,17 @@ from langchain_pplx_vectorstore.conversion import (
     as_langchain,
     group_documents,
 )
-from langchain_pplx_vectorstore.encoding import as_codes, as_encoder
+from langchain_pplx_vectorstore.encoding import as_encoder
 from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_pplx_vectorstore.retriever import PplxRetriever
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
-from pplx_vectorstore.coroutines import run_to_its_end
 from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
-from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.quantization import Codes, as_codes
+from pplx_vectorstore.shared_store import SharedStore, open_in_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
 Scored = list[tuple[Document, float]]
-
-_WRITERS = 4
 
 
 class PplxVectorStore(VectorStore):
@@ -105,12 +101,6 @@ class PplxVectorStore(VectorStore):
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
     ) -> None:
-        places = {"folder": folder, "url": url, "client": client}
-        given = [name for name, value in places.items() if value is not None]
-        if len(given) != 1:
-            raise InvalidInputError(
-                f"PplxVectorStore needs exactly one of folder, url and client; {' and '.join(given) or 'none'} came"
-            )
         if group_by is not None and not isinstance(group_by, str) and not callable(group_by):
             raise InvalidInputError(f"group_by must be a metadata key, a function or None, not {group_by!r}")
         if isinstance(order_by, str) or not all(isinstance(key, str) for key in order_by):
@@ -118,39 +108,23 @@ class PplxVectorStore(VectorStore):
         self._embedding = embedding
         self._group_by = group_by
         self._order_by = tuple(order_by)
-        of_server = {"api_key": api_key, "prefer_grpc": prefer_grpc or None}
-        for name, value in of_server.items():
-            if value is not None and url is None:
-                raise InvalidInputError(f"{name} is an option of a store with url=; leave it out with {given[0]}=")
-        encoder = as_encoder(embedding)
-        options: dict[str, Any] = {
-            "collection": collection,
-            "encoder": encoder,
-            "tenant": tenant,
-            "create": create,
-            "config": config,
-            "index_fields": index_fields,
-        }
-        if url is not None:
-            options |= {
-                "api_key": api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
-                "prefer_grpc": prefer_grpc,
-                "timeout": timeout,
-                "retries": retries,
-                "parallel": parallel,
-            }
-            self._store = core.VectorStore.connect(url, **options)
-            self._awaited: AwaitedStore = PerLoop(lambda: core.AsyncVectorStore.connect(url, **options))
-        else:
-            if folder is not None:
-                self._store = core.VectorStore.open(folder, **options)
-            else:
-                self._store = core.VectorStore(client, **options, retries=retries, parallel=parallel)
-            self._awaited = InThreads(self._store)
-        # Threads and event loops that write wait for one lock, and not in threads that others need. They end with the
-        # store object, not when it is closed: a closed store is to say so itself.
-        writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="pplx-vectorstore-writes")
-        self._writing = InThreads(self._store, writers)
+        self._shared = SharedStore(
+            folder=folder,
+            url=url,
+            client=client,
+            collection=collection,
+            encoder=as_encoder(embedding),
+            tenant=tenant,
+            create=create,
+            config=config,
+            index_fields=index_fields,
+            api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
+            prefer_grpc=prefer_grpc,
+            timeout=timeout,
+            retries=retries,
+            parallel=parallel,
+        )
+        self._store = self._shared.store
 
     @property
     def store(self) -> core.VectorStore:
@@ -208,7 +182,7 @@ class PplxVectorStore(VectorStore):
         """Await what :meth:`add_documents` returns."""
         _refuse(kwargs)
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
-        await self._writing.add(grouped.documents, replace=False)
+        await self._shared.writing.add(grouped.documents, replace=False)
         return grouped.ids
 
     def add_texts(
@@ -270,7 +244,7 @@ class PplxVectorStore(VectorStore):
     ) -> core.SyncReport:
         """Await what :meth:`sync` returns."""
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
-        report: core.SyncReport = await self._writing.sync(
+        report: core.SyncReport = await self._shared.writing.sync(
             grouped.documents, delete_missing=delete_missing, progress=progress
         )
         return report
@@ -311,7 +285,7 @@ class PplxVectorStore(VectorStore):
     ) -> bool:
         """Await what :meth:`delete` returns."""
         _refuse(kwargs)
-        await self._writing.delete(ids=ids, filter=filter, document_ids=document_ids)
+        await self._shared.writing.delete(ids=ids, filter=filter, document_ids=document_ids)
         return True
 
     # --- reading -------------------------------------------------------------------------------------
@@ -322,7 +296,7 @@ class PplxVectorStore(VectorStore):
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Await what :meth:`get_by_ids` returns."""
-        return [as_langchain(chunk) for chunk in await (await self._awaited.here()).get(ids)]
+        return [as_langchain(chunk) for chunk in await (await self._shared.reading()).get(ids)]
 
     def similarity_search(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Document]:
         """Find the chunks that answer a question best.
@@ -351,7 +325,7 @@ class PplxVectorStore(VectorStore):
 
     async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
         """Await what :meth:`similarity_search_with_score` returns."""
-        return _scored(await (await self._awaited.here()).search(query, k=k, **_checked(options)))
+        return _scored(await (await self._shared.reading()).search(query, k=k, **_checked(options)))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
@@ -381,7 +355,7 @@ class PplxVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Await what :meth:`similarity_search_with_score_by_vector` returns."""
-        return _scored(await (await self._awaited.here()).search(as_codes(embedding), k=k, **_checked(options)))
+        return _scored(await (await self._shared.reading()).search(as_codes(embedding), k=k, **_checked(options)))
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **options: Unpack[SearchOptions]
@@ -429,7 +403,7 @@ class PplxVectorStore(VectorStore):
     ) -> list[Document]:
         """Await what :meth:`max_marginal_relevance_search` returns."""
         if options.get("hybrid"):
-            store = await self._awaited.here()
+            store = await self._shared.reading()
             hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
             return await asyncio.to_thread(_diverse, hits, None, k, lambda_mult)
         embedding = await self._embedding.aembed_query(query)
@@ -457,7 +431,7 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
         """Await what :meth:`max_marginal_relevance_search_by_vector` returns."""
-        store = await self._awaited.here()
+        store = await self._shared.reading()
         codes = as_codes(embedding)
         hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return await asyncio.to_thread(_diverse, hits, codes, k, lambda_mult)
@@ -574,32 +548,19 @@ class PplxVectorStore(VectorStore):
 
     @classmethod
     async def _aopen(cls, embedding: Embeddings, options: StoreOptions) -> Self:
-        """Open a store in a thread: models are loaded, and servers asked."""
-        opened: list[Self] = []
-        try:
-            await run_to_its_end(asyncio.to_thread(lambda: opened.append(cls(embedding, **options))))
-        except asyncio.CancelledError:
-            for store in opened:
-                store.close()
-            raise
-        return opened[0]
+        return await open_in_thread(lambda: cls(embedding, **options), cls.close)
 
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""
-        self._awaited.close()
-        self._store.close()
+        self._shared.close()
 
     async def aclose(self) -> None:
         """Let go of the index, and of the running event loop's connections to a server."""
-        self._awaited.close()
-        try:
-            await self._awaited.close_here()
-        finally:
-            await asyncio.to_thread(self.close)
+        await self._shared.aclose()
 
     async def adisconnect(self) -> None:
         """Let go of the running event loop's connections to a server; the store stays open."""
-        await self._awaited.close_here()
+        await self._shared.adisconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -661,8 +622,11 @@ def _unscored(scored: Scored) -> list[Document]:
 
 
 def _relevant(scored: Scored, options: SearchOptions) -> Scored:
-    """Map cosines to 0 to 1; fused scores are there already."""
-    if options.get("hybrid"):
+    """Map cosines and scores of BM25 to 0 to 1; fused scores are there already."""
+    weight = options.get("lexical_weight", 0.5) if options.get("hybrid") else 0
+    if weight == 1:
+        return [(document, score / (1.0 + score)) for document, score in scored]
+    if weight:
         return scored
     return [(document, (1.0 + score) / 2.0) for document, score in scored]
 

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_pplx_vectorstore import PplxEmbeddings
-from langchain_pplx_vectorstore.encoding import EmbeddingsEncoder, as_codes, as_encoder
+from langchain_pplx_vectorstore.encoding import EmbeddingsEncoder, as_encoder
 from pydantic import ValidationError
 
 from pplx_vectorstore import cosine_similarity, load_encoder, quantize_absmax
@@ -19,7 +19,6 @@ from pplx_vectorstore.errors import (
     AlignmentError,
     EncodingError,
     InvalidInputError,
-    PplxVectorStoreError,
     UnknownModelError,
 )
 
@@ -250,17 +249,6 @@ def test_what_is_no_embeddings_is_refused(hash_encoder):
         as_encoder(hash_encoder(8))
     with pytest.raises(InvalidInputError, match="split it with a text splitter"):
         _ = as_encoder(Recording()).tokenizer
-
-
-def test_a_query_vector_becomes_codes():
-    np.testing.assert_array_equal(as_codes([-128.0, 0.0, 127.0]), np.array([-128, 0, 127], np.int8))
-    np.testing.assert_array_equal(as_codes([0.25, -0.5, 0.0]), np.array([64, -127, 0], np.int8))
-    mean = np.array([40.5, -80.25, 3.0])  # of several queries, whatever the model's quantizer is
-    assert cosine_similarity(as_codes(mean.tolist()), np.int8([[81, -127, 5]]))[0] > 0.99
-    np.testing.assert_array_equal(as_codes(mean), quantize_absmax(mean))
-    for wrong in ("text", [["nested"]], [[1.0, 2.0]], None, [1.0, float("nan")], [None]):
-        with pytest.raises(PplxVectorStoreError):
-            as_codes(wrong)
 
 
 def test_documents_are_not_texts(minilm_embeddings):

@@ -608,7 +608,7 @@ def test_each_event_loop_has_connections_of_its_own(server, hash_embeddings):
 async def test_a_server_that_was_away_is_asked_again(server, hash_embeddings, monkeypatch):
     with PplxVectorStore(hash_embeddings, url=server.url, retries=0) as store:
         store.add_texts(["x"], ids=["1"])
-        monkeypatch.setattr(store._awaited, "_connect", _fail_once(store._awaited._connect))
+        monkeypatch.setattr(store._shared._reading, "_connect", _fail_once(store._shared._reading._connect))
         with pytest.raises(PplxVectorStoreError, match="away"):
             await store.asimilarity_search("x", k=1)
         assert (await store.asimilarity_search("x", k=1))[0].id == "1"
@@ -617,7 +617,7 @@ async def test_a_server_that_was_away_is_asked_again(server, hash_embeddings, mo
 
 async def test_a_server_that_is_away_does_not_hide_the_callers_error(server, hash_embeddings, monkeypatch):
     store = PplxVectorStore(hash_embeddings, url=server.url)
-    monkeypatch.setattr(store._awaited, "_connect", _fail_once(store._awaited._connect))
+    monkeypatch.setattr(store._shared._reading, "_connect", _fail_once(store._shared._reading._connect))
 
     async def use():
         async with store:

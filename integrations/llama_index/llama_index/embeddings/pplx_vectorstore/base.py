@@ -8,21 +8,21 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
-import llama_index.core.instrumentation as instrument
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
-from pplx_vectorstore import ApiOptions, Encoder, load_encoder
-from pplx_vectorstore.errors import InvalidInputError
+from llama_index.embeddings.pplx_vectorstore.grouping import group_nodes
 from pydantic import Field, PrivateAttr, SecretStr
 
-from llama_index.embeddings.pplx_vectorstore.grouping import group_nodes
+from pplx_vectorstore import ApiOptions, Encoder, load_encoder
+from pplx_vectorstore.errors import InvalidInputError
 
-dispatcher = instrument.get_dispatcher(__name__)
+dispatcher = get_dispatcher(__name__)
 
 # Loading takes seconds, and threads that share an object shall not load its model twice.
 _LOADING = threading.Lock()
@@ -70,6 +70,8 @@ class PplxEmbedding(BaseEmbedding):
     embed_batch_size: int = Field(default=512, gt=0, le=2048)
 
     _encoder: Encoder | None = PrivateAttr(default=None)
+    _loaded_with: dict[str, Any] | None = PrivateAttr(default=None)
+    _is_given: bool = PrivateAttr(default=False)
     _has_warned: bool = PrivateAttr(default=False)
 
     @classmethod
@@ -79,23 +81,41 @@ class PplxEmbedding(BaseEmbedding):
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, **options: Any) -> PplxEmbedding:
-        """Use an encoder that is loaded already; `options` are those of ``BaseEmbedding``."""
-        embedding = cls(model_name=encoder.spec.name, dimensions=encoder.spec.dimension, **options)
-        embedding._encoder = encoder
-        return embedding
+        """Use an encoder that is loaded already, or one of your own; `options` are those of ``BaseEmbedding``."""
+        made = encoder.fingerprint
+        backend, _, onnx_file = made.backend.partition(":")
+        embedding = cls(
+            # What the vectors depend on, so that a pipeline's cache tells encoders apart.
+            model_name=made.source,
+            backend=cast("Any", backend if backend in ("onnx", "api") else "torch"),
+            revision=made.revision,
+            dimensions=made.dimension,
+            window_tokens=made.window_tokens,
+            min_context=made.min_context,
+            context_weight=made.context_weight,
+            onnx_file=onnx_file or None,
+            **options,
+        )
+        return embedding._given(encoder)
 
     @property
     def encoder(self) -> Encoder:
-        """The loaded model.
+        """The loaded model; loaded again where settings were changed since.
 
         Raises:
+            InvalidInputError: Settings were changed that a given encoder has.
             PplxVectorStoreError: As ``load_encoder`` does: an unknown model, an option out of range, no key.
         """
-        if self._encoder is None:
-            with _LOADING:
-                if self._encoder is None:
-                    self._encoder = cast("Encoder", load_encoder(self.model_name, **self._options()))
-        return self._encoder
+        options = self._options()
+        with _LOADING:
+            if self._encoder is None or self._loaded_with != options:
+                if self._is_given:
+                    raise InvalidInputError(
+                        "settings of an embedding made by from_encoder are those of the encoder; load another"
+                    )
+                self._encoder = cast("Encoder", load_encoder(**options))
+                self._loaded_with = options
+            return self._encoder
 
     # --- nodes, in the context of their document -----------------------------------------------------
 
@@ -200,19 +220,24 @@ class PplxEmbedding(BaseEmbedding):
 
     # --- loading and pickling ------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the settings, not the weights; the key comes from the environment again."""
-        state = {"__dict__": {name: getattr(self, name) for name in self.model_fields_set - set(_KEPT_HERE)}}
-        return state | {"__pydantic_fields_set__": set(state["__dict__"]), "__pydantic_private__": None}
+        settings = {name: getattr(self, name) for name in self.model_fields_set - set(_KEPT_HERE)}
+        return _rebuild, (type(self), settings, self._encoder if self._is_given else None)
+
+    def _given(self, encoder: Encoder) -> Self:
+        self._encoder, self._loaded_with, self._is_given = encoder, self._options(), True
+        return self
 
     def _options(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.model_fields_set & _OF_MODEL}
+        options["model"] = self.model_name
         if self.api_key is not None:
             options["api_key"] = self.api_key.get_secret_value()
         return options
 
     async def _await(self, verb: str, texts: Sequence[Any]) -> Any:
-        encoder = self._encoder or await asyncio.to_thread(lambda: self.encoder)
+        encoder = await asyncio.to_thread(lambda: self.encoder)
         if hasattr(encoder, f"a{verb}"):
             return await getattr(encoder, f"a{verb}")(texts)
         return await asyncio.to_thread(getattr(encoder, verb), texts)
@@ -220,6 +245,11 @@ class PplxEmbedding(BaseEmbedding):
 
 _OF_MODEL = set(inspect.signature(load_encoder).parameters) - {"model", "api_key"}
 _KEPT_HERE = ("api_key", "callback_manager", "rate_limiter", "embeddings_cache")
+
+
+def _rebuild(cls: type[PplxEmbedding], settings: dict[str, Any], encoder: Encoder | None) -> PplxEmbedding:
+    embedding = cls(**settings)
+    return embedding if encoder is None else embedding._given(encoder)
 
 
 def _texts(groups: Sequence[Sequence[BaseNode]]) -> list[str]:

@@ -43,14 +43,14 @@ def _ancestors(node: BaseNode, by_id: Mapping[str, BaseNode]) -> Iterable[str]:
 def _in_order(group: list[BaseNode], by_id: Mapping[str, BaseNode]) -> list[BaseNode]:
     if len(group) == 1:
         return group
-    starts = [_start(node, by_id) for node in group]
+    starts = [start_in_document(node, by_id) for node in group]
     if None not in starts and len(set(starts)) == len(starts):
         placed = sorted(zip(starts, range(len(group)), strict=True), key=lambda place: place[0] or 0)
         return [group[i] for _, i in placed]
     return _by_links(group)
 
 
-def _start(node: BaseNode, by_id: Mapping[str, BaseNode]) -> int | None:
+def start_in_document(node: BaseNode, by_id: Mapping[str, BaseNode]) -> int | None:
     """Return where a node starts in its document: a parser counts from the beginning of the node's parent."""
     total = 0
     for one in (node, *(by_id[parent] for parent in _ancestors(node, by_id) if parent in by_id)):

@@ -1,0 +1,5 @@
+"""A vector store for LlamaIndex: int8 codes on Qdrant, found by two-stage search."""
+
+from llama_index.vector_stores.pplx_vectorstore.base import PplxVectorStore
+
+__all__ = ["PplxVectorStore"]

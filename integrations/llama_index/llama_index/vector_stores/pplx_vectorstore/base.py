@@ -1,0 +1,451 @@
+"""LlamaIndex's vector store over the core store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypedDict, Unpack, cast
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+from llama_index.embeddings.pplx_vectorstore import PplxEmbedding
+from llama_index.vector_stores.pplx_vectorstore.conversion import to_documents, to_node
+from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
+from pydantic import PrivateAttr, SecretStr
+from qdrant_client import models
+
+import pplx_vectorstore as core
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
+from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
+from pplx_vectorstore.points import possible_point_ids
+from pplx_vectorstore.quantization import as_codes
+from pplx_vectorstore.query import build_filter as build_core_filter
+from pplx_vectorstore.query import choose_candidates
+from pplx_vectorstore.shared_store import SharedStore, open_in_thread
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_DEFAULT_ALPHA = 0.5
+_DEFAULT_MMR_THRESHOLD = 0.5
+_IDS_AT_ONCE = 500
+_EVERY_CHUNK = models.Filter(must=[models.FieldCondition(key="chunk_index", range=models.Range(gte=0))])
+
+
+class QueryOptions(TypedDict, total=False):
+    """What a query may be told beyond LlamaIndex's own, as a retriever's ``vector_store_kwargs``.
+
+    Attributes:
+        candidates: Points that Hamming ranking hands to the exact stage.
+        filter: ``{"lang": "en", "year": {"$gte": 2020}}`` on metadata, or a ``qdrant_client.models.Filter``, whose
+            keys begin with ``metadata.``; beside LlamaIndex's own filters.
+        group_by_document: True for the best node of each source document, or how many of one at most.
+        score_threshold: Least score of a node.
+        context: So many nodes before and after each hit are joined to it: its text is the whole passage.
+        mmr_threshold: In mode MMR: 1 for relevance alone, 0 for novelty alone.
+        with_embeddings: Whether nodes bring their embeddings.
+    """
+
+    candidates: int | None
+    filter: models.Filter | Mapping[str, Any] | None
+    group_by_document: bool | int
+    score_threshold: float | None
+    context: int
+    mmr_threshold: float | None
+    with_embeddings: bool
+
+
+class _Search(NamedTuple):
+    """A search of the core store."""
+
+    query: str | core.EncodedQuery | Any
+    options: dict[str, Any]
+
+
+class PplxVectorStore(BasePydanticVectorStore):
+    """A vector store that keeps nodes as int8 codes and packed bits, and finds them by exact cosines.
+
+    Give one of `folder`, `url` and `client`. Threads and event loops may share a store. Coroutines that read await a
+    server's answers where `url` is given; all others run in threads. Close it, or use it as a context manager.
+
+    Args:
+        embed_model: What the nodes are embedded with, so that a collection refuses vectors of another model. Needed
+            to create a collection; an existing one can be opened without.
+        folder: Where the index is, or will be, on the embedded engine.
+        url: A Qdrant server, such as ``http://localhost:6333``.
+        client: A ``QdrantClient``, which stays open when the store is closed.
+        collection: Name of the collection; created if it does not exist.
+        tenant: Whose nodes the store reads and writes, and no others.
+        create: Whether to create the collection if it does not exist.
+        config: How to lay the collection out when it is created.
+        index_fields: Metadata fields to index: ``{"lang": "keyword", "year": "integer"}``.
+        api_key: Of the server; None for the environment's QDRANT_API_KEY.
+        prefer_grpc: Whether points and searches go over gRPC.
+        timeout: Seconds for one request to a server.
+        retries: How often a request to a server is tried again after a failure that may pass.
+        parallel: Upserts under way at once to a server.
+
+    Raises:
+        InvalidInputError: Not exactly one place came, or an argument is not usable.
+        SchemaMismatchError: The collection was written with another model, dimension or setting.
+        StoreNotFoundError: It does not exist, and `create` is false or no `embed_model` came.
+        StoreLockedError: Another process has the folder open.
+        ServerUnavailableError: The server does not answer.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = True
+
+    _shared: SharedStore = PrivateAttr()
+
+    def __init__(
+        self,
+        embed_model: BaseEmbedding | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        client: Any = None,
+        collection: str = DEFAULT_COLLECTION,
+        tenant: str | None = None,
+        create: bool = True,
+        config: core.CollectionConfig | None = None,
+        index_fields: IndexFields | None = None,
+        api_key: str | SecretStr | None = None,
+        prefer_grpc: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        retries: int = DEFAULT_RETRIES,
+        parallel: int = DEFAULT_PARALLEL,
+    ) -> None:
+        super().__init__(stores_text=True)
+        self._shared = SharedStore(
+            folder=folder,
+            url=url,
+            client=client,
+            collection=collection,
+            encoder=None if embed_model is None else _encoder_of(embed_model),
+            tenant=tenant,
+            create=create,
+            config=config,
+            index_fields=index_fields,
+            api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
+            prefer_grpc=prefer_grpc,
+            timeout=timeout,
+            retries=retries,
+            parallel=parallel,
+        )
+
+    @classmethod
+    async def aopen(cls, embed_model: BaseEmbedding | None = None, **options: Any) -> Self:
+        """Open a store beside the event loop; arguments as for the class."""
+        return await open_in_thread(lambda: cls(embed_model, **options), cls.close)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that LlamaIndex knows the class by."""
+        return "PplxVectorStore"
+
+    @property
+    def client(self) -> core.VectorStore:
+        """The core store: whole documents, explanations, export."""
+        return self._shared.store
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Write nodes with their embeddings.
+
+        A node whose id is stored is replaced, whichever document it was of; everything else stays. To replace a
+        document, delete it first, as a pipeline with a document store does, and an index's ``update_ref_doc``.
+
+        Args:
+            nodes: Embedded. Those without text are kept, and never found.
+            **kwargs: None.
+
+        Returns:
+            Ids of the nodes, in their order.
+
+        Raises:
+            InvalidDocumentError: A node has no embedding, or would not come back whole.
+            DuplicateDocumentError: An id comes twice.
+        """
+        _refuse(kwargs)
+        self.client.add(self._documents(nodes), replace=False)
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Await what :meth:`add` returns."""
+        _refuse(kwargs)
+        await self._shared.writing.add(await asyncio.to_thread(self._documents, nodes), replace=False)
+        return [node.node_id for node in nodes]
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete all nodes of a source document, and a node without a source that has its id."""
+        _refuse(delete_kwargs)
+        self.client.delete(document_ids=[ref_doc_id])
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Await what :meth:`delete` does."""
+        _refuse(delete_kwargs)
+        await self._shared.writing.delete(document_ids=[ref_doc_id])
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes that have one of the ids and match the filters, whichever of these came.
+
+        Raises:
+            InvalidInputError: Neither came, which would delete everything; there is :meth:`clear`.
+        """
+        for selection in self._selections(node_ids, filters, delete_kwargs):
+            self.client.delete(filter=selection)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Await what :meth:`delete_nodes` does."""
+        for selection in self._selections(node_ids, filters, delete_kwargs):
+            await self._shared.writing.delete(filter=selection)
+
+    def clear(self) -> None:
+        """Delete every node of the store, where it has a tenant those of the tenant."""
+        self.client.delete(filter=_EVERY_CHUNK)
+
+    async def aclear(self) -> None:
+        """Await what :meth:`clear` does."""
+        await self._shared.writing.delete(filter=_EVERY_CHUNK)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def get_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        *,
+        with_embeddings: bool = False,
+    ) -> list[BaseNode]:
+        """Fetch nodes that have one of the ids and match the filters, whichever of these came.
+
+        Args:
+            node_ids: Nodes come in the order of these; those that are not stored are left out. None for any.
+            filters: Which nodes. Without ids and filters, all there are.
+            with_embeddings: Whether nodes bring their embeddings.
+        """
+        condition = self._filter(filters)
+        if node_ids is None:
+            return [to_node(chunk) for chunk in self.client.chunks(condition, with_codes=with_embeddings)]
+        if condition is None:
+            return [to_node(chunk) for chunk in self.client.get(node_ids, with_codes=with_embeddings)]
+        found = [
+            to_node(chunk)
+            for some in in_batches(node_ids, _IDS_AT_ONCE)
+            for chunk in self.client.chunks(_both(self._having(some), condition), with_codes=with_embeddings)
+        ]
+        return _in_order(found, node_ids)
+
+    async def aget_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        *,
+        with_embeddings: bool = False,
+    ) -> list[BaseNode]:
+        """Await what :meth:`get_nodes` returns."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters, with_embeddings=with_embeddings)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Unpack[QueryOptions]) -> VectorStoreQueryResult:
+        """Find nodes.
+
+        Modes are DEFAULT (cosine), HYBRID (cosine and BM25 on the text, fused by reciprocal ranks; `alpha` is the
+        share of the cosine), TEXT_SEARCH and SPARSE (BM25 alone; nothing is embedded) and MMR.
+
+        Args:
+            query: LlamaIndex's; of an empty list of `node_ids` or `doc_ids` it takes no notice.
+            **kwargs: See :class:`QueryOptions`.
+
+        Returns:
+            Nodes, best first, with their cosines, from -1 to 1; with fused scores where hybrid; with BM25's
+            where it ranks alone.
+
+        Raises:
+            InvalidInputError: The mode is another one, or lacks what it needs.
+            UnsupportedFilterError: Qdrant cannot express a filter.
+        """
+        search = self._search(query, kwargs)
+        return _result(self.client.search(search.query, **search.options))
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Unpack[QueryOptions]) -> VectorStoreQueryResult:
+        """Await what :meth:`query` returns."""
+        search = self._search(query, kwargs)
+        return _result(await (await self._shared.reading()).search(search.query, **search.options))
+
+    # --- closing -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the index; a client that was handed over stays open."""
+        self._shared.close()
+
+    async def aclose(self) -> None:
+        """Let go of the index, and of the running event loop's connections to a server."""
+        await self._shared.aclose()
+
+    async def adisconnect(self) -> None:
+        """Let go of the running event loop's connections to a server; the store stays open."""
+        await self._shared.adisconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled: an open index belongs to its process."""
+        raise TypeError("PplxVectorStore cannot be pickled or copied; open it where it is needed")
+
+    # --- what came, for the core ---------------------------------------------------------------------
+
+    def _documents(self, nodes: Sequence[BaseNode]) -> list[core.Document]:
+        if isinstance(nodes, (str, BaseNode)) or not all(isinstance(node, BaseNode) for node in nodes):
+            raise InvalidInputError(f"nodes must be a list of nodes, not {type(nodes).__name__} of other things")
+        return to_documents(nodes, self.client.fingerprint.dimension)
+
+    def _selections(
+        self, node_ids: list[str] | None, filters: MetadataFilters | None, kwargs: Mapping[str, Any]
+    ) -> list[models.Filter]:
+        """Return what to delete, in as many requests as the ids need."""
+        _refuse(kwargs)
+        condition = self._filter(filters)
+        if node_ids is None:
+            if condition is None:
+                raise InvalidInputError(
+                    "delete_nodes needs node_ids or filters; without them it would delete every node, for which "
+                    "there is clear()"
+                )
+            return [condition]
+        return [_both(self._having(some), condition) for some in in_batches(node_ids, _IDS_AT_ONCE)]
+
+    def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
+        return build_filter(filters, by_index_only=self._shared.filters_by_index_only)
+
+    def _having(self, node_ids: Sequence[str]) -> models.Filter:
+        points = [point for one in node_ids for point in possible_point_ids(one, self.client.tenant)]
+        return models.Filter(must=[models.HasIdCondition(has_id=list(points))])
+
+    def _search(self, query: VectorStoreQuery, given: QueryOptions) -> _Search:
+        unknown = sorted(given.keys() - QueryOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {', '.join(map(repr, unknown))} of a query")
+        kwargs = cast("dict[str, Any]", {**given})
+        mmr_threshold = kwargs.pop("mmr_threshold", query.mmr_threshold)
+        conditions = [self._filter(query.filters), build_core_filter(kwargs.pop("filter", None))]
+        if query.doc_ids:
+            conditions.append(field_any("document_id", query.doc_ids))
+        if query.node_ids:
+            conditions.append(self._having(query.node_ids))
+        options: dict[str, Any] = {
+            "k": query.similarity_top_k,
+            "filter": _both(*conditions),
+            "with_codes": kwargs.pop("with_embeddings", False),
+            **kwargs,
+        }
+        mode = query.mode
+        if mode == VectorStoreQueryMode.DEFAULT:
+            return _Search(_codes(query), options)
+        if mode == VectorStoreQueryMode.MMR:
+            diversity = 1 - (_DEFAULT_MMR_THRESHOLD if mmr_threshold is None else mmr_threshold)
+            return _Search(_codes(query), {**options, "diversity": diversity})
+        if mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
+            k = query.sparse_top_k or query.similarity_top_k
+            return _Search(_words(query), {**options, "k": k, "hybrid": True, "lexical_weight": 1})
+        if mode == VectorStoreQueryMode.HYBRID:
+            return _hybrid(query, options)
+        raise InvalidInputError(
+            f"mode {mode.name} is not one of this store's: DEFAULT, HYBRID, TEXT_SEARCH, SPARSE and MMR"
+        )
+
+
+def _hybrid(query: VectorStoreQuery, options: dict[str, Any]) -> _Search:
+    lexical_weight = 1 - (_DEFAULT_ALPHA if query.alpha is None else query.alpha)
+    k = query.hybrid_top_k or query.similarity_top_k
+    if options.get("candidates") is None:  # each ranking is to hand on as many as were asked of it
+        wanted = (choose_candidates(k, None), query.similarity_top_k, query.sparse_top_k or 0)
+        options = {**options, "candidates": max(wanted)}
+    options = {**options, "k": k, "hybrid": True, "lexical_weight": lexical_weight}
+    if lexical_weight == 1:
+        return _Search(_words(query), options)
+    if lexical_weight == 0:
+        return _Search(_codes(query), options)
+    return _Search(core.EncodedQuery(_words(query), _codes(query)), options)
+
+
+def _codes(query: VectorStoreQuery) -> Any:
+    if query.query_embedding is None:
+        raise InvalidInputError(f"mode {query.mode.name} needs a query_embedding")
+    return as_codes(query.query_embedding)
+
+
+def _words(query: VectorStoreQuery) -> str:
+    if query.query_str is None:
+        raise InvalidInputError(f"mode {query.mode.name} needs a query_str, whose words it looks for")
+    return query.query_str
+
+
+def _result(hits: Sequence[core.Hit]) -> VectorStoreQueryResult:
+    nodes = [to_node(hit, text=hit.context) for hit in hits]
+    return VectorStoreQueryResult(
+        nodes=nodes, similarities=[hit.score for hit in hits], ids=[node.node_id for node in nodes]
+    )
+
+
+def _both(*conditions: models.Filter | None) -> Any:
+    """Join conditions that must all hold; None where there are none."""
+    given: list[Any] = [condition for condition in conditions if condition is not None]
+    return models.Filter(must=given) if given else None
+
+
+def _in_order(nodes: Sequence[BaseNode], node_ids: Sequence[str]) -> list[BaseNode]:
+    by_id = {node.node_id: node for node in nodes}
+    return [by_id[node_id] for node_id in dict.fromkeys(node_ids) if node_id in by_id]
+
+
+def _refuse(kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
+
+
+def _encoder_of(embed_model: BaseEmbedding) -> core.Encoder:
+    """Return what tells a collection of the model that its vectors are of; nothing is embedded by it."""
+    if isinstance(embed_model, PplxEmbedding):
+        return embed_model.encoder
+    if not isinstance(embed_model, BaseEmbedding):
+        raise InvalidInputError(
+            f"embed_model must be a LlamaIndex embedding, not {type(embed_model).__name__}; for an encoder of "
+            "pplx_vectorstore there is PplxEmbedding.from_encoder"
+        )
+    name = f"llama_index:{embed_model.class_name()}:{embed_model.model_name}"
+    encoder = core.PrecomputedEncoder(name, len(embed_model.get_query_embedding("dimension")))
+    encoder.fingerprint = replace(encoder.fingerprint, backend="llama_index")
+    return cast("core.Encoder", encoder)

@@ -1,0 +1,176 @@
+"""LlamaIndex's metadata filters → Qdrant's, with the meaning that they have in LlamaIndex's own memory."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from qdrant_client import models
+
+from pplx_vectorstore.collection import metadata_path
+from pplx_vectorstore.errors import UnsupportedFilterError
+
+Value = str | int | float
+Match = Callable[[str], models.Filter]
+
+_BOUNDS: dict[FilterOperator, tuple[str, Callable[[Any, Any], bool]]] = {
+    FilterOperator.GT: ("gt", operator.gt),
+    FilterOperator.GTE: ("gte", operator.ge),
+    FilterOperator.LT: ("lt", operator.lt),
+    FilterOperator.LTE: ("lte", operator.le),
+}
+_OF_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
+# LlamaIndex lets these name a node's source document, whatever its metadata say.
+_SOURCE_KEYS = ("document_id", "doc_id", "ref_doc_id")
+_EXACT_INTEGERS = 2**53
+_EVERYTHING = models.Filter()
+_NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
+
+
+def build_filter(filters: MetadataFilters | None, *, by_index_only: bool = False) -> models.Filter | None:
+    """Translate filters, nested ones too.
+
+    As in LlamaIndex's memory: a key that is missing or None passes ``!=``, ``nin`` and ``is_empty`` alone; a list is
+    no equal of its elements, which ``contains``, ``any`` and ``all`` look at; these look for parts of a str, too; 1 is
+    1.0 and True. Where memory raises, since types cannot be compared, nothing matches. A str as a bound must be a
+    date of ISO 8601, and is compared as a date.
+
+    Args:
+        filters: None, or without a filter, for everything.
+        by_index_only: For servers that filter by indexed fields alone (strict mode). Lists then match by their
+            elements, as they do in Qdrant, and parts of a str are found by ``text_match`` alone.
+
+    Raises:
+        UnsupportedFilterError: Qdrant has no such filter; it names the key and the operator.
+    """
+    if filters is None or not filters.filters:
+        return None
+    return _Translation(by_index_only).group(filters)
+
+
+class _Translation:
+    def __init__(self, by_index_only: bool) -> None:
+        self._by_index_only = by_index_only
+
+    def group(self, filters: MetadataFilters) -> models.Filter:
+        parts: list[Any] = [
+            self.group(one) if isinstance(one, MetadataFilters) else self._condition(one) for one in filters.filters
+        ]
+        if not parts:
+            return _EVERYTHING
+        if filters.condition == FilterCondition.OR:
+            return models.Filter(should=parts)
+        if filters.condition == FilterCondition.NOT:
+            return models.Filter(must_not=parts)
+        return models.Filter(must=parts)
+
+    def _condition(self, one: MetadataFilter) -> models.Filter:
+        path = "document_id" if one.key in _SOURCE_KEYS else metadata_path(one.key)
+        if one.operator == FilterOperator.IS_EMPTY:
+            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
+            return models.Filter(should=[empty, self._alone(path, lambda at: _any_of(at, [""]))])
+        if one.operator in (FilterOperator.EQ, FilterOperator.NE):
+            if isinstance(one.value, list):
+                raise _unsupported(one, "lists are not compared; use IN, ANY or ALL")
+            values = [] if one.value is None else [one.value]
+            equal = self._alone(path, lambda at: _any_of(at, values))
+            return equal if one.operator == FilterOperator.EQ else _none_of(equal)
+        if one.operator in _OF_LISTS and not isinstance(one.value, list):
+            raise _unsupported(one, "its value must be a list")
+        if one.operator in (FilterOperator.IN, FilterOperator.NIN):
+            within = self._alone(path, lambda at: _any_of(at, _as_list(one)))
+            return within if one.operator == FilterOperator.IN else _none_of(within)
+        if one.operator == FilterOperator.ANY:
+            return models.Filter(should=[self._contains(path, one, value) for value in _as_list(one)] or [_NOTHING])
+        if one.operator == FilterOperator.ALL and one.value:
+            return models.Filter(must=[self._contains(path, one, value) for value in _as_list(one)])
+        if one.operator == FilterOperator.CONTAINS and isinstance(one.value, Value):
+            return self._contains(path, one, one.value)
+        if one.operator == FilterOperator.TEXT_MATCH and isinstance(one.value, str):
+            return self._part(path, one, one.value)
+        if one.operator in _BOUNDS and isinstance(one.value, Value):
+            return self._bound(path, one, one.value)
+        raise _unsupported(one, "Qdrant cannot express it")
+
+    def _contains(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
+        if self._by_index_only:
+            return _any_of(path, [value])
+        element = _any_of(f"{path}[]", [value])
+        return models.Filter(should=[element, self._part(path, one, value)]) if isinstance(value, str) else element
+
+    def _part(self, path: str, one: MetadataFilter, value: str) -> models.Filter:
+        """Match a str of which the value is a part."""
+        if not value:
+            raise _unsupported(one, "every text has the empty one as a part")
+
+        def of(at: str) -> models.Filter:
+            return models.Filter(must=[models.FieldCondition(key=at, match=models.MatchSubstring(substring=value))])
+
+        return self._alone(path, of)
+
+    def _bound(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
+        name, compare = _BOUNDS[one.operator]
+        if isinstance(value, str):
+            try:
+                bounds: Any = models.DatetimeRange.model_validate({name: datetime.fromisoformat(value)})
+            except ValueError:
+                raise _unsupported(one, "Qdrant orders numbers and dates (ISO 8601), no other texts") from None
+            truths = []
+        else:
+            bounds = models.Range.model_validate({name: _finite(one, value)})
+            truths = [] if self._by_index_only else [truth for truth in (False, True) if compare(truth, value)]
+
+        def within(at: str) -> models.Filter:
+            of_number = models.FieldCondition(key=at, range=bounds)
+            return models.Filter(should=[of_number, *(_is(at, truth) for truth in truths)])
+
+        return self._alone(path, within)
+
+    def _alone(self, path: str, match: Match) -> models.Filter:
+        """Match a value that is no list: in Qdrant, a condition holds for a list if it does for an element."""
+        if self._by_index_only or path == "document_id":
+            return match(path)
+        return models.Filter(must=[match(path)], must_not=[match(f"{path}[]")])
+
+
+def _any_of(path: str, values: Sequence[Value]) -> models.Filter:
+    texts = [value for value in values if isinstance(value, str)]
+    alternatives: list[Any] = []
+    if texts:
+        alternatives.append(models.FieldCondition(key=path, match=models.MatchAny(any=texts)))
+    for value in values:
+        if isinstance(value, str):
+            continue
+        if isinstance(value, int) and abs(value) > _EXACT_INTEGERS:  # of which several are one float
+            alternatives.append(_is(path, value))
+        elif math.isfinite(value):  # metadata hold no others
+            alternatives.append(models.FieldCondition(key=path, range=models.Range(gte=value, lte=value)))
+        if value in (0, 1):
+            alternatives.append(_is(path, bool(value)))
+    return models.Filter(should=alternatives) if alternatives else _NOTHING
+
+
+def _is(path: str, value: int) -> models.FieldCondition:
+    return models.FieldCondition(key=path, match=models.MatchValue(value=value))
+
+
+def _none_of(match: models.Filter) -> models.Filter:
+    return models.Filter(must_not=[match])
+
+
+def _as_list(one: MetadataFilter) -> Sequence[Value]:
+    return one.value if isinstance(one.value, list) else []
+
+
+def _finite(one: MetadataFilter, value: int | float) -> int | float:
+    if not math.isfinite(value):
+        raise _unsupported(one, "bounds must be finite")
+    return value
+
+
+def _unsupported(one: MetadataFilter, why: str) -> UnsupportedFilterError:
+    return UnsupportedFilterError(f"filter on {one.key!r}: {one.operator.name} with {one.value!r}: {why}")

@@ -1,0 +1,113 @@
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
+from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
+from pydantic import ValidationError
+
+from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
+
+OP = FilterOperator
+
+# --- the oracle: LlamaIndex's filtering in memory -----------------------------------------------------------
+
+
+def matches_in_memory(node, filters):
+    """Filter as LlamaIndex does in memory, which knows no nesting: each filter by it, the tree here.
+
+    Where it cannot compare two types, nothing matches.
+    """
+    if not filters.filters:
+        return True
+    metadata = node_to_metadata_dict(node, remove_text=True)
+    results = []
+    for one in filters.filters:
+        if isinstance(one, MetadataFilters):
+            results.append(matches_in_memory(node, one))
+            continue
+        fn = build_metadata_filter_fn(lambda _: metadata, MetadataFilters(filters=[one]))
+        try:
+            results.append(fn(node.node_id))
+        except TypeError:
+            results.append(False)
+    if filters.condition == FilterCondition.OR:
+        return any(results)
+    if filters.condition == FilterCondition.NOT:
+        return not any(results)
+    return all(results)
+
+
+KEYS = ["lang", "a.b", "größe", "_x", 'key with "quotes"'[:8]]
+TEXTS = ["", "a", "b", "ab", "xaby", "Ab", "ä€", "1", "None", "2024-01-01"]
+NUMBERS = [-1, 0, 1, 2, 1.0, 0.5, -0.0, 1e20, 2**53 + 1, 2**60]
+scalars = st.sampled_from([*TEXTS, *NUMBERS])
+stored_values = st.one_of(
+    st.none(),
+    scalars,
+    st.booleans(),
+    st.lists(st.sampled_from(TEXTS), max_size=3),
+    st.lists(st.sampled_from(NUMBERS[:6]), max_size=3),
+    st.just({"inner": 1}),  # whose keys only memory takes for elements
+)
+nodes_strategy = st.lists(st.dictionaries(st.sampled_from(KEYS), stored_values, max_size=4), min_size=1, max_size=8)
+lists_of_one_type = st.one_of(
+    st.lists(st.sampled_from(TEXTS[1:]), min_size=1, max_size=3),
+    st.lists(st.sampled_from([-1, 0, 1, 2]), min_size=1, max_size=3),
+    st.lists(st.sampled_from([0.5, 1.0, 3.5]), min_size=1, max_size=3),
+)
+
+
+@st.composite
+def single_filters(draw):
+    operator = draw(st.sampled_from(sorted(set(OP) - {OP.TEXT_MATCH_INSENSITIVE})))
+    if operator in (OP.IN, OP.NIN, OP.ANY, OP.ALL):
+        value = draw(lists_of_one_type)
+    elif operator in (OP.GT, OP.GTE, OP.LT, OP.LTE):
+        value = draw(st.sampled_from(NUMBERS))
+    elif operator == OP.TEXT_MATCH:
+        value = draw(st.sampled_from(TEXTS[1:]))
+    elif operator == OP.CONTAINS:
+        value = draw(st.sampled_from([*TEXTS[1:], *NUMBERS]))
+    else:
+        value = draw(st.one_of(st.none(), scalars))
+    return MetadataFilter(key=draw(st.sampled_from(KEYS)), value=value, operator=operator)
+
+
+filter_trees = st.recursive(
+    single_filters(),
+    lambda inner: st.builds(
+        MetadataFilters,
+        filters=st.lists(inner, max_size=3),
+        condition=st.sampled_from([None, *FilterCondition]),
+    ),
+    max_leaves=6,
+).map(lambda one: one if isinstance(one, MetadataFilters) else MetadataFilters(filters=[one]))
+
+
+def make_nodes(metadatas):
+    return [
+        TextNode(id_=str(i), text=f"text {i}", metadata=metadata, embedding=[float(i + 1)] * 64)
+        for i, metadata in enumerate(metadatas)
+    ]
+
+
+@pytest.fixture
+def shared_store(open_store):
+    return open_store()
+
+
+@settings(
+    max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
+@given(metadatas=nodes_strategy, trees=st.lists(filter_trees, min_size=1, max_size=6))
+def test_the_store_filters_as_memory_does(shared_store, metadatas, trees):
+    nodes = make_nodes(metadatas)
+    shared_store.clear()
+    shared_store.add(nodes)
+    for tree in trees:
+        expected = {node.node_id for node in nodes if matches_in_memory(node, tree)}
+        assert {node.node_id for node in shared_store.get_nodes(filters=tree)} == expected
