@@ -323,6 +323,11 @@ CONDITIONS = st.one_of(
         match=PHRASES.map(lambda text: models.MatchText(text=text))
         | PHRASES.map(lambda text: models.MatchTextAny(text_any=text)),
     ),
+    condition(
+        st.sampled_from(["text", "metadata.note", "metadata.a", "metadata.tag"]),
+        match=PHRASES.map(lambda text: models.MatchSubstring(substring=text))
+        | PHRASES.map(lambda text: models.MatchPrefix(prefix=text)),
+    ),
     # An index without phrases, such as the text's, finds none.
     condition(
         st.sampled_from(["metadata.note", "metadata.a"]),

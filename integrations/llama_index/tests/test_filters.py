@@ -1,15 +1,9 @@
-import re
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
-from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
-from pydantic import ValidationError
-
-from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 
 OP = FilterOperator
 

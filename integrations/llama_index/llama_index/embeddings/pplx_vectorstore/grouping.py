@@ -64,6 +64,8 @@ def start_in_document(node: BaseNode, by_id: Mapping[str, BaseNode]) -> int | No
 def _by_links(group: list[BaseNode]) -> list[BaseNode]:
     """Follow the links from each node without a predecessor here; chains stand in the order of arrival."""
     own = {node.node_id: node for node in group}
+    if len(own) < len(group):  # links cannot tell nodes of one id apart
+        return group
     following: dict[str, str] = {}
     for node in group:
         after, before = _related(node, NodeRelationship.NEXT), _related(node, NodeRelationship.PREVIOUS)

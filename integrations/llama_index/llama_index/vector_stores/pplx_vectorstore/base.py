@@ -33,7 +33,7 @@ from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.points import possible_point_ids
 from pplx_vectorstore.quantization import as_codes
 from pplx_vectorstore.query import build_filter as build_core_filter
-from pplx_vectorstore.query import choose_candidates
+from pplx_vectorstore.query import check_share, choose_candidates
 from pplx_vectorstore.shared_store import SharedStore, open_in_thread
 
 if TYPE_CHECKING:
@@ -375,8 +375,8 @@ class PplxVectorStore(BasePydanticVectorStore):
         if mode == VectorStoreQueryMode.DEFAULT:
             return _Search(_codes(query), options)
         if mode == VectorStoreQueryMode.MMR:
-            diversity = 1 - (_DEFAULT_MMR_THRESHOLD if mmr_threshold is None else mmr_threshold)
-            return _Search(_codes(query), {**options, "diversity": diversity})
+            threshold = _share("mmr_threshold", mmr_threshold, _DEFAULT_MMR_THRESHOLD)
+            return _Search(_codes(query), {**options, "diversity": 1 - threshold})
         if mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
             k = query.sparse_top_k or query.similarity_top_k
             return _Search(_words(query), {**options, "k": k, "hybrid": True, "lexical_weight": 1})
@@ -388,7 +388,7 @@ class PplxVectorStore(BasePydanticVectorStore):
 
 
 def _hybrid(query: VectorStoreQuery, options: dict[str, Any]) -> _Search:
-    lexical_weight = 1 - (_DEFAULT_ALPHA if query.alpha is None else query.alpha)
+    lexical_weight = 1 - _share("alpha", query.alpha, _DEFAULT_ALPHA)
     k = query.hybrid_top_k or query.similarity_top_k
     if options.get("candidates") is None:  # each ranking is to hand on as many as were asked of it
         wanted = (choose_candidates(k, None), query.similarity_top_k, query.sparse_top_k or 0)
@@ -399,6 +399,13 @@ def _hybrid(query: VectorStoreQuery, options: dict[str, Any]) -> _Search:
     if lexical_weight == 0:
         return _Search(_codes(query), options)
     return _Search(core.EncodedQuery(_words(query), _codes(query)), options)
+
+
+def _share(name: str, value: float | None, default: float) -> float:
+    if value is None:
+        return default
+    check_share(name, value)
+    return value
 
 
 def _codes(query: VectorStoreQuery) -> Any:
