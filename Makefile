@@ -13,7 +13,8 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject
 	$(PYTHON) -m venv .venv
 	@# torch alone first: its pinned version may be installed already as a build for this machine.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable './integrations/langchain[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+		--editable './integrations/langchain[dev]' --editable ./integrations/llama_index
 	@touch $(INSTALLED)
 
 # The tests that take seconds; `make check` runs the long ones too.
@@ -58,6 +59,7 @@ build: $(INSTALLED)
 	rm -rf dist build/smoke
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m build --no-isolation --outdir dist integrations/langchain
+	$(BIN)/python -m build --no-isolation --outdir dist integrations/llama_index
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	build/smoke/bin/python .ci/smoke.py

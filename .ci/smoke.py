@@ -9,11 +9,15 @@ from pathlib import Path
 import langchain_pplx_vectorstore
 import numpy as np
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from llama_index.core import MockEmbedding
+from llama_index.core.schema import TextNode
+from llama_index.embeddings import pplx_vectorstore as llama_index_embedding
+from llama_index.vector_stores import pplx_vectorstore as llama_index_store
 
 import pplx_vectorstore
 from pplx_vectorstore.errors import MissingExtraError
 
-for package in (pplx_vectorstore, langchain_pplx_vectorstore):
+for package in (pplx_vectorstore, langchain_pplx_vectorstore, llama_index_embedding, llama_index_store):
     assert "build" in Path(package.__file__).parts, package.__file__
     assert (Path(package.__file__).parent / "py.typed").is_file()
 
@@ -39,4 +43,14 @@ with tempfile.TemporaryDirectory() as folder:
     embeddings = DeterministicFakeEmbedding(size=8)
     with langchain_pplx_vectorstore.PplxVectorStore.from_texts(["a", "b"], embeddings, folder=folder) as store:
         assert [document.page_content for document in store.similarity_search("b", k=1)] == ["b"]
+
+with (
+    tempfile.TemporaryDirectory() as folder,
+    llama_index_store.PplxVectorStore(MockEmbedding(embed_dim=8), folder=folder) as store,
+):
+    store.add([TextNode(id_="a", text="text", embedding=[1.0] * 8)])
+    assert [node.text for node in store.get_nodes(["a"])] == ["text"]
+with contextlib.suppress(MissingExtraError):
+    _ = llama_index_embedding.PplxEmbedding(model_name="all-minilm-l6-v2").encoder
+    raise AssertionError("the offline model loaded without its extra")
 print("the wheels work")

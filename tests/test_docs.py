@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
 # A block of Python that imports what it uses, with the output that is shown right below it.
 EXAMPLE = re.compile(
-    r"```python\n((?:(?!```).)*?from (?:\w+_)?pplx_vectorstore.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL
+    r"```python\n((?:(?!```).)*?from (?:[\w.]+[_.])?pplx_vectorstore.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL
 )
 NUMBER = re.compile(r"-?\d+\.\d+")
 

@@ -1,7 +1,6 @@
 """A VectorStoreIndex over the store, beside one over LlamaIndex's own."""
 
 import asyncio
-import gc
 import warnings
 
 import numpy as np
@@ -50,9 +49,6 @@ def test_an_index_of_documents_has_their_context(build, minilm, use_async):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # nothing lost its context
         index = build(use_async=use_async)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()  # the event loop that LlamaIndex made for it and did not close
     nodes = index.vector_store.get_nodes(with_embeddings=True)
     assert len(nodes) > 5
     for document in DOCUMENTS:
