@@ -4,6 +4,9 @@ from hypothesis import strategies as st
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
+from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
+
+from pplx_vectorstore.errors import UnsupportedFilterError
 
 OP = FilterOperator
 
@@ -105,3 +108,64 @@ def test_the_store_filters_as_memory_does(shared_store, metadatas, trees):
     for tree in trees:
         expected = {node.node_id for node in nodes if matches_in_memory(node, tree)}
         assert {node.node_id for node in shared_store.get_nodes(filters=tree)} == expected
+
+
+def one(operator, value, key="lang"):
+    return MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "said"),
+    [
+        (OP.TEXT_MATCH_INSENSITIVE, "a", "TEXT_MATCH_INSENSITIVE with 'a': Qdrant cannot express it"),
+        (OP.EQ, ["a"], r"EQ with \['a'\]: lists are not compared; use IN, ANY or ALL"),
+        (OP.NE, ["a"], "NE with"),
+        (OP.IN, "a", "IN with 'a': its value must be a list"),
+        (OP.NIN, None, "NIN with None: its value must be a list"),
+        (OP.ALL, [], "ALL with"),
+        (OP.CONTAINS, None, "CONTAINS with None"),
+        (OP.TEXT_MATCH, "", "every text has the empty one as a part"),
+        (OP.TEXT_MATCH, 3, "TEXT_MATCH with 3"),
+        (OP.GT, "zebra", "GT with 'zebra': Qdrant orders numbers and dates"),
+        (OP.LT, float("inf"), "bounds must be finite"),
+        (OP.LTE, None, "LTE with None"),
+    ],
+)
+def test_what_qdrant_cannot_express_is_refused_by_key_and_operator(operator, value, said):
+    with pytest.raises(UnsupportedFilterError, match=f"^filter on 'lang': .*{said}"):
+        build_filter(one(operator, value))
+    nested = MetadataFilters(filters=[one(operator, value)], condition=FilterCondition.NOT)
+    with pytest.raises(UnsupportedFilterError, match=r"^filter on 'lang'"):
+        build_filter(nested)
+
+
+def test_dates_are_compared_as_dates(open_store):
+    store = open_store()
+    days = ["2024-01-31", "2024-02-01", "2024-02-01T12:00:00+00:00", "no date", 20240201]
+    store.add(make_nodes([{"lang": day} for day in days]))
+    assert {node.node_id for node in store.get_nodes(filters=one(OP.GTE, "2024-02-01"))} == {"1", "2"}
+    assert {node.node_id for node in store.get_nodes(filters=one(OP.LT, "2024-02-01"))} == {"0"}
+
+
+def test_no_filters_match_everything(open_store):
+    store = open_store()
+    store.add(make_nodes([{}, {"lang": "en"}]))
+    assert build_filter(None) is build_filter(MetadataFilters(filters=[])) is None
+    assert len(store.get_nodes(filters=MetadataFilters(filters=[]))) == 2
+
+
+@settings(max_examples=200)
+@given(tree=filter_trees)
+def test_strict_mode_is_asked_for_indexed_fields_alone(tree):
+    translated = build_filter(tree, by_index_only=True)
+    assert translated is None or "[]" not in {key[-2:] for key in _keys(translated.model_dump())}
+
+
+def _keys(part):
+    """Yield the fields that a dumped filter names."""
+    if isinstance(part, dict):
+        if isinstance(part.get("key"), str):
+            yield part["key"]
+        part = list(part.values())
+    for inner in part if isinstance(part, list) else []:
+        yield from _keys(inner)
