@@ -312,5 +312,7 @@ def test_bad_settings_are_refused():
         PplxEmbedding(model_name="m", backend="jax")
     with pytest.raises(ValidationError):
         PplxEmbedding(model_name="m", embed_batch_size=0)
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        PplxEmbedding(model_name="m", dimension=3)
     with pytest.raises(ValidationError, match="model_name"):
         PplxEmbedding()

@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
 from llama_index.embeddings.pplx_vectorstore.grouping import group_nodes
-from pydantic import Field, PrivateAttr, SecretStr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from pplx_vectorstore import ApiOptions, Encoder, load_encoder
 from pplx_vectorstore.errors import InvalidInputError
@@ -52,6 +52,8 @@ class PplxEmbedding(BaseEmbedding):
         api: How the hosted service is asked.
         embed_batch_size: Nodes of whole documents that are embedded at once, at least.
     """
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt setting would be lost
 
     model_name: str
     backend: Literal["torch", "onnx", "api"] = "torch"
