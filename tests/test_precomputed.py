@@ -1,7 +1,9 @@
 import pytest
+from qdrant_client import AsyncQdrantClient
 
+from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
 from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreNotFoundError
 
 
 def test_records_the_model_that_the_vectors_are_of():
@@ -40,3 +42,33 @@ def test_of_a_collection_keeps_its_quantizer(pplx):
 def test_embeds_nothing_and_says_what_to_do(use, what):
     with pytest.raises(InvalidInputError, match=f"{what} cannot be embedded.*load_encoder"):
         use(PrecomputedEncoder("model", 8))
+
+
+def test_a_collection_is_opened_without_its_model(folder, hash_encoder):
+    encoder = hash_encoder(16)
+    with VectorStore.open(folder, encoder=encoder) as store:
+        store.add([Document(id="a", chunks=["one", "two"])])
+    with VectorStore.open(folder) as store:
+        assert store.fingerprint == encoder.fingerprint
+        (hit,) = store.search(encoder.encode_documents([["one", "two"]])[0][1], k=1)
+        assert (hit.text, hit.score) == ("two", pytest.approx(1.0))
+        store.add([Document(id="b", chunks=["three"], vectors=encoder.encode_queries(["three"]))])
+        with pytest.raises(InvalidInputError, match="a query given as text cannot be embedded"):
+            store.search("two")
+        with pytest.raises(InvalidInputError, match="a document without vectors cannot be embedded"):
+            store.add([Document(id="c", chunks=["four"])])
+    with VectorStore.open(folder, encoder=encoder) as store:
+        assert store.search("three", k=1)[0].document_id == "b"
+    with pytest.raises(StoreNotFoundError, match="no collection 'other'; to create it, give an encoder"):
+        VectorStore.open(folder, collection="other")
+
+
+async def test_an_awaited_store_learns_its_fingerprint_when_it_is_used(hash_encoder):
+    client = AsyncQdrantClient(":memory:")
+    made = AsyncVectorStore(client, encoder=hash_encoder(16))
+    await made.add([Document(id="a", chunks=["one"])])
+    store = AsyncVectorStore(client)
+    with pytest.raises(StoreError, match="known once the store was used"):
+        _ = store.fingerprint
+    assert [chunk.text async for chunk in store.chunks()] == ["one"]
+    assert store.fingerprint == made.fingerprint
