@@ -20,6 +20,7 @@ from pplx_vectorstore.errors import (
     InvalidDocumentError,
     InvalidInputError,
     PplxVectorStoreError,
+    StoreError,
 )
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.manage import delete_documents, list_documents
@@ -235,7 +236,9 @@ async def _stored(session: Session, group: list[_Prepared]) -> tuple[dict[str, i
 
 
 async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[str]) -> list[_Prepared]:
-    """Write new metadata; return the documents of which another writer has changed the content meanwhile.
+    """Write new metadata; return the documents that have to be written whole.
+
+    Those are the documents of which another writer has changed the content meanwhile, or points were lost.
 
     Args:
         session: The open store.
@@ -245,7 +248,13 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
     if not group:
         return []
     async with session.write_lock:
-        await session.points.set_payloads(_relabellings(session, group, hashes))
+        try:
+            await session.points.set_payloads(_relabellings(session, group, hashes))
+        except StoreError as error:
+            # After a process was killed, the embedded engine may still find points by their fields that it has lost.
+            if session.points.capabilities.kind != "embedded" or "No point with id" not in str(error):
+                raise
+            return group
         by_id, by_hash = await _stored(session, group)
     return [one for one in group if not by_id.get(one.document.id, 0) == by_hash.get(one.hash, 0) == len(one.chunks)]
 
