@@ -426,6 +426,14 @@ class Interleaving:
         given, matches = self.some_filter(tenant)
         assert store.count(given) == sum(map(matches, self.model[tenant].values())), given
 
+    def do_chunks(self, tenant, store):
+        given, matches = self.some_filter(tenant)
+        expected = {stored.id(tenant) for stored in self.model[tenant].values() if matches(stored)}
+        found = list(store.chunks(given))
+        assert sorted(chunk.id for chunk in found) == sorted(expected), given
+        for chunk in found:
+            self.assert_is(tenant, chunk)
+
     def do_documents(self, tenant, store):
         chunks = collections.Counter(stored.document_id for stored in self.model[tenant].values())
         counts = {stored.document_id: stored.chunk_count for stored in self.model[tenant].values()}
