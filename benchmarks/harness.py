@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pplx_vectorstore.quantization import Codes, quantize_absmax
 
 DIMENSION = 384  # of all-minilm-l6-v2, into whose collections the made-up vectors go
 CHUNKS_PER_DOCUMENT = 10
+RESULTS = Path(__file__).parent / "results"
+BUILD = Path(__file__).parent.parent / "build" / "benchmarks"  # what takes long to make is kept there
 
 _WORDS_PER_CHUNK = 210
 _WORDS = ("byte", "chunk", "code", "cosine", "for", "in", "is", "of", "query", "sign", "the", "window")
@@ -51,6 +54,12 @@ def middle_half(values: npt.NDArray[Any]) -> str:
 def print_aim(what: str, found: str, aim: str, reached: bool) -> None:
     """Print a result against its aim."""
     print(f"\n{what}: {found}, aim {aim}: {'reached' if reached else 'MISSED'}", flush=True)
+
+
+def write_results(name: str, results: Any) -> None:
+    """Keep results as benchmarks/results/NAME.json, from which docs/draw_benchmarks.py draws."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_corpora(data: Path) -> dict[str, str]:
