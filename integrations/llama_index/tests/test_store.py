@@ -83,7 +83,8 @@ def test_a_query_keeps_to_documents_nodes_and_filters(filled):
     assert set(filled.query(ask(QUERY, 30, doc_ids=["d1", "d2"])).ids) == {f"n{i}" for i in range(3, 9)}
     both = ask(QUERY, 30, doc_ids=["d1"], filters=only("i", 4, ">="), node_ids=["n3", "n4", "n9"])
     assert filled.query(both).ids == ["n4"]
-    assert len(filled.query(ask(QUERY, 30, doc_ids=[], node_ids=[])).ids) == 30
+    assert filled.query(ask(QUERY, 30, doc_ids=[])).ids == []
+    assert len(filled.query(ask(QUERY, 30, node_ids=[])).ids) == 30, "as_retriever() gives it for all nodes"
     assert filled.query(ask(QUERY, 30), filter={"i": {"$lt": 2}}).ids in (["n0", "n1"], ["n1", "n0"])
     raw = models.Filter(must=[models.FieldCondition(key="metadata.i", match=models.MatchValue(value=5))])
     assert filled.query(ask(QUERY, 30, filters=only("even", "no")), filter=raw).ids == ["n5"]
@@ -231,6 +232,43 @@ async def test_reading(filled, nodes):
     assert [node.node_id for node in some] == [id_ for id_ in ids[:10] if int(id_[1:]) % 2 == 0]
     assert filled.get_nodes([]) == []
     assert {node.node_id for node in filled.get_nodes(filters=only("i", [3, 4], "in"))} == {"n3", "n4"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ("ab", "must be a list of str, not str"),
+        (7, "must be a list of str, not int"),
+        ([7], "must be a list of str of valid Unicode; it holds 7"),
+        (["a\ud800"], "must be a list of str of valid Unicode"),
+    ],
+)
+async def test_ids_must_be_a_list_of_str(open_store, ids, said):
+    store = open_store()
+    store.add([TextNode(id_=id_, text=id_, metadata={"even": "yes"}, embedding=CODES[0].tolist()) for id_ in "abc"])
+    for call in (
+        lambda: store.delete_nodes(ids),
+        lambda: store.delete_nodes(ids, only("even", "yes")),
+        lambda: store.get_nodes(ids),
+        lambda: store.get_nodes(ids, only("even", "yes")),
+        lambda: store.query(ask(QUERY, node_ids=ids)),
+    ):
+        with pytest.raises(InvalidInputError, match=f"^node_ids {said}"):
+            call()
+    with pytest.raises(InvalidInputError, match=f"^node_ids {said}"):
+        await store.adelete_nodes(ids)
+    with pytest.raises(InvalidInputError, match=f"^doc_ids {said}"):
+        store.query(ask(QUERY, doc_ids=ids))
+    assert len(store.get_nodes()) == 3
+
+
+async def test_ids_and_nodes_may_be_generated(open_store, nodes):
+    store = open_store()
+    assert store.add(node for node in nodes[:2]) == ["n0", "n1"]
+    assert await store.async_add(node for node in nodes[2:4]) == ["n2", "n3"]
+    assert [node.node_id for node in store.get_nodes((id_ for id_ in ("n3", "n1")), only("even", "no"))] == ["n3", "n1"]
+    store.delete_nodes(id_ for id_ in ("n0", "n3"))
+    assert {node.node_id for node in store.get_nodes()} == {"n1", "n2"}
 
 
 def test_a_tenant_sees_and_clears_its_own(place, hash_embedding, nodes):

@@ -135,6 +135,7 @@ class PplxEmbedding(BaseEmbedding):
         Returns:
             The same nodes.
         """
+        nodes = list(nodes)  # a generator is read once
         for batch in self._batches(nodes, show_progress=bool(kwargs.get("show_progress"))):
             with self._reported(_texts(batch)) as report:
                 if self.rate_limiter is not None:
@@ -142,8 +143,10 @@ class PplxEmbedding(BaseEmbedding):
                 report(_set(batch, self.encoder.encode_documents([_texts([group]) for group in batch])))
         return nodes
 
+    @dispatcher.span
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Await what calling it does."""
+        nodes = list(nodes)  # a generator is read once
         for batch in self._batches(nodes, show_progress=bool(kwargs.get("show_progress"))):
             with self._reported(_texts(batch)) as report:
                 if self.rate_limiter is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypedDict, Unpack, cast
 
@@ -25,6 +25,7 @@ from qdrant_client import models
 
 import pplx_vectorstore as core
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
+from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError
@@ -182,14 +183,16 @@ class PplxVectorStore(BasePydanticVectorStore):
             DuplicateDocumentError: An id comes twice.
         """
         _refuse(kwargs)
-        self.client.add(self._documents(nodes), replace=False)
-        return [node.node_id for node in nodes]
+        listed = _as_nodes(nodes)
+        self.client.add(self._documents(listed), replace=False)
+        return [node.node_id for node in listed]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Await what :meth:`add` returns."""
         _refuse(kwargs)
-        await self._shared.writing.add(await asyncio.to_thread(self._documents, nodes), replace=False)
-        return [node.node_id for node in nodes]
+        listed = _as_nodes(nodes)
+        await self._shared.writing.add(await asyncio.to_thread(self._documents, listed), replace=False)
+        return [node.node_id for node in listed]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete all nodes of a source document, and a node without a source that has its id."""
@@ -246,14 +249,15 @@ class PplxVectorStore(BasePydanticVectorStore):
         condition = self._filter(filters)
         if node_ids is None:
             return [to_node(chunk) for chunk in self.client.chunks(condition, with_codes=with_embeddings)]
+        ids = _as_ids(node_ids, "node_ids")
         if condition is None:
-            return [to_node(chunk) for chunk in self.client.get(node_ids, with_codes=with_embeddings)]
+            return [to_node(chunk) for chunk in self.client.get(ids, with_codes=with_embeddings)]
         found = [
             to_node(chunk)
-            for some in in_batches(node_ids, _IDS_AT_ONCE)
-            for chunk in self.client.chunks(_both(self._having(some), condition), with_codes=with_embeddings)
+            for having in self._having(ids)
+            for chunk in self.client.chunks(_both(having, condition), with_codes=with_embeddings)
         ]
-        return _in_order(found, node_ids)
+        return _in_order(found, ids)
 
     async def aget_nodes(
         self,
@@ -272,7 +276,8 @@ class PplxVectorStore(BasePydanticVectorStore):
         share of the cosine), TEXT_SEARCH and SPARSE (BM25 alone; nothing is embedded) and MMR.
 
         Args:
-            query: LlamaIndex's; of an empty list of `node_ids` or `doc_ids` it takes no notice.
+            query: LlamaIndex's. An empty list of `doc_ids` finds nothing; one of `node_ids`, which an index's
+                retrievers give for all nodes, restricts nothing.
             **kwargs: See :class:`QueryOptions`.
 
         Returns:
@@ -328,8 +333,6 @@ class PplxVectorStore(BasePydanticVectorStore):
     # --- what came, for the core ---------------------------------------------------------------------
 
     def _documents(self, nodes: Sequence[BaseNode]) -> list[core.Document]:
-        if isinstance(nodes, (str, BaseNode)) or not all(isinstance(node, BaseNode) for node in nodes):
-            raise InvalidInputError(f"nodes must be a list of nodes, not {type(nodes).__name__} of other things")
         return to_documents(nodes, self.client.fingerprint.dimension)
 
     def _selections(
@@ -345,14 +348,31 @@ class PplxVectorStore(BasePydanticVectorStore):
                     "there is clear()"
                 )
             return [condition]
-        return [_both(self._having(some), condition) for some in in_batches(node_ids, _IDS_AT_ONCE)]
+        return [_both(having, condition) for having in self._having(_as_ids(node_ids, "node_ids"))]
 
     def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
         return build_filter(filters, by_index_only=self._shared.filters_by_index_only)
 
-    def _having(self, node_ids: Sequence[str]) -> models.Filter:
-        points = [point for one in node_ids for point in possible_point_ids(one, self.client.tenant)]
-        return models.Filter(must=[models.HasIdCondition(has_id=list(points))])
+    def _points(self, node_ids: Sequence[str]) -> list[str]:
+        return [point for one in node_ids for point in possible_point_ids(one, self.client.tenant)]
+
+    def _having(self, node_ids: Sequence[str]) -> list[models.Filter]:
+        """Match nodes by id, in as many filters as the ids need."""
+        return [_has_id(some) for some in in_batches(self._points(node_ids), self._condition_size or _IDS_AT_ONCE)]
+
+    @property
+    def _condition_size(self) -> int | None:
+        """How many values the server takes in one condition of a filter (strict mode); None for any number."""
+        return self.client._session.points.limits.condition_size
+
+    def _fitting(self, values: list[str], what: str) -> list[str]:
+        most = self._condition_size
+        if most is not None and len(values) > most:
+            raise InvalidInputError(
+                f"{what} of a query make a condition of {len(values)} ids; this server allows {most} (strict mode, "
+                "condition_max_size): ask in parts, or by filters"
+            )
+        return values
 
     def _search(self, query: VectorStoreQuery, given: QueryOptions) -> _Search:
         unknown = sorted(given.keys() - QueryOptions.__annotations__.keys())
@@ -361,10 +381,12 @@ class PplxVectorStore(BasePydanticVectorStore):
         kwargs = cast("dict[str, Any]", {**given})
         mmr_threshold = kwargs.pop("mmr_threshold", query.mmr_threshold)
         conditions = [self._filter(query.filters), build_core_filter(kwargs.pop("filter", None))]
-        if query.doc_ids:
-            conditions.append(field_any("document_id", query.doc_ids))
-        if query.node_ids:
-            conditions.append(self._having(query.node_ids))
+        if query.doc_ids is not None:
+            doc_ids = self._fitting(_as_ids(query.doc_ids, "doc_ids"), "doc_ids")
+            conditions.append(field_any("document_id", doc_ids) if doc_ids else _has_id([]))
+        # An index's as_retriever() gives [] for every store that keeps the text, and means all nodes.
+        if query.node_ids is not None and (node_ids := _as_ids(query.node_ids, "node_ids")):
+            conditions.append(_has_id(self._fitting(self._points(node_ids), "node_ids")))
         options: dict[str, Any] = {
             "k": query.similarity_top_k,
             "filter": _both(*conditions),
@@ -427,6 +449,10 @@ def _result(hits: Sequence[core.Hit]) -> VectorStoreQueryResult:
     )
 
 
+def _has_id(points: Sequence[str]) -> models.Filter:
+    return models.Filter(must=[models.HasIdCondition(has_id=list(points))])
+
+
 def _both(*conditions: models.Filter | None) -> Any:
     """Join conditions that must all hold; None where there are none."""
     given: list[Any] = [condition for condition in conditions if condition is not None]
@@ -436,6 +462,26 @@ def _both(*conditions: models.Filter | None) -> Any:
 def _in_order(nodes: Sequence[BaseNode], node_ids: Sequence[str]) -> list[BaseNode]:
     by_id = {node.node_id: node for node in nodes}
     return [by_id[node_id] for node_id in dict.fromkeys(node_ids) if node_id in by_id]
+
+
+def _as_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    if isinstance(nodes, (str, BaseNode)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"nodes must be a list of nodes, not {type(nodes).__name__}")
+    listed = list(nodes)  # a generator is read once
+    for one in listed:
+        if not isinstance(one, BaseNode):
+            raise InvalidInputError(f"nodes must be a list of nodes; it holds {one!r}")
+    return listed
+
+
+def _as_ids(ids: object, what: str) -> list[str]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidInputError(f"{what} must be a list of str, not {type(ids).__name__}")
+    listed = list(ids)
+    for one in listed:
+        if not isinstance(one, str) or has_lone_surrogate(one):
+            raise InvalidInputError(f"{what} must be a list of str of valid Unicode; it holds {one!r}")
+    return listed
 
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:
