@@ -1,4 +1,5 @@
 import asyncio
+import math
 import pickle
 import random
 
@@ -18,7 +19,13 @@ from llama_index.vector_stores.pplx_vectorstore import PplxVectorStore
 from qdrant_client import QdrantClient, models
 
 from pplx_vectorstore import cosine_similarity
-from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError, StoreClosedError, StoreNotFoundError
+from pplx_vectorstore.errors import (
+    EncodingError,
+    InvalidInputError,
+    SchemaMismatchError,
+    StoreClosedError,
+    StoreNotFoundError,
+)
 
 Mode = VectorStoreQueryMode
 CODES = np.random.default_rng(7).integers(-100, 100, (30, 64)).astype(np.int8)
@@ -117,6 +124,8 @@ async def test_hybrid(filled):
     assert filled.query(only_words).ids == [words]
     assert filled.query(ask(QUERY, 30, query_str=f"word{words[1:]}", mode=Mode.HYBRID, alpha=0.1)).ids[0] == words
     assert filled.query(ask(QUERY, 30, query_str=f"word{words[1:]}", mode=Mode.HYBRID, alpha=0.9)).ids[0] == best[0]
+    named = ask(QUERY, 30, query_str=f"word{words[1:]}", mode="hybrid")
+    assert set(filled.query(named).ids[:2]) == {words, best[0]}
     await filled.adisconnect()
 
 
@@ -157,6 +166,10 @@ def test_options_of_the_core(filled):
     [
         (ask(QUERY, mode=Mode.SVM), "mode SVM is not one of this store's: DEFAULT, HYBRID, TEXT_SEARCH, SPARSE"),
         (ask(QUERY, mode=Mode.SEMANTIC_HYBRID), "mode SEMANTIC_HYBRID"),
+        (ask(QUERY, mode="svm"), "mode SVM is not one of this store's"),
+        (ask(QUERY, mode="bm25"), "mode 'bm25' is not one of this store's: DEFAULT"),
+        (ask(None, mode="hybrid", query_str="w"), "mode HYBRID needs a query_embedding"),
+        (ask(QUERY, mode="hybrid"), "mode HYBRID needs a query_str"),
         (ask(None), "mode DEFAULT needs a query_embedding"),
         (ask(QUERY, mode=Mode.HYBRID), "mode HYBRID needs a query_str"),
         (ask(None, query_str="w", mode=Mode.HYBRID), "mode HYBRID needs a query_embedding"),
@@ -170,6 +183,12 @@ def test_options_of_the_core(filled):
 def test_what_cannot_be_asked_is_refused_by_name(filled, query, said):
     with pytest.raises(InvalidInputError, match=said):
         filled.query(query)
+
+
+def test_a_query_of_nan_is_refused_in_its_own_words(filled):
+    for value in (math.nan, math.inf):
+        with pytest.raises(EncodingError, match=r"^the query_embedding holds NaN or infinity.*bfloat16"):
+            filled.query(VectorStoreQuery(query_embedding=[value] * 64))
 
 
 # --- writing and deleting --------------------------------------------------------------------------------------

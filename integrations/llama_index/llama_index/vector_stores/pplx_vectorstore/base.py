@@ -28,7 +28,7 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.errors import EncodingError, InvalidInputError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.points import possible_point_ids
@@ -393,7 +393,7 @@ class PplxVectorStore(BasePydanticVectorStore):
             "with_codes": kwargs.pop("with_embeddings", False),
             **kwargs,
         }
-        mode = query.mode
+        mode = _mode(query)
         if mode == VectorStoreQueryMode.DEFAULT:
             return _Search(_codes(query), options)
         if mode == VectorStoreQueryMode.MMR:
@@ -404,17 +404,26 @@ class PplxVectorStore(BasePydanticVectorStore):
             return _Search(_words(query), {**options, "k": k, "hybrid": True, "lexical_weight": 1})
         if mode == VectorStoreQueryMode.HYBRID:
             return _hybrid(query, options)
-        raise InvalidInputError(
-            f"mode {mode.name} is not one of this store's: DEFAULT, HYBRID, TEXT_SEARCH, SPARSE and MMR"
-        )
+        raise _unknown_mode(mode.name)
+
+
+def _mode(query: VectorStoreQuery) -> VectorStoreQueryMode:
+    try:
+        return VectorStoreQueryMode(query.mode)  # LlamaIndex takes "hybrid" for HYBRID
+    except ValueError:
+        raise _unknown_mode(repr(query.mode)) from None
+
+
+def _unknown_mode(name: str) -> InvalidInputError:
+    return InvalidInputError(f"mode {name} is not one of this store's: DEFAULT, HYBRID, TEXT_SEARCH, SPARSE and MMR")
 
 
 def _hybrid(query: VectorStoreQuery, options: dict[str, Any]) -> _Search:
     lexical_weight = 1 - _share("alpha", query.alpha, _DEFAULT_ALPHA)
     k = query.hybrid_top_k or query.similarity_top_k
-    if options.get("candidates") is None:  # each ranking is to hand on as many as were asked of it
-        wanted = (choose_candidates(k, None), query.similarity_top_k, query.sparse_top_k or 0)
-        options = {**options, "candidates": max(wanted)}
+    wanted = max(query.similarity_top_k, query.sparse_top_k or 0)
+    if options.get("candidates") is None and wanted > choose_candidates(k, None):
+        options = {**options, "candidates": wanted}  # each ranking hands on as many as were asked of it
     options = {**options, "k": k, "hybrid": True, "lexical_weight": lexical_weight}
     if lexical_weight == 1:
         return _Search(_words(query), options)
@@ -432,13 +441,19 @@ def _share(name: str, value: float | None, default: float) -> float:
 
 def _codes(query: VectorStoreQuery) -> Any:
     if query.query_embedding is None:
-        raise InvalidInputError(f"mode {query.mode.name} needs a query_embedding")
-    return as_codes(query.query_embedding)
+        raise InvalidInputError(f"mode {_mode(query).name} needs a query_embedding")
+    try:
+        return as_codes(query.query_embedding)
+    except EncodingError:
+        raise EncodingError(
+            "the query_embedding holds NaN or infinity, of which there is no cosine. If the model ran in float16, "
+            "load it in bfloat16 or float32"
+        ) from None
 
 
 def _words(query: VectorStoreQuery) -> str:
     if query.query_str is None:
-        raise InvalidInputError(f"mode {query.mode.name} needs a query_str, whose words it looks for")
+        raise InvalidInputError(f"mode {_mode(query).name} needs a query_str, whose words it looks for")
     return query.query_str
 
 
