@@ -132,6 +132,30 @@ def test_what_others_wrote_is_a_text_node_of_its_document(open_store):
     assert store.get_nodes([node.node_id]) == [node]
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    ["compute-17", "17", "null", '"TextNode"', "[1]", '{"class_name": "Rack"}', '{"class_name": []}', {"id": 3}, 3],
+)
+def test_others_may_use_the_key_for_something_of_their_own(open_store, foreign):
+    store = open_store()
+    store.add([TextNode(id_="ours", text="words", embedding=CODES)])
+    store.client.add([CoreDocument(id="rack", chunks=[Chunk(text="plain")], metadata={NODE_KEY: foreign, "a": 1})])
+    (node,) = [node for node in store.get_nodes() if node.node_id != "ours"]
+    assert type(node) is TextNode
+    assert (node.text, node.metadata, node.ref_doc_id) == ("plain", {NODE_KEY: foreign, "a": 1}, "rack")
+
+
+def test_metadata_of_relations_keep_their_types(open_store):
+    store = open_store()
+    for own, related in ((1, True), (0.0, -0.0), (1, 1.0), (0, False)):
+        source = RelatedNodeInfo(node_id="doc", metadata={"page": related})
+        relationships = {NodeRelationship.SOURCE: source}
+        store.add([TextNode(id_="n", text="t", metadata={"page": own}, relationships=relationships, embedding=CODES)])
+        (node,) = store.get_nodes(["n"])
+        assert repr(node.source_node.metadata) == repr({"page": related})
+        assert repr(node.metadata) == repr({"page": own})
+
+
 def test_little_is_stored_beyond_text_and_metadata():
     shared = {"file_path": "/data/a.md", "file_type": "text/markdown", "note": "x" * 500}
     source = RelatedNodeInfo(node_id="doc", node_type="4", metadata=shared, hash="0" * 64)
@@ -153,6 +177,18 @@ def test_nodes_of_a_source_are_one_document_in_its_order():
         "other": ["c"],
     }
     assert [(chunk.start, chunk.end) for chunk in documents[0].chunks] == [(0, 1), (10, 11)]
+
+
+def test_a_start_is_not_told_without_the_parents():
+    def node(id_, start, parent):
+        info = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc")}
+        info[NodeRelationship.PARENT] = RelatedNodeInfo(node_id=parent)
+        return TextNode(id_=id_, text=id_, start_char_idx=start, relationships=info, embedding=CODES)
+
+    (document,) = to_documents([node("a", 5, "first"), node("b", 0, "second")], 64)
+    assert [(chunk.id, chunk.start, chunk.end) for chunk in document.chunks] == [("a", None, None), ("b", None, None)]
+    (document,) = to_documents([node("a", 5, "doc"), node("b", 0, "doc")], 64)
+    assert [(chunk.id, chunk.start, chunk.end) for chunk in document.chunks] == [("b", 0, 1), ("a", 5, 6)]
 
 
 def test_embeddings_of_other_models_keep_their_direction():

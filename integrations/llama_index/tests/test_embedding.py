@@ -14,7 +14,7 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayloa
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
-from llama_index.core.node_parser import HierarchicalNodeParser, MarkdownNodeParser, SentenceSplitter
+from llama_index.core.node_parser import HierarchicalNodeParser, MarkdownNodeParser, SentenceSplitter, get_leaf_nodes
 from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.schema import Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.embeddings.pplx_vectorstore import PplxEmbedding
@@ -91,6 +91,23 @@ def test_each_level_of_a_hierarchy_is_a_document(minilm, minilm_embedding):
     expected = {**expected_codes(minilm, large), **expected_codes(minilm, small)}
     random.Random(3).shuffle(nodes)
     require_embedded(minilm_embedding(nodes), expected)
+
+
+def test_leaves_without_their_parents_stand_in_the_order_of_arrival():
+    nodes = HierarchicalNodeParser.from_defaults(chunk_sizes=[128, 32], chunk_overlap=0)([BIOGRAPHY])
+    leaves = get_leaf_nodes(nodes)
+    last = [*{leaf.parent_node.node_id: leaf for leaf in leaves}.values()]
+    assert last[0].start_char_idx > last[1].start_char_idx, "each counted from its parent"
+    for given in (leaves, last):
+        assert [[one.node_id for one in group] for group in group_nodes(given)] == [[one.node_id for one in given]]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["call", "acall"])
+def test_nodes_may_be_generated(hash_encoder, asynchronous):
+    embedding = PplxEmbedding.from_encoder(hash_encoder(8))
+    given = (node(id_) for id_ in "ab")
+    done = asyncio.run(embedding.acall(given)) if asynchronous else embedding(given)
+    assert [(one.node_id, len(one.embedding)) for one in done] == [("a", 8), ("b", 8)]
 
 
 def test_sections_of_markdown_stand_in_order(minilm, minilm_embedding):
@@ -206,6 +223,8 @@ def test_events_callbacks_limits_and_progress_are_those_of_any_embedding(hash_en
     assert limiter.n == 3, "batches hold whole documents"
     kinds = [type(event) for event in recorded.events]
     assert kinds == [EmbeddingStartEvent, EmbeddingEndEvent] * 3
+    spans = {str(event.span_id).partition("-")[0] for event in recorded.events}
+    assert spans == {"PplxEmbedding.acall" if asynchronous else "PplxEmbedding.__call__"}
     assert recorded.events[0].model_dict["model_name"] == "hash-encoder"
     ended = [event for event in recorded.events if isinstance(event, EmbeddingEndEvent)]
     assert [text for event in ended for text in event.chunks] == [one.text for one in done]

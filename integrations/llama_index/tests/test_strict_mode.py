@@ -71,7 +71,9 @@ async def test_ids_keep_to_the_size_of_a_condition(open_strict):
     assert [node.node_id for node in store.get_nodes(ids, LANG)] == ids
     assert len(store.query(ask(node_ids=ids[:8], doc_ids=ids[:8])).ids) == 3
     for name in ("node_ids", "doc_ids"):
-        with pytest.raises(InvalidInputError, match=rf"{name} of a query make a condition of 9 ids.* allows 8 .*max_size"):
+        with pytest.raises(
+            InvalidInputError, match=rf"{name} of a query make a condition of 9 ids.* allows 8 .*max_size"
+        ):
             store.query(ask(**{name: ids[:9]}))
     store.delete_nodes(ids[:10])
     await store.adelete_nodes(ids[10:], LANG)

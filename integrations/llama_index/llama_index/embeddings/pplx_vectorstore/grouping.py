@@ -51,9 +51,12 @@ def _in_order(group: list[BaseNode], by_id: Mapping[str, BaseNode]) -> list[Base
 
 
 def start_in_document(node: BaseNode, by_id: Mapping[str, BaseNode]) -> int | None:
-    """Return where a node starts in its document: a parser counts from the beginning of the node's parent."""
+    """Return where a node starts in its document, or None where that cannot be told.
+
+    A parser counts from the beginning of the node's parent, whose own start must be known, too.
+    """
     total = 0
-    for one in (node, *(by_id[parent] for parent in _ancestors(node, by_id) if parent in by_id)):
+    for one in (node, *(by_id.get(parent) for parent in _ancestors(node, by_id) if parent != node.ref_doc_id)):
         start = getattr(one, "start_char_idx", None)
         if not isinstance(start, int):
             return None

@@ -75,8 +75,12 @@ def to_node(chunk: core.StoredChunk, *, text: str | None = None) -> BaseNode:
     """
     text = chunk.text if text is None else text
     metadata = dict(chunk.metadata)  # made for this chunk alone
-    packed = metadata.pop(NODE_KEY, None)
-    fields = _foreign_fields(chunk) if packed is None else _unpack(packed, metadata)
+    fields = _unpack(metadata.get(NODE_KEY))
+    if fields is None:
+        fields = _foreign_fields(chunk)
+    else:
+        del metadata[NODE_KEY]
+        _share_metadata(fields, metadata)
     kind = _KINDS[fields.pop("class_name")]
     if issubclass(kind, Node):
         if not is_blank(text) or "text_resource" in fields:
@@ -121,7 +125,9 @@ def _codes(node: BaseNode, dimension: int) -> Any:
 def _pack(node: BaseNode) -> str:
     """Write what a node has beyond id, text and metadata as JSON; what is as by default is left out."""
     if NODE_KEY in node.metadata:
-        raise InvalidDocumentError(f"node {node.node_id!r} has the metadata key {NODE_KEY!r}, which is the store's own")
+        raise InvalidDocumentError(
+            f"node {node.node_id!r} has the metadata key {NODE_KEY!r}, which is the store's own; rename it"
+        )
     kind = next((kind for kind in type(node).__mro__ if kind in _KINDS.values()), None)
     if kind is None or set(type(node).model_fields) - set(kind.model_fields):  # type: ignore[attr-defined]
         raise InvalidDocumentError(
@@ -143,20 +149,30 @@ def _pack(node: BaseNode) -> str:
                 of_resource.pop("text", None)
             if resource.data is not None:  # which no dump holds
                 of_resource["data"] = resource.data.decode("ascii")
+    own = _literally(node.metadata)
     for related in _relations(fields):
-        if related.get("metadata") == node.metadata:
+        if "metadata" in related and _literally(related["metadata"]) == own:
             related["metadata"] = None  # nodes of a document share most of them
     if _may_lose_digits(node.metadata):
         fields["metadata"] = node.metadata
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
-def _unpack(packed: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(packed)
+def _unpack(packed: object) -> dict[str, Any] | None:
+    """Read what :func:`_pack` wrote; None where others use the key for something of their own."""
+    if not isinstance(packed, str):
+        return None
+    try:
+        fields = json.loads(packed)
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) and str(fields.get("class_name")) in _KINDS else None
+
+
+def _share_metadata(fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     for related in _relations(fields):
         if "metadata" in related and related["metadata"] is None:
             related["metadata"] = deepcopy(fields.get("metadata", metadata))
-    return fields
 
 
 def _foreign_fields(chunk: core.StoredChunk) -> dict[str, Any]:
@@ -173,6 +189,11 @@ def _relations(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the nodes to which the fields of one relate, as dicts."""
     relations = fields.get("relationships", {}).values()
     return [one for relation in relations for one in (relation if isinstance(relation, list) else [relation])]
+
+
+def _literally(metadata: object) -> str:
+    """Write metadata so that 1, 1.0 and True differ, which are equal in Python."""
+    return json.dumps(metadata, default=repr)
 
 
 def _may_lose_digits(value: object) -> bool:
