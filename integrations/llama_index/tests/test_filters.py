@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from llama_index.core.vector_stores.types import FilterCondition, FilterOperator
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
 from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
 
+from pplx_vectorstore.collection import metadata_path
 from pplx_vectorstore.errors import UnsupportedFilterError
 
 OP = FilterOperator
@@ -127,6 +130,11 @@ def one(operator, value, key="lang"):
         (OP.TEXT_MATCH, "", "every text has the empty one as a part"),
         (OP.TEXT_MATCH, 3, "TEXT_MATCH with 3"),
         (OP.GT, "zebra", "GT with 'zebra': Qdrant orders numbers and dates"),
+        (OP.GTE, "20240101", "GTE with '20240101': Qdrant orders numbers and dates, .* in the forms 2024-05-01,"),
+        (OP.GTE, "2024-W01-1", "in the forms"),
+        (OP.LT, "2024-01-01T10", "in the forms"),
+        (OP.LT, "2024-01-01T10:00+02:00", "in the forms"),
+        (OP.LT, "2024-02-30", "in the forms"),
         (OP.LT, float("inf"), "bounds must be finite"),
         (OP.LTE, None, "LTE with None"),
     ],
@@ -147,6 +155,28 @@ def test_dates_are_compared_as_dates(open_store):
     assert {node.node_id for node in store.get_nodes(filters=one(OP.LT, "2024-02-01"))} == {"0"}
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "2024-02-01",
+        "2024-02-01T00:00",
+        "2024-02-01 00:00",
+        "2024-02-01T00:00:00",
+        "2024-02-01 00:00:00.000",
+        "2024-02-01T00:00:00Z",
+        "2024-02-01T02:00:00+02:00",
+        "2024-02-01T02:00:00+0200",
+        "2024-02-01T02:00:00+02",
+    ],
+)
+def test_a_date_that_may_be_a_bound_may_be_stored(open_store, date):
+    store = open_store()
+    store.add(make_nodes([{"lang": date}]))
+    for operator in (OP.GTE, OP.LTE):
+        assert len(store.get_nodes(filters=one(operator, date))) == 1
+        assert len(store.get_nodes(filters=one(operator, "2024-02-01"))) == 1
+
+
 def test_no_filters_match_everything(open_store):
     store = open_store()
     store.add(make_nodes([{}, {"lang": "en"}]))
@@ -155,10 +185,11 @@ def test_no_filters_match_everything(open_store):
 
 
 @settings(max_examples=200)
-@given(tree=filter_trees)
-def test_strict_mode_is_asked_for_indexed_fields_alone(tree):
-    translated = build_filter(tree, by_index_only=True)
-    assert translated is None or "[]" not in {key[-2:] for key in _keys(translated.model_dump())}
+@given(tree=filter_trees, kind=st.sampled_from(["keyword", "integer", "bool", "text"]))
+def test_strict_mode_is_asked_for_indexed_fields_alone(tree, kind):
+    with contextlib.suppress(UnsupportedFilterError):  # CONTAINS with a text
+        translated = build_filter(tree, indexes={metadata_path(key): kind for key in KEYS})
+        assert translated is None or "[]" not in {key[-2:] for key in _keys(translated.model_dump())}
 
 
 def _keys(part):

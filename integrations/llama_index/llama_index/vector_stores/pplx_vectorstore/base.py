@@ -25,6 +25,7 @@ from qdrant_client import models
 
 import pplx_vectorstore as core
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
+from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
@@ -111,6 +112,7 @@ class PplxVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = True
 
     _shared: SharedStore = PrivateAttr()
+    _indexes: dict[str, str] | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -147,6 +149,12 @@ class PplxVectorStore(BasePydanticVectorStore):
             retries=retries,
             parallel=parallel,
         )
+        if self._shared.filters_by_index_only:
+            try:
+                self._indexes = _index_types(self.client)
+            except BaseException:
+                self._shared.close()
+                raise
 
     @classmethod
     async def aopen(cls, embed_model: BaseEmbedding | None = None, **options: Any) -> Self:
@@ -351,7 +359,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         return [_both(having, condition) for having in self._having(_as_ids(node_ids, "node_ids"))]
 
     def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
-        return build_filter(filters, by_index_only=self._shared.filters_by_index_only)
+        return build_filter(filters, indexes=self._indexes)
 
     def _points(self, node_ids: Sequence[str]) -> list[str]:
         return [point for one in node_ids for point in possible_point_ids(one, self.client.tenant)]
@@ -502,6 +510,13 @@ def _as_ids(ids: object, what: str) -> list[str]:
 def _refuse(kwargs: Mapping[str, Any]) -> None:
     if kwargs:
         raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
+
+
+def _index_types(store: core.VectorStore) -> dict[str, str]:
+    """Read of which type each indexed field's index is."""
+    session = store._session
+    info = run_now(session.calls("get_collection", session.points.collection))
+    return {path: index.data_type.value for path, index in (info.payload_schema or {}).items()}
 
 
 def _encoder_of(embed_model: BaseEmbedding) -> core.Encoder:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -27,34 +29,39 @@ _OF_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOp
 # LlamaIndex lets these name a node's source document, whatever its metadata say.
 _SOURCE_KEYS = ("document_id", "doc_id", "ref_doc_id")
 _EXACT_INTEGERS = 2**53
+# Of ISO 8601, what Qdrant reads in a payload; 20240501 it takes for any text.
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?)?)?")
 _EVERYTHING = models.Filter()
 _NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
 
 
-def build_filter(filters: MetadataFilters | None, *, by_index_only: bool = False) -> models.Filter | None:
+def build_filter(filters: MetadataFilters | None, *, indexes: Mapping[str, str] | None = None) -> models.Filter | None:
     """Translate filters, nested ones too.
 
     As in LlamaIndex's memory: a key that is missing or None passes ``!=``, ``nin`` and ``is_empty`` alone; a list is
     no equal of its elements, which ``contains``, ``any`` and ``all`` look at; these look for parts of a str, too; 1 is
     1.0 and True. Where memory raises, since types cannot be compared, nothing matches. A str as a bound must be a
-    date of ISO 8601, and is compared as a date.
+    date in a form in which Qdrant reads stored ones, and is compared as a date.
 
     Args:
         filters: None, or without a filter, for everything.
-        by_index_only: For servers that filter by indexed fields alone (strict mode). Lists then match by their
-            elements, as they do in Qdrant, and parts of a str are found by ``text_match`` alone.
+        indexes: The type of each field's index, for servers that filter by indexed fields alone (strict mode).
+            Lists then match by their elements, as they do in Qdrant, parts of a str are found by ``text_match``
+            alone, 1 is True where the index is of truth values, and "" is empty where it is of keywords. None
+            where every field can be filtered.
 
     Raises:
         UnsupportedFilterError: Qdrant has no such filter; it names the key and the operator.
     """
     if filters is None or not filters.filters:
         return None
-    return _Translation(by_index_only).group(filters)
+    return _Translation(indexes).group(filters)
 
 
 class _Translation:
-    def __init__(self, by_index_only: bool) -> None:
-        self._by_index_only = by_index_only
+    def __init__(self, indexes: Mapping[str, str] | None) -> None:
+        self._by_index_only = indexes is not None
+        self._indexes = indexes or {}
 
     def group(self, filters: MetadataFilters) -> models.Filter:
         parts: list[Any] = [
@@ -71,24 +78,32 @@ class _Translation:
     def _condition(self, one: MetadataFilter) -> models.Filter:
         path = "document_id" if one.key in _SOURCE_KEYS else metadata_path(one.key)
         if one.operator == FilterOperator.IS_EMPTY:
-            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
-            return models.Filter(should=[empty, self._alone(path, lambda at: _any_of(at, [""]))])
+            empty: list[Any] = [models.IsEmptyCondition(is_empty=models.PayloadField(key=path))]
+            if self._indexes.get(path, "keyword") == "keyword":  # no other index compares with ""
+                empty.append(self._alone(path, lambda at: self._any_of(one, at, [""])))
+            return models.Filter(should=empty)
         if one.operator in (FilterOperator.EQ, FilterOperator.NE):
             if isinstance(one.value, list):
                 raise _unsupported(one, "lists are not compared; use IN, ANY or ALL")
             values = [] if one.value is None else [one.value]
-            equal = self._alone(path, lambda at: _any_of(at, values))
+            equal = self._alone(path, lambda at: self._any_of(one, at, values))
             return equal if one.operator == FilterOperator.EQ else _none_of(equal)
         if one.operator in _OF_LISTS and not isinstance(one.value, list):
             raise _unsupported(one, "its value must be a list")
         if one.operator in (FilterOperator.IN, FilterOperator.NIN):
-            within = self._alone(path, lambda at: _any_of(at, _as_list(one)))
+            within = self._alone(path, lambda at: self._any_of(one, at, _as_list(one)))
             return within if one.operator == FilterOperator.IN else _none_of(within)
         if one.operator == FilterOperator.ANY:
             return models.Filter(should=[self._contains(path, one, value) for value in _as_list(one)] or [_NOTHING])
         if one.operator == FilterOperator.ALL and one.value:
             return models.Filter(must=[self._contains(path, one, value) for value in _as_list(one)])
         if one.operator == FilterOperator.CONTAINS and isinstance(one.value, Value):
+            if self._by_index_only and isinstance(one.value, str):
+                raise _unsupported(
+                    one,
+                    "in strict mode, one index cannot answer for elements and for parts of texts; use ANY for an "
+                    "element of a list, TEXT_MATCH for a part of a text",
+                )
             return self._contains(path, one, one.value)
         if one.operator == FilterOperator.TEXT_MATCH and isinstance(one.value, str):
             return self._part(path, one, one.value)
@@ -98,8 +113,8 @@ class _Translation:
 
     def _contains(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
         if self._by_index_only:
-            return _any_of(path, [value])
-        element = _any_of(f"{path}[]", [value])
+            return self._any_of(one, path, [value])
+        element = self._any_of(one, f"{path}[]", [value])
         return models.Filter(should=[element, self._part(path, one, value)]) if isinstance(value, str) else element
 
     def _part(self, path: str, one: MetadataFilter, value: str) -> models.Filter:
@@ -115,10 +130,7 @@ class _Translation:
     def _bound(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
         name, compare = _BOUNDS[one.operator]
         if isinstance(value, str):
-            try:
-                bounds: Any = models.DatetimeRange.model_validate({name: datetime.fromisoformat(value)})
-            except ValueError:
-                raise _unsupported(one, "Qdrant orders numbers and dates (ISO 8601), no other texts") from None
+            bounds: Any = models.DatetimeRange.model_validate({name: _date(one, value)})
             truths = []
         else:
             bounds = models.Range.model_validate({name: _finite(one, value)})
@@ -130,28 +142,36 @@ class _Translation:
 
         return self._alone(path, within)
 
+    def _any_of(self, one: MetadataFilter, path: str, values: Sequence[Value]) -> models.Filter:
+        index = self._indexes.get(path, "") if self._by_index_only else None
+        texts = [value for value in values if isinstance(value, str)]
+        alternatives: list[Any] = []
+        if texts:
+            alternatives.append(models.FieldCondition(key=path, match=models.MatchAny(any=texts)))
+        for value in values:
+            if isinstance(value, str):
+                continue
+            if value in (0, 1) and index == "":
+                raise _unsupported(
+                    one,
+                    "in strict mode, this needs an index of the field; open the store with index_fields, as 'bool' "
+                    "for truth values, as 'integer' or 'float' for numbers",
+                )
+            if value in (0, 1) and index in (None, "bool"):
+                alternatives.append(_is(path, bool(value)))
+                if index == "bool":  # which a number's condition could not use
+                    continue
+            if isinstance(value, int) and abs(value) > _EXACT_INTEGERS:  # of which several are one float
+                alternatives.append(_is(path, value))
+            elif math.isfinite(value):  # metadata hold no others
+                alternatives.append(models.FieldCondition(key=path, range=models.Range(gte=value, lte=value)))
+        return models.Filter(should=alternatives) if alternatives else _NOTHING
+
     def _alone(self, path: str, match: Match) -> models.Filter:
         """Match a value that is no list: in Qdrant, a condition holds for a list if it does for an element."""
         if self._by_index_only or path == "document_id":
             return match(path)
         return models.Filter(must=[match(path)], must_not=[match(f"{path}[]")])
-
-
-def _any_of(path: str, values: Sequence[Value]) -> models.Filter:
-    texts = [value for value in values if isinstance(value, str)]
-    alternatives: list[Any] = []
-    if texts:
-        alternatives.append(models.FieldCondition(key=path, match=models.MatchAny(any=texts)))
-    for value in values:
-        if isinstance(value, str):
-            continue
-        if isinstance(value, int) and abs(value) > _EXACT_INTEGERS:  # of which several are one float
-            alternatives.append(_is(path, value))
-        elif math.isfinite(value):  # metadata hold no others
-            alternatives.append(models.FieldCondition(key=path, range=models.Range(gte=value, lte=value)))
-        if value in (0, 1):
-            alternatives.append(_is(path, bool(value)))
-    return models.Filter(should=alternatives) if alternatives else _NOTHING
 
 
 def _is(path: str, value: int) -> models.FieldCondition:
@@ -164,6 +184,17 @@ def _none_of(match: models.Filter) -> models.Filter:
 
 def _as_list(one: MetadataFilter) -> Sequence[Value]:
     return one.value if isinstance(one.value, list) else []
+
+
+def _date(one: MetadataFilter, value: str) -> datetime:
+    if _DATE.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+    raise _unsupported(
+        one,
+        "Qdrant orders numbers and dates, which it reads, as bounds and as stored, in the forms 2024-05-01, "
+        "2024-05-01T12:00 and 2024-05-01T12:00:00+00:00",
+    )
 
 
 def _finite(one: MetadataFilter, value: int | float) -> int | float:
