@@ -97,6 +97,24 @@ def test_refreshing_changes_what_differs(build):
     assert len([text for text in texts if "1894" in text]) == 1
 
 
+def test_refreshing_brings_a_deleted_document_back_once_its_hash_is_forgotten(build):
+    """LlamaIndex keeps the hash where the vector store holds the text; the guide tells what to do."""
+    ours = build()
+    ours.delete_ref_doc("castle", delete_from_docstore=True)
+    ours.docstore.delete_document("castle", raise_error=False)
+    documents = [document.model_copy(deep=True) for document in DOCUMENTS]
+    assert ours.refresh_ref_docs(documents) == [False, False, True]
+    assert any("castle" in text for text, _ in found(ours, "castle", 20))
+    assert ours.refresh_ref_docs(documents) == [False, False, False]
+
+
+def test_doc_ids_restrict_a_retriever(build):
+    index = build()
+    assert {one.node.ref_doc_id for one in index.as_retriever(doc_ids=["ferry"]).retrieve("castle")} == {"ferry"}
+    assert index.as_retriever(doc_ids=[]).retrieve("castle") == []
+    assert index.as_retriever(doc_ids=None).retrieve("castle")
+
+
 async def test_coroutines_retrieve_insert_and_delete(build):
     index = await asyncio.to_thread(build)
     retriever = index.as_retriever(similarity_top_k=3)
