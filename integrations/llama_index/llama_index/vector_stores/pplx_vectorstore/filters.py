@@ -39,9 +39,10 @@ def build_filter(filters: MetadataFilters | None, *, indexes: Mapping[str, str] 
     """Translate filters, nested ones too.
 
     As in LlamaIndex's memory: a key that is missing or None passes ``!=``, ``nin`` and ``is_empty`` alone; a list is
-    no equal of its elements, which ``contains``, ``any`` and ``all`` look at; these look for parts of a str, too; 1 is
-    1.0 and True. Where memory raises, since types cannot be compared, nothing matches. A str as a bound must be a
-    date in a form in which Qdrant reads stored ones, and is compared as a date.
+    no equal of its elements, which ``contains``, ``any`` and ``all`` look at (in Qdrant, at those of a list in it,
+    too); these look for parts of a str, too; 1 is 1.0 and True. Where memory raises, since types cannot be compared,
+    nothing matches. A str as a bound must be a date in a form in which Qdrant reads stored ones, and is compared as a
+    date.
 
     Args:
         filters: None, or without a filter, for everything.
