@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject
 	$(PYTHON) -m venv .venv
 	@# torch alone first: its pinned version may be installed already as a build for this machine.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev]' \
 		--editable './integrations/langchain[dev]' --editable ./integrations/llama_index
 	@touch $(INSTALLED)
 

@@ -15,7 +15,7 @@ import argparse
 import csv
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,21 +130,15 @@ class Run:
         self.chunk_tokens = chunk_tokens
         self.chunks = {document: chunker.split(text, "markdown") for document, text in dataset.documents.items()}
         self.places = [(document, chunk) for document, chunks in self.chunks.items() for chunk in chunks]
-        self.numbers = {(name, i): n for n, (name, i) in enumerate(self._indexes())}
-        relevance = {i: self._relevance(question) for i, question in enumerate(dataset.questions)}
-        self.asked = [
-            question for i, question in enumerate(dataset.questions) if max(relevance[i].values(), default=0) >= HALF
-        ]
-        kept = [found for found in relevance.values() if max(found.values(), default=0) >= HALF]
-        self.relevance = {str(i): {str(n): share for n, share in found.items()} for i, found in enumerate(kept)}
-
-    def _indexes(self) -> Iterator[tuple[str, int]]:
-        for document, chunks in self.chunks.items():
-            for index in range(len(chunks)):
-                yield document, index
+        sizes = [len(chunks) for chunks in self.chunks.values()]
+        self.first = dict(zip(self.chunks, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        judged = [(question, self._relevance(question)) for question in dataset.questions]
+        kept = [(question, shares) for question, shares in judged if max(shares.values(), default=0) >= HALF]
+        self.asked = [question for question, _ in kept]
+        self.relevance = {str(i): {str(n): share for n, share in shares.items()} for i, (_, shares) in enumerate(kept)}
 
     def _relevance(self, question: Question) -> dict[int, int]:
-        """Return the percentage of an excerpt that each chunk holds, by its number; an answer counts whole or not."""
+        """Return the percentage of an excerpt that each chunk holds, by its number."""
         found = {}
         for number, (document, chunk) in enumerate(self.places):
             if document == question.document:
@@ -237,7 +231,7 @@ def search(run: Run, encoder: LateChunkingEncoder, codes: Codes, query_codes: Co
         )
         store.optimize()
         for i, hits in enumerate(store.search_batch(list(query_codes), k=TOP)):
-            ranking[i, : len(hits)] = [run.numbers[hit.document_id, hit.chunk_index] for hit in hits]
+            ranking[i, : len(hits)] = [run.first[hit.document_id] + hit.chunk_index for hit in hits]
     return ranking
 
 
