@@ -187,6 +187,7 @@ def compare(workload: Workload, names: Sequence[str], rounds: int) -> dict[str, 
                 shard.close()
     for name in names:
         results[name]["searches"] = curves[name]
+        results[name]["walk_bytes"] = results[name]["disk_bytes"][CONTENDERS[name].graph_reads]
     print_table(results)
     return results
 
@@ -397,14 +398,10 @@ def print_table(results: dict[str, Any]) -> None:
     print("\n| contender | MB: walk | resident | on disk | build s | segments |\n|" + "---|" * 6)
     for name, result in results.items():
         print(
-            f"| {name} | {walk_bytes(name, result) / 1e6:.0f} | {sum(result['memory_bytes'].values()) / 1e6:.0f} "
+            f"| {name} | {result['walk_bytes'] / 1e6:.0f} | {sum(result['memory_bytes'].values()) / 1e6:.0f} "
             f"| {disk_bytes(result) / 1e6:.0f} | {result['build_seconds']:.0f} | {result['segments']} |",
             flush=True,
         )
-
-
-def walk_bytes(name: str, result: dict[str, Any]) -> int:
-    return int(result["disk_bytes"][CONTENDERS[name].graph_reads])
 
 
 def disk_bytes(result: dict[str, Any]) -> int:
@@ -426,7 +423,7 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     mine, theirs = result["ours"], result["float32"]
     found = {
         "disk": disk_bytes(mine) / disk_bytes(theirs),
-        "memory for vectors": walk_bytes("ours", mine) / walk_bytes("float32", theirs),
+        "memory for vectors": mine["walk_bytes"] / theirs["walk_bytes"],
         "build": mine["build_seconds"] / theirs["build_seconds"],
     }
     for kind in ("float", "int8"):

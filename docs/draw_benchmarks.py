@@ -1,0 +1,163 @@
+"""Draws the pictures of the docs from benchmarks/results: python docs/draw_benchmarks.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+
+OURS, OURS_TOO, CONTEXT, GREY = "#3f51b5", "#7986cb", "#e65100", "#9e9e9e"
+STYLES = {
+    "ours": (OURS, "o"),
+    "ours, scalar8bits": (OURS_TOO, "o"),
+    "float32": ("#212121", "s"),
+    "float32 + scalar int8": ("#00897b", "^"),
+    "float32 + binary": ("#c0392b", "v"),
+    "float16": ("#757575", "D"),
+    "turbo8": ("#f9a825", "P"),
+}
+BIG = "500,000 × 1024"
+# The parts of an index on disk, and what they are called in the picture.
+PARTS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph", "other": "payload, ids"}
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def draw_context() -> Figure:
+    """Draw how near the words of a sentence are to its subject, alone and in the document."""
+    found = read("context")
+    subject, other = found["names"]
+    figure, axes = plt.subplots(figsize=(8, 3.9))
+    places = range(len(found["words"]) + 1)
+    labels = [*found["words"], "the whole\nsentence"]
+    for way, colour, shift in (("alone", GREY, -0.2), ("in the document", CONTEXT, 0.2)):
+        values = found["names"][subject][way]
+        heights = [*values["words"], values["sentence"]]
+        axes.bar([place + shift for place in places], heights, 0.4, color=colour, label=f"{subject}, {way}")
+    values = found["names"][other]["in the document"]
+    axes.plot(
+        places, [*values["words"], values["sentence"]], "x", color="black", ms=5, label=f"{other}, in the document"
+    )
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xticks(places, labels)
+    axes.set_ylabel("cosine with the name")
+    axes.set_title(f"“{found['first']}\n{found['second']}”", fontsize=10)
+    axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.set_ylim(top=0.62)
+    return figure
+
+
+def draw_search() -> Figure:
+    """Draw recall against latency of every contender."""
+    workloads = read("search")["workloads"]
+    figure, all_axes = plt.subplots(1, len(workloads), figsize=(4 * len(workloads), 4.2), layout="constrained")
+    for axes, (title, contenders) in zip(all_axes, workloads.items(), strict=True):
+        for name, result in contenders.items():
+            colour, marker = STYLES[name]
+            rows = result["searches"]
+            axes.plot(
+                [row["p50_ms"] for row in rows],
+                [row["recall_float"] for row in rows],
+                marker=marker,
+                color=colour,
+                label=name,
+                linewidth=2.5 if name == "ours" else 1.2,
+                markersize=5,
+            )
+        axes.axhline(0.98, color="black", linewidth=0.6, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(0.8, 1.003)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("median ms per search")
+    all_axes[0].set_ylabel("recall@10 against exact float cosine")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def draw_memory() -> Figure:
+    """Draw what has to be in memory for the walk, and what is on disk, by contender."""
+    contenders = read("search")["workloads"][BIG]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    names = list(contenders)[::-1]
+    walked = [contenders[name]["walk_bytes"] / 1e6 for name in names]
+    left.barh(names, walked, color=[OURS if name.startswith("ours") else GREY for name in names])
+    for place, value in enumerate(walked):
+        left.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
+    left.set_xlim(right=1.2 * max(walked))
+    left.set_title("MB of vectors that a search walks through", fontsize=9)
+    before = [0.0] * len(names)
+    for part, colour in zip(PARTS, (OURS, CONTEXT, "#616161", "#bdbdbd"), strict=True):
+        sizes = [contenders[name]["disk_bytes"].get(part, 0) / 1e6 for name in names]
+        right.barh(names, sizes, left=before, color=colour, label=PARTS[part])
+        before = [low + size for low, size in zip(before, sizes, strict=True)]
+    for place, value in enumerate(before):
+        right.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
+    right.set_xlim(right=1.2 * max(before))
+    right.set_title("MB on disk", fontsize=9)
+    right.legend(fontsize=7, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, -0.32))
+    figure.suptitle(f"{BIG}", fontsize=10)
+    return figure
+
+
+def draw_quality() -> Figure:
+    """Draw nDCG@10 by the share of context, and by the form of the vectors."""
+    runs = read("quality")["runs"]
+    datasets = list(dict.fromkeys(run["dataset"] for run in runs))
+    figure, all_axes = plt.subplots(1, len(datasets) + 1, figsize=(11, 3.6), layout="constrained")
+    colours = {128: OURS, 256: CONTEXT, 512: "#00897b"}
+    for axes, dataset in zip(all_axes, datasets, strict=False):
+        for run in (run for run in runs if run["dataset"] == dataset):
+            weights = {float(weight): metrics["nDCG@10"] for weight, metrics in run["weights"].items()}
+            size = run["chunk_tokens"]
+            axes.plot(weights.keys(), weights.values(), "o-", color=colours.get(size), label=f"≤ {size} tokens")
+        axes.set_title(dataset, fontsize=10)
+        axes.set_xlabel("share of context (0: independent, 1: late)")
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
+    all_axes[0].set_ylabel("nDCG@10")
+    forms = list(runs[0]["forms"])
+    for place, run in enumerate(runs):
+        for shift, form in enumerate(forms):
+            value = run["forms"][form]["nDCG@10"]
+            colour = (GREY, OURS_TOO, CONTEXT, OURS)[shift]
+            all_axes[-1].bar(place + 0.2 * shift - 0.3, value, 0.2, color=colour, label=form if not place else None)
+    short = {"chunking_evaluation": "ch. eval."}
+    all_axes[-1].set_xticks(
+        range(len(runs)), [f"{short.get(run['dataset'], run['dataset'])}\n{run['chunk_tokens']}" for run in runs]
+    )
+    all_axes[-1].tick_params(axis="x", labelsize=8)
+    all_axes[-1].set_ylim(0.5, 1.1)
+    all_axes[-1].legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    all_axes[-1].set_title("by the form of the vectors", fontsize=10)
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "late-chunking.svg": draw_context,
+    "search.svg": draw_search,
+    "memory.svg": draw_memory,
+    "quality.svg": draw_quality,
+}
+
+
+def main() -> None:
+    # Paths instead of text: the same picture with whatever fonts. A fixed salt: the same file for the same results.
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "pplx-vectorstore", "axes.spines.top": False, "axes.spines.right": False})
+    for name, draw in PICTURES.items():
+        draw().savefig(DOCS / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
