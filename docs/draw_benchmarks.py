@@ -30,6 +30,7 @@ PARTS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph
 
 
 def read(name: str) -> Any:
+    """Read the results of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
@@ -152,6 +153,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 
 
 def main() -> None:
+    """Draw all pictures."""
     # Paths instead of text: the same picture with whatever fonts. A fixed salt: the same file for the same results.
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "pplx-vectorstore", "axes.spines.top": False, "axes.spines.right": False})
