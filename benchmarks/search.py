@@ -84,7 +84,9 @@ def ours(config: CollectionConfig | None = None) -> Callable[[int], edge.EdgeVec
 
 
 def peer(
-    quantization: Any = None, datatype: edge.VectorStorageDatatype | None = None
+    quantization: Any = None,
+    datatype: edge.VectorStorageDatatype | None = None,
+    hnsw: edge.HnswIndexConfig | None = None,
 ) -> Callable[[int], edge.EdgeVectorParams]:
     """Keep floats under cosine; with a quantization, they are on disk and their short form is in memory."""
     return lambda dimension: edge.EdgeVectorParams(
@@ -93,6 +95,7 @@ def peer(
         datatype=datatype,
         memory=edge.Memory.Cold if quantization else None,
         quantization_config=quantization,
+        hnsw_config=hnsw,
     )
 
 
@@ -102,8 +105,10 @@ PINNED = edge.Memory.Pinned
 
 CONTENDERS = {
     "ours": Contender(ours(), True, CANDIDATES, "quantized"),
-    "ours, scalar8bits": Contender(ours(CollectionConfig(query_encoding="scalar8bits")), True, CANDIDATES, "quantized"),
+    "ours, plain Hamming": Contender(ours(CollectionConfig(query_encoding="binary")), True, CANDIDATES, "quantized"),
     "float32": Contender(peer(), False, EFS, "vectors"),
+    # Built with the beam of ours: the engine's default is half of that.
+    "float32, ef_construct 200": Contender(peer(hnsw=edge.HnswIndexConfig(16, 200, 10_000)), False, EFS, "vectors"),
     "float32 + scalar int8": Contender(
         peer(edge.ScalarQuantizationConfig(edge.ScalarType.Int8, memory=PINNED)),
         False,

@@ -17,8 +17,9 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 OURS, OURS_TOO, CONTEXT, GREY = "#3f51b5", "#7986cb", "#e65100", "#9e9e9e"
 STYLES = {
     "ours": (OURS, "o"),
-    "ours, scalar8bits": (OURS_TOO, "o"),
+    "ours, plain Hamming": (OURS_TOO, "o"),
     "float32": ("#212121", "s"),
+    "float32, ef_construct 200": ("#212121", "x"),
     "float32 + scalar int8": ("#00897b", "^"),
     "float32 + binary": ("#c0392b", "v"),
     "float16": ("#757575", "D"),

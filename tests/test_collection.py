@@ -107,3 +107,5 @@ def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
     assert params[name].distance == models.Distance.EUCLID
     assert params[name].datatype == models.Datatype.UINT8
     assert isinstance(params[name].quantization_config, models.BinaryQuantization)
+    assert params[name].quantization_config.binary.query_encoding == models.BinaryQuantizationQueryEncoding.SCALAR8BITS
+    assert params[name].hnsw_config == models.HnswConfigDiff(ef_construct=200)

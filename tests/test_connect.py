@@ -291,7 +291,7 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         write_consistency_factor=1,
         codes_memory="cached",
         bits_memory="cold",
-        query_encoding="scalar8bits",
+        query_encoding="binary",
         text_index=False,
     )
     store = new_store(
@@ -311,7 +311,8 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         "distance": "Euclid",
         "datatype": "uint8",
         "memory": "cached",
-        "quantization_config": {"binary": {"memory": "cold", "query_encoding": "scalar8bits"}},
+        "hnsw_config": {"ef_construct": 200},
+        "quantization_config": {"binary": {"memory": "cold", "query_encoding": "binary"}},
     }
     recorded = body["metadata"][METADATA_KEY]
     assert recorded == {

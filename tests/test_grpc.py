@@ -178,7 +178,7 @@ def test_a_collection_is_created_alike(new_store, grpc_server, hash_encoder):
 
     grpc_server.rest.answer = record
     config = CollectionConfig(
-        shard_number=3, replication_factor=2, codes_memory="cached", bits_memory="cold", query_encoding="scalar8bits"
+        shard_number=3, replication_factor=2, codes_memory="cached", bits_memory="cold", query_encoding="binary"
     )
     kinds = ["keyword", "integer", "float", "bool", "datetime", "uuid", "geo", "text"]
     fields = {f"of {kind}": kind for kind in kinds}

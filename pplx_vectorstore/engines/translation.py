@@ -33,10 +33,15 @@ _TOKENIZERS = {
     models.TokenizerType.CODE: edge.TokenizerType.Code,
 }
 _QUERY_ENCODINGS = {
+    models.BinaryQuantizationQueryEncoding.BINARY: edge.BinaryQuantizationQueryEncoding.Binary,
     models.BinaryQuantizationQueryEncoding.SCALAR8BITS: edge.BinaryQuantizationQueryEncoding.Scalar8Bits,
 }
 # The engine's own constant: a first rank is worth 1/2, a second 1/3.
 _RRF_K = 2
+# Qdrant's defaults for HNSW.
+_HNSW_M = 16
+_EF_CONSTRUCT = 100
+_FULL_SCAN_KB = 10_000
 _DISTANCES = {
     models.Distance.COSINE: edge.Distance.Cosine,
     models.Distance.EUCLID: edge.Distance.Euclid,
@@ -62,9 +67,9 @@ def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
         if not isinstance(params.quantization_config, models.BinaryQuantization):
             raise TypeError(f"quantization {type(params.quantization_config).__name__} is not translated")
         binary = params.quantization_config.binary
+        encoding = binary.query_encoding
         quantization = edge.BinaryQuantizationConfig(
-            memory=_memory(binary.memory),
-            query_encoding=None if binary.query_encoding is None else _QUERY_ENCODINGS[binary.query_encoding],
+            memory=_memory(binary.memory), query_encoding=None if encoding is None else _QUERY_ENCODINGS[encoding]
         )
     return edge.EdgeVectorParams(
         size=params.size,
@@ -72,6 +77,16 @@ def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
         datatype=None if params.datatype is None else _DATATYPES[params.datatype],
         memory=_memory(params.memory),
         quantization_config=quantization,
+        hnsw_config=None if params.hnsw_config is None else _hnsw(params.hnsw_config),
+    )
+
+
+def _hnsw(config: models.HnswConfigDiff) -> edge.HnswIndexConfig:
+    """Translate the index's settings; what is None is the engine's own default, which it does not fill in here."""
+    return edge.HnswIndexConfig(
+        _HNSW_M if config.m is None else config.m,
+        _EF_CONSTRUCT if config.ef_construct is None else config.ef_construct,
+        _FULL_SCAN_KB if config.full_scan_threshold is None else config.full_scan_threshold,
     )
 
 
