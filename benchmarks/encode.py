@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import print_aim, take_turns
+from harness import print_aim, take_turns, write_results
 
 WIDTH, HEADS, KEY_HEADS, HEAD, INNER = 1024, 16, 8, 128, 3072
 # Weights of one layer, as (inputs, outputs) of its matrix products.
@@ -57,39 +57,48 @@ def main() -> None:
         print(json.dumps(run_contender(arguments)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        compare_speed(arguments, Path(scratch))
-        compare_memory(arguments, Path(scratch))
+        results = compare_speed(arguments.documents, arguments.layers, arguments.rounds, Path(scratch))
+        write_results("encode", results | {"memory": compare_memory(arguments.documents, Path(scratch))})
 
 
-def compare_speed(arguments: argparse.Namespace, scratch: Path) -> None:
+def compare_speed(documents: int, layers: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    """Let all contenders encode in turns; print and return their rates, peaks and how near their codes are."""
     from pplx_vectorstore import export_onnx
 
     folder = scratch / "checkpoint"
-    make_checkpoint(folder, arguments.layers)
+    make_checkpoint(folder, layers)
     for quantize in (False, True):
         export_onnx(str(folder), folder, quantize_weights=quantize)
-    lengths = document_lengths(arguments.documents)
-    work = float_operations(lengths, arguments.layers)
+    lengths = document_lengths(documents)
+    work = float_operations(lengths, layers)
     print(
         f"{len(lengths)} documents of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all; "
-        f"{arguments.layers} layers, {work / 1e12:.2f} TFLOP\n"
+        f"{layers} layers, {work / 1e12:.2f} TFLOP\n"
     )
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     peaks: dict[str, int] = {}
     limits: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    for _, name in take_turns(CONTENDERS, arguments.rounds):
-        result = start_contender(name, folder, arguments.documents)
+    for _, name in take_turns(CONTENDERS, rounds):
+        result = start_contender(name, folder, documents)
         seconds[name].append(result["seconds"])
         peaks[name] = max(peaks.get(name, 0), result["peak"])
         for dtype, measured in limits.items():
             measured.append(matrix_rate(dtype, lengths))
     base = np.median(seconds["card"])
     print("| way | tokens/s | times the card's | GFLOP/s | of the limit | peak memory |\n|---|---|---|---|---|---|")
+    ways: dict[str, dict[str, Any]] = {}
     for name, runs in seconds.items():
         median = float(np.median(runs))
         rate = work / median / 1e9
         dtype = "bfloat16" if "bfloat16" in name else "float32"
-        share = "" if "int8" in name else f"{rate / np.median(limits[dtype]):.2f}"
+        of_limit = None if "int8" in name else float(rate / np.median(limits[dtype]))
+        ways[name] = {
+            "tokens_per_second": sum(lengths) / median,
+            "times_card": float(base / median),
+            "of_limit": of_limit,
+            "peak_bytes": peaks[name],
+        }
+        share = "" if of_limit is None else f"{of_limit:.2f}"
         print(
             f"| {name} | {sum(lengths) / median:,.0f} | {base / median:.2f} | {rate:.0f} | {share} "
             f"| {peaks[name] / 2**20:,.0f} MB |"
@@ -97,40 +106,58 @@ def compare_speed(arguments: argparse.Namespace, scratch: Path) -> None:
     for dtype, measured in limits.items():
         low, median, high = np.percentile(measured, [0, 50, 100])
         print(f"\nmatrix products alone, {dtype}: median {median:.0f} GFLOP/s ({low:.0f} to {high:.0f})")
-    speed = {name: float(base / np.median(runs)) for name, runs in seconds.items()}
-    share32 = float(work / np.median(seconds["ours float32"]) / 1e9 / np.median(limits["float32"]))
+    speed = {name: way["times_card"] for name, way in ways.items()}
+    share32 = ways["ours float32"]["of_limit"]
     print_aim("ours float32 over the card's way", f"{speed['ours float32']:.2f}", "1.5", speed["ours float32"] >= 1.5)
     print_aim("ours float32 of the limit", f"{share32:.2f}", "0.85", share32 >= 0.85)
     print_aim("ours bfloat16 over the card's way", f"{speed['ours bfloat16']:.2f}", "3", speed["ours bfloat16"] >= 3)
-    compare_codes(folder)
+    return {
+        "documents": documents,
+        "tokens": sum(lengths),
+        "layers": layers,
+        "rounds": rounds,
+        "ways": ways,
+        "limit_gflops": {dtype: float(np.median(measured)) for dtype, measured in limits.items()},
+        "codes": compare_codes(folder),
+    }
 
 
-def compare_codes(folder: Path) -> None:
+def compare_codes(folder: Path) -> dict[str, Any]:
     codes = {name: np.load(folder / f"{name}.npy").astype(np.int64) for name in CONTENDERS}
     expected = codes["card"]
     norms = np.linalg.norm(expected, axis=1)
+    results = {}
     print("\ncodes against the card's way, which sees every document whole:")
     for name in CONTENDERS[1:]:
         cosines = (codes[name] * expected).sum(axis=1) / norms / np.linalg.norm(codes[name], axis=1)
         apart = np.abs(codes[name] - expected)
+        results[name] = {
+            "most_apart": int(apart.max()),
+            "mean_cosine": float(cosines.mean()),
+            "least_cosine": float(cosines.min()),
+        }
         print(
             f"  {name}: at most {apart.max()} apart, {np.mean(apart > 0):.2%} differ; cosine {cosines.mean():.6f}, "
             f"least {cosines.min():.6f}"
         )
-    exact = max(np.abs(codes[name] - expected).max() for name in ("ours float32", "onnx float32"))
+    exact = max(results[name]["most_apart"] for name in ("ours float32", "onnx float32"))
     print_aim("float32 codes apart", str(exact), "at most 1", exact <= 1)
+    return results
 
 
-def compare_memory(arguments: argparse.Namespace, scratch: Path) -> None:
+def compare_memory(documents: int, scratch: Path) -> dict[str, Any]:
     """Peak memory of ours, by what is encoded; one layer, for layers follow each other in the same memory."""
     folder = scratch / "one layer"
     make_checkpoint(folder, 1)
     print("\nresident memory of ours, one layer: after loading, and at its peak while encoding")
+    results: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         peaks = {}
+        results[dtype] = {}
         for corpus in ("mixed", "ten times", "long"):
-            result = start_contender(f"ours {dtype}", folder, arguments.documents, corpus)
+            result = start_contender(f"ours {dtype}", folder, documents, corpus)
             peaks[corpus] = result["peak"]
+            results[dtype][corpus] = {name: result[name] for name in ("loaded", "peak", "tokens")}
             print(
                 f"  {dtype}, {corpus}: {result['loaded'] / 2**20:,.0f} MB, {result['peak'] / 2**20:,.0f} MB "
                 f"({result['tokens']:,} tokens)",
@@ -143,6 +170,7 @@ def compare_memory(arguments: argparse.Namespace, scratch: Path) -> None:
             "1.05",
             most <= 1.05,
         )
+    return results
 
 
 def start_contender(name: str, folder: Path, documents: int, corpus: str = "mixed") -> dict[str, Any]:

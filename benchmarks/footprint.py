@@ -26,10 +26,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped] # ships no types
-from harness import CHUNKS_PER_DOCUMENT, read_corpora
+from harness import CHUNKS_PER_DOCUMENT, read_corpora, write_results
 
 from pplx_vectorstore import CollectionConfig, Document, PrecomputedEncoder, VectorStore
 from pplx_vectorstore.quantization import Codes, quantize_absmax
@@ -73,8 +74,10 @@ def main() -> None:
     text = "\n\n".join(read_corpora(arguments.data).values())
     payload, words = sample_chunks(text, arguments.characters)
     print(f"chunks of {arguments.characters:,} characters, {words:.0f} different words and {payload:.0f} bytes as JSON")
+    results = {}
     for dimension in arguments.dimensions:
-        compare(dimension, arguments, text, payload, words)
+        results[str(dimension)] = compare(dimension, arguments, text, payload, words)
+        write_results("footprint", {"points": arguments.points, "bytes_per_chunk": results})
     show_computed(payload, words)
 
 
@@ -137,8 +140,8 @@ def per_document(size: float) -> float:
     return size / CHUNKS_PER_DOCUMENT
 
 
-def compare(dimension: int, arguments: argparse.Namespace, text: str, payload: float, words: float) -> None:
-    """Build indexes with and without text index, and print what they take beside what was computed."""
+def compare(dimension: int, arguments: argparse.Namespace, text: str, payload: float, words: float) -> dict[str, Any]:
+    """Build indexes with and without text index; print and return what they take beside what was computed."""
     n = arguments.points
     measured = {}
     for text_index in (False, True):
@@ -158,21 +161,20 @@ def compare(dimension: int, arguments: argparse.Namespace, text: str, payload: f
     (disk_without, own_without), (disk_with, own_with) = measured[False], measured[True]
     print(f"\n{'bytes per chunk':32}{'computed':>10}{'measured':>10}{'ratio':>8}")
     computed = compute_disk(dimension, n, payload, words)
-    print_row("graph, without text index", computed["graph"], disk_without["graph"])
-    print_row("graph, with text index", computed["graph"], disk_with["graph"])
-    for name, expected in computed.items():
-        if name != "graph":
-            print_row(f"disk, {name}", expected, disk_with[name])
-    print_row("disk", sum(computed.values()), sum(disk_with[name] for name in computed))
-    memory_parts = compute_memory(dimension, n, words)
-    others = [memory_parts[name] for name in ("bits", "point ids", "other indexes")]
-    print_row("memory, bits, ids, other indexes", sum(others), own_without)
-    print_row("memory, text index", memory_parts["text index"], own_with - own_without)
-    print_row("memory", sum(memory_parts.values()), own_with + disk_with["graph"])
-
-
-def print_row(name: str, computed: float, measured: float) -> None:
-    print(f"{name:32}{computed:10.0f}{measured:10.0f}{measured / computed:8.2f}", flush=True)
+    in_memory = compute_memory(dimension, n, words)
+    others = sum(in_memory[name] for name in ("bits", "point ids", "other indexes"))
+    rows = {
+        "graph, without text index": (computed["graph"], disk_without["graph"]),
+        "graph, with text index": (computed["graph"], disk_with["graph"]),
+        **{f"disk, {name}": (size, disk_with[name]) for name, size in computed.items() if name != "graph"},
+        "disk": (sum(computed.values()), sum(disk_with[name] for name in computed)),
+        "memory, bits, ids, other indexes": (others, own_without),
+        "memory, text index": (in_memory["text index"], own_with - own_without),
+        "memory": (sum(in_memory.values()), own_with + disk_with["graph"]),
+    }
+    for name, (expected, found) in rows.items():
+        print(f"{name:32}{expected:10.0f}{found:10.0f}{found / expected:8.2f}", flush=True)
+    return {name: {"computed": expected, "measured": found} for name, (expected, found) in rows.items()}
 
 
 def show_computed(payload: float, words: float) -> None:

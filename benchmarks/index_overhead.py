@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from harness import print_aim, read_corpora
+from harness import print_aim, read_corpora, write_results
 
 MODEL = "all-minilm-l6-v2"
 AIM = 0.05
@@ -45,10 +45,12 @@ def main() -> None:
     if arguments.memory_run:
         print(json.dumps(measure_memory(arguments.data, arguments.scale, arguments.memory_run)))
         return
+    results: dict[str, Any] = {}
     if arguments.rounds:
-        show_time(read_corpora(arguments.data), arguments.rounds, arguments.threads)
+        results["time"] = show_time(read_corpora(arguments.data), arguments.rounds, arguments.threads)
     if arguments.scale:
-        show_memory(arguments.data, arguments.scale)
+        results["memory"] = show_memory(arguments.data, arguments.scale)
+    write_results("index_overhead", results)
 
 
 class Clock:
@@ -74,7 +76,8 @@ class Clock:
         return timed
 
 
-def show_time(corpora: dict[str, str], rounds: int, threads: int) -> None:
+def show_time(corpora: dict[str, str], rounds: int, threads: int) -> dict[str, Any]:
+    """Print and return where the seconds of indexing went."""
     start = perf_counter()
     import torch
     import transformers  # noqa: F401 - timed
@@ -118,21 +121,31 @@ def show_time(corpora: dict[str, str], rounds: int, threads: int) -> None:
     print(f"{'imports':22}{imports:9.2f}\n{'loading the model':22}{loading:9.2f}")
     print(f"{'total with these':22}{total + imports + loading:9.2f}")
     print_aim("outside the forward", f"{outside:.1%}", f"≤ {AIM:.0%}", outside <= AIM)
+    everything = total + imports + loading
+    return {
+        "characters": sum(map(len, corpora.values())),
+        "chunks": report.chunks,
+        "seconds": {**parts, "imports": imports, "loading the model": loading},
+        "outside_forward": outside,
+        "outside_forward_with_imports": 1 - parts[FORWARD] / everything,
+    }
 
 
-def show_memory(data: Path, scale: int) -> None:
+def show_memory(data: Path, scale: int) -> list[dict[str, float]]:
+    """Print and return sizes in MB for one, two and four times the text."""
     print(f"{'characters':>12}{'chunks':>10}{'peak RSS':>12}{'anonymous':>12}{'at start':>12}   in MB")
-    peaks = []
+    runs = []
     for repeat in REPEATS:
         command = [sys.executable, __file__, str(data), f"--scale={scale}", f"--memory-run={repeat}"]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         run = json.loads(output.splitlines()[-1])
-        peaks.append(run["anonymous"])
+        runs.append(run)
         sizes = "".join(f"{run[name]:12.0f}" for name in ("peak", "anonymous", "start"))
         print(f"{run['characters']:12,}{run['chunks']:10,}{sizes}", flush=True)
-    growth = peaks[-1] / peaks[0]
+    growth = runs[-1]["anonymous"] / runs[0]["anonymous"]
     what = f"anonymous memory for {REPEATS[-1]} times the text"
     print_aim(what, f"{growth:.2f} times", f"≤ {AIM_GROWTH}", growth <= AIM_GROWTH)
+    return runs
 
 
 def measure_memory(data: Path, scale: int, repeat: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_pplx_vectorstore import PplxVectorStore as LangChainStore
 from langchain_qdrant import QdrantVectorStore as LangChainPeer
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.pplx_vectorstore import PplxVectorStore as LlamaIndexStore
 from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamaIndexPeer
@@ -63,12 +63,24 @@ class Corpus(NamedTuple):
 class Ingestion(NamedTuple):
     """Seconds of one run: of writing, and of indexing."""
 
-    write: float
-    index: float
+    writing: float
+    indexing: float
 
 
-Way = Callable[[Corpus, Path | None], tuple[Ingestion, Callable[[], None]]]
-"""Writes a corpus into a folder, or into memory; returns what it took, and how to let go of it."""
+Written = tuple[Ingestion, Callable[[], None]]
+
+
+class Way(NamedTuple):
+    """One way of writing.
+
+    Attributes:
+        prepare: Makes of a corpus what the way takes: documents or nodes, not timed.
+        write: Given the corpus, these, and a folder, or None for memory, writes them; returns what it took, and what
+            lets go of it.
+    """
+
+    prepare: Callable[[Corpus], Any]
+    write: Callable[[Corpus, Any, Path | None], Written]
 
 
 class ReadyEmbeddings(Embeddings):
@@ -87,7 +99,7 @@ class ReadyEmbeddings(Embeddings):
         return self._vectors.get(text) or next(iter(self._vectors.values()))
 
 
-class ReadyEmbedding(BaseEmbedding):  # type: ignore[misc] # the framework is untyped where its types are optional
+class ReadyEmbedding(BaseEmbedding):
     """The same for LlamaIndex, which asks for the dimension only: nodes bring their vectors."""
 
     _vector: list[float] = PrivateAttr()
@@ -106,22 +118,48 @@ class ReadyEmbedding(BaseEmbedding):  # type: ignore[misc] # the framework is un
         return self._vector
 
 
-def core(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[[], None]]:
-    encoder = PrecomputedEncoder(MODEL, corpus.vectors.shape[1])
+def for_core(corpus: Corpus) -> list[Document]:
     ends = np.cumsum([len(chunks) for chunks in corpus.chunks.values()])[:-1]
     parts = np.split(corpus.vectors, ends)
-    documents = [
+    return [
         Document(id=name, chunks=chunks, vectors=vectors, metadata={"source": name})
         for (name, chunks), vectors in zip(corpus.chunks.items(), parts, strict=True)
     ]
+
+
+def for_langchain(corpus: Corpus) -> tuple[list[LangChainDocument], ReadyEmbeddings]:
+    rows = corpus.rows()
+    documents = [
+        LangChainDocument(page_content=chunk.text, metadata={"source": name, "start_index": chunk.start})
+        for name, chunk, _ in rows
+    ]
+    return documents, ReadyEmbeddings({chunk.text: vector.tolist() for _, chunk, vector in rows})
+
+
+def for_llama_index(corpus: Corpus) -> list[TextNode]:
+    return [
+        TextNode(
+            text=chunk.text,
+            embedding=vector.tolist(),
+            metadata={"source": name},
+            start_char_idx=chunk.start,
+            end_char_idx=chunk.end,
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=name)},
+        )
+        for name, chunk, vector in corpus.rows()
+    ]
+
+
+def core(corpus: Corpus, documents: list[Document], folder: Path | None) -> Written:
+    encoder = PrecomputedEncoder(MODEL, corpus.vectors.shape[1])
     start = perf_counter()
     store = VectorStore.open(folder, encoder=encoder) if folder else VectorStore(memory_client(), encoder=encoder)
     store.add(documents)
     return finish(start, corpus, store, store.close)
 
 
-def langchain(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[[], None]]:
-    documents, embeddings = for_langchain(corpus)
+def langchain(corpus: Corpus, given: tuple[list[LangChainDocument], ReadyEmbeddings], folder: Path | None) -> Written:
+    documents, embeddings = given
     start = perf_counter()
     place: dict[str, Any] = {"folder": folder} if folder else {"client": memory_client()}
     store = LangChainStore(embeddings, **place)
@@ -129,8 +167,7 @@ def langchain(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[
     return finish(start, corpus, store.store, store.close)
 
 
-def llama_index(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[[], None]]:
-    nodes = for_llama_index(corpus)
+def llama_index(corpus: Corpus, nodes: list[TextNode], folder: Path | None) -> Written:
     start = perf_counter()
     place: dict[str, Any] = {"folder": folder} if folder else {"client": memory_client()}
     store = LlamaIndexStore(ReadyEmbedding(corpus.vectors[0].tolist()), **place)
@@ -138,9 +175,7 @@ def llama_index(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callabl
     return finish(start, corpus, store.client, store.close)
 
 
-def finish(
-    start: float, corpus: Corpus, store: VectorStore, close: Callable[[], None]
-) -> tuple[Ingestion, Callable[[], None]]:
+def finish(start: float, corpus: Corpus, store: VectorStore, close: Callable[[], None]) -> Written:
     written = perf_counter()
     store.optimize()
     indexed = perf_counter()
@@ -151,8 +186,10 @@ def finish(
     return Ingestion(written - start, indexed - written), close
 
 
-def langchain_qdrant(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[[], None]]:
-    documents, embeddings = for_langchain(corpus)
+def langchain_qdrant(
+    corpus: Corpus, given: tuple[list[LangChainDocument], ReadyEmbeddings], folder: Path | None
+) -> Written:
+    documents, embeddings = given
     start = perf_counter()
     client = QdrantClient(path=str(folder)) if folder else memory_client()
     client.create_collection(
@@ -167,14 +204,13 @@ def langchain_qdrant(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Ca
     return Ingestion(seconds, 0.0), client.close
 
 
-def llama_index_qdrant(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, Callable[[], None]]:
-    nodes = for_llama_index(corpus)
+def llama_index_qdrant(corpus: Corpus, nodes: list[TextNode], folder: Path | None) -> Written:
     start = perf_counter()
     client = QdrantClient(path=str(folder)) if folder else memory_client()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that the emulation has no payload indexes
         store = LlamaIndexPeer(COLLECTION, client=client)
-        store.add(nodes)
+        store.add(list[BaseNode](nodes))
     seconds = perf_counter() - start
     found = store.query(VectorStoreQuery(query_embedding=corpus.vectors[-1].tolist(), similarity_top_k=1))
     require_found(nodes[-1].get_content(), [node.get_content() for node in found.nodes or ()])
@@ -183,11 +219,11 @@ def llama_index_qdrant(corpus: Corpus, folder: Path | None) -> tuple[Ingestion, 
 
 
 WAYS: dict[str, Way] = {
-    "ours": core,
-    "ours in LangChain": langchain,
-    "langchain-qdrant": langchain_qdrant,
-    "ours in LlamaIndex": llama_index,
-    "llama-index-vector-stores-qdrant": llama_index_qdrant,
+    "ours": Way(for_core, core),
+    "ours in LangChain": Way(for_langchain, langchain),
+    "langchain-qdrant": Way(for_langchain, langchain_qdrant),
+    "ours in LlamaIndex": Way(for_llama_index, llama_index),
+    "llama-index-vector-stores-qdrant": Way(for_llama_index, llama_index_qdrant),
 }
 PEERS = {
     "ours in LangChain": "langchain-qdrant",
@@ -245,7 +281,7 @@ def compare(corpus: Corpus, rounds: int, places: Sequence[str] = (MEMORY, FOLDER
         place, way = label.split(" ", 1)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "index" if place == FOLDER else None
-            seconds, close = WAYS[way](corpus, folder)
+            seconds, close = WAYS[way].write(corpus, WAYS[way].prepare(corpus), folder)
             close()
             runs[label].append(seconds)
             if folder:
@@ -255,10 +291,10 @@ def compare(corpus: Corpus, rounds: int, places: Sequence[str] = (MEMORY, FOLDER
     found: dict[str, Any] = {place: {} for place in places}
     for label, some in runs.items():
         place, way = label.split(" ", 1)
-        totals = [run.write + run.index for run in some]
+        totals = [run.writing + run.indexing for run in some]
         found[place][way] = {
-            "write_seconds": float(np.median([run.write for run in some])),
-            "index_seconds": float(np.median([run.index for run in some])),
+            "write_seconds": float(np.median([run.writing for run in some])),
+            "index_seconds": float(np.median([run.indexing for run in some])),
             "seconds": float(np.median(totals)),
             "seconds_of_rounds": [min(totals), max(totals)],
             "bytes": sizes[label],
@@ -268,29 +304,6 @@ def compare(corpus: Corpus, rounds: int, places: Sequence[str] = (MEMORY, FOLDER
 
 def memory_client() -> QdrantClient:
     return QdrantClient(":memory:")
-
-
-def for_langchain(corpus: Corpus) -> tuple[list[LangChainDocument], ReadyEmbeddings]:
-    rows = corpus.rows()
-    documents = [
-        LangChainDocument(page_content=chunk.text, metadata={"source": name, "start_index": chunk.start})
-        for name, chunk, _ in rows
-    ]
-    return documents, ReadyEmbeddings({chunk.text: vector.tolist() for _, chunk, vector in rows})
-
-
-def for_llama_index(corpus: Corpus) -> list[TextNode]:
-    return [
-        TextNode(
-            text=chunk.text,
-            embedding=vector.tolist(),
-            metadata={"source": name},
-            start_char_idx=chunk.start,
-            end_char_idx=chunk.end,
-            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=name)},
-        )
-        for name, chunk, vector in corpus.rows()
-    ]
 
 
 def require_found(expected: str, found: Sequence[str]) -> None:
@@ -305,11 +318,12 @@ def require_count(corpus: Corpus, count: int) -> None:
 
 def memory_bytes(way: Way, corpus: Corpus) -> int:
     """Return what is allocated after writing and was not before."""
+    given = way.prepare(corpus)
     gc.collect()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        _, close = way(corpus, None)
+        _, close = way.write(corpus, given, None)
         gc.collect()
         after = tracemalloc.get_traced_memory()[0]
         close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import read_corpora
+from harness import read_corpora, write_results
 
 from pplx_vectorstore import Chunker, cosine_similarity, export_onnx, load_encoder
 from pplx_vectorstore.quantization import Codes
@@ -47,6 +47,7 @@ def main() -> None:
             "onnx int8": (folder, {"backend": "onnx", "onnx_file": "model_quantized"}),
         }
         exact: tuple[Codes, Codes] | None = None
+        results: dict[str, Any] = {"questions": len(questions), "ways": {}}
         for name, (model, options) in ways.items():
             encoder = load_encoder(model, **options)
             chunker = Chunker(encoder.tokenizer.tokenizer, arguments.chunk_tokens)
@@ -68,11 +69,20 @@ def main() -> None:
             pairs = list(zip(expected, found, strict=True))
             changed = np.mean([len(set(a) - set(b)) / TOP for a, b in pairs])
             first = np.mean([a[0] != b[0] for a, b in pairs])
+            results["chunks"] = len(chunks)
+            results["ways"][name] = {
+                "mean_cosine": float(cosines.mean()),
+                "least_cosine": float(cosines.min()),
+                "changed_of_ten": float(changed),
+                "changed_of_best": float(first),
+                "seconds": seconds,
+            }
             print(
                 f"| {name} | {cosines.mean():.5f} | {cosines.min():.5f} | {changed:.2%} | {first:.2%} "
                 f"| {seconds:.0f} |",
                 flush=True,
             )
+    write_results("precision", results)
 
 
 def best(queries: Codes, chunks: Codes) -> list[list[int]]:

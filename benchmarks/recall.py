@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import print_aim, read_corpora, take_turns
+from harness import print_aim, read_corpora, take_turns, write_results
 
 from pplx_vectorstore import Chunker, Document, VectorStore, cosine_similarity, load_encoder
 from pplx_vectorstore.quantization import Codes
@@ -35,7 +36,7 @@ def main() -> None:
     encoder = load_encoder("all-minilm-l6-v2")
     queries = encoder.encode_queries(read_questions(arguments.data))
     corpora = read_corpora(arguments.data)
-    reached: list[float] = []
+    results: dict[str, dict[str, Any]] = {}
     print(f"recall@{K} of {len(queries)} questions against brute force over the int8 codes")
     for chunk_tokens in CHUNK_TOKENS:
         chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
@@ -49,10 +50,12 @@ def main() -> None:
             )
             print(f"\n{store.count()} chunks of at most {chunk_tokens} tokens")
             print(f"{'candidates':24}{'recall':>8}{'ms':>8}")
-            measure(store, queries, cosines, {"default, just written": None})
+            new = measure(store, queries, cosines, {"default, just written": None})
             store.optimize()
-            reached.append(measure(store, queries, cosines, CANDIDATES)[DEFAULT])
-    worst = min(reached)
+            indexed = measure(store, queries, cosines, CANDIDATES)
+            results[str(chunk_tokens)] = {"chunks": store.count(), "searches": new | indexed}
+    write_results("recall", results)
+    worst = min(found["searches"][DEFAULT]["recall"] for found in results.values())
     print_aim("default candidates, indexed", f"{worst:.4f}", f"≥ {AIM}", worst >= AIM)
 
 
@@ -72,8 +75,8 @@ def exact_cosines(queries: Codes, codes: list[Codes], names: list[str]) -> Cosin
 
 def measure(
     store: VectorStore, queries: Codes, cosines: Cosines, candidates: Mapping[str, int | None]
-) -> dict[str, float]:
-    """Print recall and the median milliseconds of a search for each number of candidates; return recalls."""
+) -> dict[str, dict[str, float]]:
+    """Print and return recall and the median milliseconds of a search for each number of candidates."""
     exact, firsts = cosines
     tenth = np.partition(exact, -K, axis=1)[:, -K]
     found = dict.fromkeys(candidates, 0)
@@ -84,10 +87,13 @@ def measure(
         seconds[name].append(perf_counter() - start)
         columns = [firsts[hit.document_id] + hit.chunk_index for hit in hits]
         found[name] += int(np.count_nonzero(exact[index, columns] >= tenth[index] - 1e-9))
-    recalls = {name: found[name] / (K * len(queries)) for name in candidates}
-    for name, recall in recalls.items():
-        print(f"{name:24}{recall:8.4f}{1000 * np.median(seconds[name]):8.2f}", flush=True)
-    return recalls
+    results = {
+        name: {"recall": found[name] / (K * len(queries)), "ms": 1000 * float(np.median(seconds[name]))}
+        for name in candidates
+    }
+    for name, result in results.items():
+        print(f"{name:24}{result['recall']:8.4f}{result['ms']:8.2f}", flush=True)
+    return results
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import numpy as np
 import psutil  # type: ignore[import-untyped] # ships no types
-from harness import CHUNKS_PER_DOCUMENT, DIMENSION, make_documents
+from harness import CHUNKS_PER_DOCUMENT, DIMENSION, make_documents, write_results
 
 from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore
 
@@ -69,8 +69,9 @@ def add(url: str, n_chunks: int) -> None:
     print(f"{'chunks given':>14}{'memory, MB':>12}")
     for chunks, memory in curve:
         print(f"{chunks:>14,}{memory:>12.0f}")
-    settled = curve[1][1]
-    print(f"most after the first tenth / at the first tenth: {max(memory for _, memory in curve[1:]) / settled:.2f}")
+    growth = max(memory for _, memory in curve[1:]) / curve[1][1]
+    print(f"most after the first tenth / at the first tenth: {growth:.2f}")
+    write_results("slow_server", {"chunks": n_chunks, "memory_mb": curve, "growth": growth})
     print(f"{perf_counter() - start:.0f} s")
 
 

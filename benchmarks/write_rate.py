@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
-from harness import CHUNKS_PER_DOCUMENT, make_documents, middle_half, print_aim, take_turns
+from harness import CHUNKS_PER_DOCUMENT, make_documents, middle_half, print_aim, take_turns, write_results
 
 from pplx_vectorstore import Document, VectorStore, load_encoder
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
@@ -66,6 +66,8 @@ def main() -> None:
         print(f"{way:8}{len(points) / median:10,.0f}{1e6 * median / len(points):10.1f}")
     print(f"\nmiddle half of store / raw: {middle_half(share)}")
     ratio = float(np.median(share))
+    rates = {f"{way}_points_per_second": len(points) / float(np.median(values)) for way, values in seconds.items()}
+    write_results("write_rate", {**rates, "ratio": ratio})
     print_aim("store.add", f"{ratio:.0%} of the raw rate", f"≥ {AIM:.0%}", ratio >= AIM)
 
 

@@ -1,4 +1,4 @@
-"""Search arguments → one Qdrant request: Hamming ranking, Euclid rescoring, exact cosine."""
+"""Search arguments → one Qdrant request: ranking by bits, Euclid rescoring, exact cosine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def choose_candidates(k: int, candidates: int | None) -> int:
 
     Args:
         k: Hits wanted, at least 1.
-        candidates: Points that the Hamming stage hands to the exact stage, at least k; None for the
+        candidates: Points that the stage of the bits hands to the exact stage, at least k; None for the
             default.
 
     Raises:
@@ -108,8 +108,9 @@ def build_query(
 ) -> models.QueryRequest:
     """Build the search for one query: two stages, two stages fused with BM25, or BM25 alone.
 
-    The first stage ranks by Hamming distance on the packed bits and rescores its `candidates` by
-    Euclidean distance on the codes. The second turns that distance d into the cosine: from
+    The first stage ranks by Hamming distance on the packed bits, each weighted by the query's component unless the
+    collection says ``query_encoding="binary"``, and rescores its `candidates` by Euclidean distance on the codes. The
+    second turns that distance d into the cosine: from
     ``d² = |q|² + |x|² - 2 q·x`` follows ``q·x / (|q| |x|) = (|q|² + |x|² - d²) / (2 |q| |x|)``.
 
     Args:

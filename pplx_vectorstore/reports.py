@@ -94,7 +94,8 @@ class ExplainedHit:
 
     Attributes:
         hit: The hit.
-        hamming_rank: Its rank by the packed bits, or None beyond the candidates, where the engine keeps
+        hamming_rank: Its rank by the packed bits: by Hamming distance, weighted as the collection's ``query_encoding``
+            says. None beyond the candidates, where the engine keeps
             no bits (``QdrantClient(":memory:")``), and while its index does not cover the newest points.
         euclid_rank: Its rank by Euclidean distance of the int8 codes, or None beyond the candidates.
         cosine_rank: Its rank in an exact scan by cosine, or None beyond the candidates.

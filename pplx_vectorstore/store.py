@@ -255,7 +255,7 @@ class VectorStore:
         Args:
             query: A text, its int8 codes, or an ``EncodedQuery`` of both.
             k: Most hits to return; where grouped, most documents.
-            candidates: Points that Hamming ranking hands to the exact stage, at least k; None for ten
+            candidates: Points that the ranking by bits hands to the exact stage, at least k; None for ten
                 per hit and at least 100. With as many as there are chunks, the search is exact. Also how
                 many a hybrid search takes of each ranking, and what diversity and grouping choose from.
             filter: ``{"lang": "en", "year": {"$gte": 2020}}`` for metadata conditions (a list stands for

@@ -32,7 +32,10 @@ def codes():
 @pytest.fixture
 def filled(new_store, codes):
     """A store of 30 documents of 6 chunks; chunk j of document i has the words "common", "doc<i>", "chunk<j>"."""
-    store = new_store(DIMENSION)
+    return fill(new_store(DIMENSION), codes)
+
+
+def fill(store, codes):
     store.add(
         Document(
             id=f"d{i}",
@@ -333,7 +336,9 @@ def test_context_of_many_hits_in_a_batch(filled, codes):
 # --- explain -----------------------------------------------------------------------------------------
 
 
-def test_explain_gives_the_ranks_of_each_stage(filled, codes, engine):
+@pytest.mark.parametrize("query_encoding", ["scalar8bits", "binary"])
+def test_explain_gives_the_ranks_of_each_stage(new_store, codes, engine, query_encoding):
+    filled = fill(new_store(DIMENSION, config=CollectionConfig(query_encoding=query_encoding)), codes)
     filled.optimize()
     query = codes[77]
     explained = filled.explain(query, k=5, candidates=40)
@@ -341,14 +346,19 @@ def test_explain_gives_the_ranks_of_each_stage(filled, codes, engine):
     assert [one.hit for one in explained.hits] == hits
     assert explained.candidates == 40
     euclid = np.linalg.norm(codes.astype(float) - query.astype(float), axis=1)
-    hamming = hamming_distance(pack_bits(query), pack_bits(codes))
     cosine = cosine_similarity(query, codes)
+    if query_encoding == "binary":  # ties among whole numbers leave a choice
+        hamming, unsure = hamming_distance(pack_bits(query), pack_bits(codes)), 0.0
+    else:  # a differing bit counts as much as the query's component, of which the engine keeps 8 bits
+        weights = query.astype(float) + 1  # it takes the bits of value - 127, and the query alike
+        hamming = (np.abs(weights) * ((codes >= 0) != (query >= 0))).sum(axis=1)
+        unsure = np.abs(weights).max() / 127 * math.sqrt(DIMENSION)
     for one, row in zip(explained.hits, rows(hits), strict=True):
         assert one.cosine_rank == 1 + np.count_nonzero(cosine > cosine[row])
         assert one.euclid_rank == 1 + np.count_nonzero(euclid < euclid[row])
-        if engine == "edge":  # ties among whole numbers leave a choice
-            at_least = 1 + np.count_nonzero(hamming < hamming[row])
-            assert at_least <= one.hamming_rank <= np.count_nonzero(hamming <= hamming[row])
+        if engine == "edge":
+            at_least = 1 + np.count_nonzero(hamming < hamming[row] - unsure)
+            assert at_least <= one.hamming_rank <= np.count_nonzero(hamming <= hamming[row] + unsure)
     if engine == "memory":
         assert {one.hamming_rank for one in explained.hits} == {None}
 

@@ -1,0 +1,50 @@
+"""The guard of the benchmarks' ratios: that it fails when it should."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def check():
+    return runpy.run_path(str(BENCHMARKS / "check.py"))
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        ({"disk": 0.34}, None),
+        ({"disk": 0.30}, None),
+        ({"disk": 0.357}, None),
+        ({"disk": 0.358}, "disk: 0.358, recorded 0.340, more than 5% worse"),
+        ({}, "disk: recorded as 0.340, but this run did not come to it"),
+        ({"disk": 0.34, "new": 1.0}, "new: not recorded"),
+    ],
+)
+def test_only_what_is_worse_by_more_than_the_margin_fails(check, found, complaint):
+    lines = list(check["worse"](found, {"disk": check["Recorded"](0.34, 0.05)}))
+    assert len(lines) == (complaint is not None)
+    assert all(complaint in line for line in lines)
+
+
+def test_every_ratio_is_recorded_with_a_margin(check):
+    recorded = check["read_record"]()
+    assert {what.split(":")[0].split(",")[0] for what in recorded} == {"search", "ingest", "quality", "encode"}
+    for what, (ratio, margin) in recorded.items():
+        assert ratio > 0, what
+        assert 0 < margin < 1, what
+
+
+def test_recording_keeps_margins(check, tmp_path, monkeypatch):
+    record = tmp_path / "recorded.json"
+    write = check["write_record"]
+    monkeypatch.setitem(write.__globals__, "RECORD", record)
+    write({"a": 0.5, "b": 2.0}, {"a": check["Recorded"](0.4, 0.3)})
+    assert json.loads(record.read_text("utf-8")) == {
+        "a": {"ratio": 0.5, "margin": 0.3},
+        "b": {"ratio": 2.0, "margin": 0.05},
+    }
