@@ -57,9 +57,14 @@ def print_aim(what: str, found: str, aim: str, reached: bool) -> None:
 
 
 def write_results(name: str, results: Any) -> None:
-    """Keep results as benchmarks/results/NAME.json, from which docs/draw_benchmarks.py draws."""
+    """Keep results as results/NAME.json, from which draw.py and tabulate.py make the docs' pictures and tables."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_results(name: str) -> Any:
+    """Read what :func:`write_results` kept."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
 def read_corpora(data: Path) -> dict[str, str]:

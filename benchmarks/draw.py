@@ -1,18 +1,17 @@
-"""Draws the pictures of the docs from benchmarks/results: python docs/draw_benchmarks.py."""
+"""Draws the pictures of the docs from the results: python benchmarks/draw.py."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from harness import read_results as read
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "benchmarks" / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 
 OURS, OURS_TOO, CONTEXT, GREY = "#3f51b5", "#7986cb", "#e65100", "#9e9e9e"
 STYLES = {
@@ -30,17 +29,12 @@ BIG = "500,000 × 1024"
 PARTS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph", "other": "payload, ids"}
 
 
-def read(name: str) -> Any:
-    """Read the results of a benchmark."""
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-
-
 def draw_context() -> Figure:
     """Draw how near the words of a sentence are to its subject, alone and in the document."""
     found = read("context")
     subject, other = found["names"]
-    figure, axes = plt.subplots(figsize=(8, 3.9))
-    places = range(len(found["words"]) + 1)
+    figure, axes = plt.subplots(figsize=(9, 4))
+    places = [*range(len(found["words"])), len(found["words"]) + 0.6]  # the sentence stands apart
     labels = [*found["words"], "the whole\nsentence"]
     for way, colour, shift in (("alone", GREY, -0.2), ("in the document", CONTEXT, 0.2)):
         values = found["names"][subject][way]
@@ -51,7 +45,7 @@ def draw_context() -> Figure:
         places, [*values["words"], values["sentence"]], "x", color="black", ms=5, label=f"{other}, in the document"
     )
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_xticks(places, labels)
+    axes.set_xticks(places, labels, fontsize=9)
     axes.set_ylabel("cosine with the name")
     axes.set_title(f"“{found['first']}\n{found['second']}”", fontsize=10)
     axes.legend(loc="upper left", fontsize=8, frameon=False)
@@ -78,7 +72,8 @@ def draw_search() -> Figure:
             )
         axes.axhline(0.98, color="black", linewidth=0.6, linestyle=":")
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(0.8, 1.003)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("median ms per search")

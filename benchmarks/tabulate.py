@@ -1,0 +1,412 @@
+"""Fills the tables of the docs from the results: python benchmarks/tabulate.py.
+
+A page says where: between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import read_results as read
+from search import AIM_RECALL, disk_bytes, latency_at
+
+DOCS = Path(__file__).parent.parent / "docs"
+PLACE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+METRICS = ("nDCG@10", "recall@5", "MRR@10")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def ratio(value: float | None, peer: str, reached: str = "") -> str:
+    """Write a ratio down, and whether the peer is the better one; `reached` says why there is none."""
+    if value is None:
+        return reached
+    return f"{value:.2f}" if value <= 1 else f"**{value:.2f}: {peer} is better**"
+
+
+# --- search ------------------------------------------------------------------------------------------
+
+
+def search_ratios(baseline: str) -> str:
+    """Tabulate ours over one way of keeping floats."""
+    rows = []
+    for workload, contenders in read("search")["workloads"].items():
+        mine, theirs = contenders["ours"], contenders[baseline]
+        latencies = []
+        for kind in ("float", "int8"):
+            ours, other = (latency_at(one["searches"], AIM_RECALL, kind) for one in (mine, theirs))
+            if other is None:
+                most = max(row[f"recall_{kind}"] for row in theirs["searches"])
+                latencies.append(f"ours {ours:.2f} ms; float32 reaches {most:.3f} at most" if ours else "neither")
+            else:
+                latencies.append(ratio(None if ours is None else ours / other, "float32", "ours does not reach it"))
+        rows.append(
+            [
+                workload,
+                *latencies,
+                ratio(disk_bytes(mine) / disk_bytes(theirs), "float32"),
+                f"{mine['walk_bytes'] / theirs['walk_bytes']:.3f}",
+                ratio(mine["build_seconds"] / theirs["build_seconds"], "float32"),
+            ]
+        )
+    columns = ["vectors", f"latency at recall {AIM_RECALL}, float", "int8", "disk", "memory for vectors", "build"]
+    return table(columns, rows)
+
+
+def search_points(workload: str) -> str:
+    """Tabulate every contender's first setting that reaches the recall, or else its best."""
+    rows = []
+    for name, result in read("search")["workloads"][workload].items():
+        searches = sorted(result["searches"], key=lambda row: row["p50_ms"])
+        reached = [row for row in searches if row["recall_float"] >= AIM_RECALL]
+        row = reached[0] if reached else max(searches, key=lambda row: row["recall_float"])
+        rows.append([name, *search_row(row)])
+    return table(["contender", *SEARCH_COLUMNS], rows)
+
+
+SEARCH_COLUMNS = ("setting", "recall@10, float", "int8", "p50 ms", "of rounds", "p95 ms", "queries/s, 2 threads")
+
+
+def search_row(row: Mapping[str, Any]) -> list[str]:
+    """Write one setting's figures down."""
+    low, high = row["p50_of_rounds_ms"]
+    return [
+        str(row["setting"]),
+        f"{row['recall_float']:.4f}",
+        f"{row['recall_int8']:.4f}",
+        f"{row['p50_ms']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row['p95_ms']:.2f}",
+        f"{row['queries_per_second']:,.0f}",
+    ]
+
+
+def search_sizes(workload: str) -> str:
+    """Tabulate memory, disk and build of every contender."""
+    rows = [
+        [
+            name,
+            f"{result['walk_bytes'] / 1e6:,.0f}",
+            f"{sum(result['memory_bytes'].values()) / 1e6:,.0f}",
+            f"{disk_bytes(result) / 1e6:,.0f}",
+            f"{result['build_seconds']:.0f}",
+        ]
+        for name, result in read("search")["workloads"][workload].items()
+    ]
+    return table(["contender", "MB walked through", "MB resident", "MB on disk", "seconds to build"], rows)
+
+
+def search_all(workload: str) -> str:
+    """Tabulate all settings."""
+    contenders = read("search")["workloads"][workload]
+    rows = [[name, *search_row(row)] for name, result in contenders.items() for row in result["searches"]]
+    return table(["contender", *SEARCH_COLUMNS], rows)
+
+
+# --- quality -----------------------------------------------------------------------------------------
+
+
+def quality_weights() -> str:
+    """Tabulate nDCG@10 by the share of context."""
+    found = read("quality")
+    weights = list(found["runs"][0]["weights"])
+    rows = [
+        [
+            f"{run['dataset']}, ≤ {run['chunk_tokens']} tokens",
+            f"{run['chunks']:,}",
+            f"{run['questions']:,}",
+            *(f"{run['weights'][weight]['nDCG@10']:.3f}" for weight in weights),
+        ]
+        for run in found["runs"]
+    ]
+    shares = [f"**{float(w):g}**" if float(w) == found["own_weight"] else f"{float(w):g}" for w in weights]
+    return table(["chunks of", "chunks", "questions", *shares], rows)
+
+
+def quality_forms() -> str:
+    """Tabulate all metrics by the form of the vectors."""
+    rows = [
+        [f"{run['dataset']}, ≤ {run['chunk_tokens']}", form, *(f"{metrics[metric]:.3f}" for metric in METRICS)]
+        for run in read("quality")["runs"]
+        for form, metrics in run["forms"].items()
+    ]
+    return table(["chunks of", "form", *METRICS], rows)
+
+
+def quality_ways() -> str:
+    """Tabulate all metrics for independent, blended and late vectors."""
+    found = read("quality")
+    ways = {"0.0": "independent", str(found["own_weight"]): "blend", "1.0": "late"}
+    rows = [
+        [f"{run['dataset']}, ≤ {run['chunk_tokens']}", way, *(f"{run['weights'][weight][m]:.3f}" for m in METRICS)]
+        for run in found["runs"]
+        for weight, way in ways.items()
+    ]
+    return table(["chunks of", "vectors", *METRICS], rows)
+
+
+# --- the others --------------------------------------------------------------------------------------
+
+
+def ingest(place: str) -> str:
+    """Tabulate the ways of writing into one place."""
+    found = read("ingest")
+    rows = []
+    for way, row in found["places"][place].items():
+        low, high = row["seconds_of_rounds"]
+        rows.append(
+            [
+                way,
+                f"{row['seconds']:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                f"{row['index_seconds']:.2f}",
+                f"{found['chunks'] / row['seconds']:,.0f}",
+                f"{row['bytes'] / 1e6:.1f}",
+            ]
+        )
+    return table([place, "seconds", "of rounds", "of them index", "chunks/s", "MB"], rows)
+
+
+def ingest_ratios() -> str:
+    """Tabulate this library's adapters over their peers."""
+    peers = {"ours in LangChain": "langchain-qdrant", "ours in LlamaIndex": "llama-index-vector-stores-qdrant"}
+    rows = [
+        [
+            f"{mine} over {theirs}, {place}",
+            *(ratio(ways[mine][what] / ways[theirs][what], theirs) for what in ("seconds", "bytes")),
+        ]
+        for place, ways in read("ingest")["places"].items()
+        for mine, theirs in peers.items()
+    ]
+    return table(["", "seconds", "bytes"], rows)
+
+
+def ingest_embedding() -> str:
+    """Tabulate the seconds of embedding."""
+    found = read("ingest")
+    rows = [[way, f"{seconds:.1f}"] for way, seconds in found["embedding_seconds"].items()]
+    return table([f"{found['chunks']:,} chunks, embedded", "seconds"], rows)
+
+
+WAYS = {
+    "card": "the model card's way, written plainly",
+    "ours float32": "ours, float32",
+    "ours bfloat16": "ours, bfloat16",
+    "onnx float32": "ONNX Runtime, float32",
+    "onnx int8": "ONNX Runtime, int8 weights",
+}
+
+
+def encode() -> str:
+    """Tabulate the ways to encode."""
+    rows = [
+        [
+            WAYS[name],
+            f"{way['tokens_per_second']:,.0f}",
+            f"{way['times_card']:.1f}",
+            "–" if way["of_limit"] is None else f"{way['of_limit']:.2f}",
+            f"{way['peak_bytes'] / 2**20:,.0f} MB",
+        ]
+        for name, way in read("encode")["ways"].items()
+    ]
+    return table(["way", "tokens/s", "times the card's", "of the limit", "peak memory"], rows)
+
+
+def encode_codes() -> str:
+    """Tabulate how near the codes are to the card's."""
+    rows = [
+        [WAYS[name], codes["most_apart"], f"{codes['mean_cosine']:.5f}", f"{codes['least_cosine']:.5f}"]
+        for name, codes in read("encode")["codes"].items()
+    ]
+    return table(["way", "codes apart, at most", "mean cosine", "least"], rows)
+
+
+def encode_memory() -> str:
+    """Tabulate the memory of encoding by what is encoded."""
+    found = read("encode")["memory"]
+    tokens = found["float32"]["mixed"]["tokens"]
+    rows = []
+    for dtype, corpora in found.items():
+        mixed, ten, long = (corpora[name]["peak"] for name in ("mixed", "ten times", "long"))
+        rows.append(
+            [
+                dtype,
+                f"{corpora['mixed']['loaded'] / 2**20:,.0f} MB",
+                f"{mixed / 2**20:,.0f} MB",
+                f"{ten / 2**20:,.0f} MB ({ten / mixed:.2f} times)",
+                f"{long / 2**20:,.0f} MB ({long / mixed:.2f} times)",
+            ]
+        )
+    return table(["", "after loading", f"{tokens:,} tokens", "ten times that", "and a document of 32,000"], rows)
+
+
+def context() -> str:
+    """Tabulate the cosines of a sentence with two names."""
+    found = read("context")
+    rows = [
+        [f"“{found['second']}” and “{name}”", *(f"{way['sentence']:.2f}" for way in ways.values())]
+        for name, ways in found["names"].items()
+    ]
+    return table(["cosine of", *next(iter(found["names"].values()))], rows)
+
+
+def recall() -> str:
+    """Tabulate recall and latency of the store's own search on real text."""
+    found = read("recall")
+    columns = ["candidates"]
+    for size, run in found.items():
+        columns += [f"{run['chunks']:,} chunks of ≤ {size} tokens", "ms"]
+    names = list(next(iter(found.values()))["searches"])
+    rows = []
+    for name in names:
+        cells = [run["searches"][name] for run in found.values()]
+        rows.append([name, *(text for cell in cells for text in (f"{cell['recall']:.4f}", f"{cell['ms']:.2f}"))])
+    return table(columns, rows)
+
+
+def precision() -> str:
+    """Tabulate what lower precision changes."""
+    names = {
+        "torch bfloat16": "PyTorch, bfloat16",
+        "onnx float32": "ONNX Runtime, float32",
+        "onnx int8": "ONNX Runtime, int8 weights",
+    }
+    ways = read("precision")["ways"]
+    rows = [
+        [
+            shown,
+            f"{ways[name]['mean_cosine']:.5f}",
+            f"{ways[name]['least_cosine']:.5f}",
+            f"{ways[name]['changed_of_ten']:.2%}",
+            f"{ways[name]['changed_of_best']:.2%}",
+        ]
+        for name, shown in names.items()
+    ]
+    return table(["way", "mean cosine", "least", "changed of the ten best", "of the best"], rows)
+
+
+def overheads() -> str:
+    """Tabulate what the library adds to the engine and to the model."""
+    search, write, slow, index = (
+        read(name) for name in ("search_overhead", "write_rate", "slow_server", "index_overhead")
+    )
+    one, batch = search["search"], search["batch of 32"]
+    time, memory = index["time"], index["memory"]
+    texts = [run["characters"] for run in memory]
+    growth = " and ".join(f"{run['anonymous'] / memory[0]['anonymous']:.2f}" for run in memory[1:])
+    most = max(size for _, size in slow["memory_mb"][1:])
+    rows = [
+        [
+            "`store.search` over the bare engine request, 10,000 points of 384 dimensions",
+            f"{one['more_ms']:.2f} ms more ({one['raw_ms']:.2f} → {one['store_ms']:.2f} ms)",
+            "`search_overhead.py`",
+        ],
+        [
+            "`store.search_batch` of 32, per query",
+            f"{batch['more_ms']:.2f} ms more ({batch['raw_ms']:.2f} → {batch['store_ms']:.2f} ms)",
+            "`search_overhead.py`",
+        ],
+        [
+            "`store.add` of ready vectors against the bare engine's upserts",
+            f"{write['ratio']:.0%} of its rate ({write['store_points_per_second']:,.0f} against "
+            f"{write['raw_points_per_second']:,.0f} points/s)",
+            "`write_rate.py`",
+        ],
+        [
+            f"time outside the model's forward, indexing {time['characters'] / 1e6:.2f} MB of Markdown",
+            f"{time['outside_forward']:.1%}; with imports and loading {time['outside_forward_with_imports']:.1%}",
+            "`index_overhead.py`",
+        ],
+        [
+            f"anonymous memory for {texts[1] // texts[0]} and {texts[2] // texts[0]} times the text",
+            f"{growth} times",
+            "`index_overhead.py`",
+        ],
+        [
+            f"memory of `store.add` of {slow['chunks']:,} chunks while each write's answer is 0.2 s late",
+            f"{slow['memory_mb'][1][1]:.0f} MB after a tenth, {most:.0f} MB at most ({slow['growth']:.2f} times)",
+            "`slow_server.py`",
+        ],
+    ]
+    return table(["what", "result", "script"], rows)
+
+
+FOOTPRINT = {
+    "graph, with text index": "graph",
+    "memory, bits, ids, other indexes": "bits, ids, indexes of the payload in memory",
+    "memory, text index": "text index in memory",
+    "memory": "**memory**",
+    "disk, codes": "codes",
+    "disk, payload": "text and metadata on disk",
+    "disk": "**disk**",
+}
+
+
+def footprint() -> str:
+    """Tabulate computed and measured bytes per chunk."""
+    sizes = read("footprint")["bytes_per_chunk"]
+    columns = ["bytes per chunk"]
+    for dimension in sizes:
+        columns += [f"{int(dimension):,}: computed", "measured"]
+    rows = []
+    for name, shown in FOOTPRINT.items():
+        cells = [rows_[name] for rows_ in sizes.values()]
+        rows.append(
+            [shown, *(text for cell in cells for text in (f"{cell['computed']:,.0f}", f"{cell['measured']:,.0f}"))]
+        )
+    return table(columns, rows)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "search ratios": search_ratios,
+    "search": search_points,
+    "search sizes": search_sizes,
+    "search, all settings": search_all,
+    "quality by share": quality_weights,
+    "quality by way": quality_ways,
+    "quality by form": quality_forms,
+    "ingest": ingest,
+    "ingest ratios": ingest_ratios,
+    "ingest embedding": ingest_embedding,
+    "encode": encode,
+    "encode codes": encode_codes,
+    "encode memory": encode_memory,
+    "context": context,
+    "recall": recall,
+    "precision": precision,
+    "overheads": overheads,
+    "footprint": footprint,
+}
+
+
+def fill(page: str) -> str:
+    """Return a page with its tables made anew; ``NAME: ARGUMENT`` gives a table an argument."""
+
+    def make(match: re.Match[str]) -> str:
+        name, _, argument = match[2].partition(": ")
+        made = TABLES[name](argument) if argument else TABLES[name]()
+        return f"{match[1]}{made}{match[4]}"
+
+    return PLACE.sub(make, page)
+
+
+def main() -> None:
+    """Fill the tables of all pages."""
+    for path in sorted(DOCS.glob("**/*.md")):
+        page = path.read_text("utf-8")
+        filled = fill(page)
+        if filled != page:
+            path.write_text(filled, "utf-8")
+            print(path.relative_to(DOCS))
+
+
+if __name__ == "__main__":
+    main()
