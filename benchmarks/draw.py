@@ -148,14 +148,16 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def main() -> None:
-    """Draw all pictures."""
+def draw(folder: Path) -> None:
+    """Draw all pictures into a folder."""
     # Paths instead of text: the same picture with whatever fonts. A fixed salt: the same file for the same results.
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "pplx-vectorstore", "axes.spines.top": False, "axes.spines.right": False})
-    for name, draw in PICTURES.items():
-        draw().savefig(DOCS / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+    for name, picture in PICTURES.items():
+        figure = picture()
+        figure.savefig(folder / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+        plt.close(figure)
 
 
 if __name__ == "__main__":
-    main()
+    draw(DOCS)

@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io
 import re
 import runpy
@@ -10,10 +11,16 @@ import typer.main
 from pplx_vectorstore.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 # A block of Python that imports what it uses, with the output that is shown right below it.
 EXAMPLE = re.compile(
     r"```python\n((?:(?!```).)*?from (?:[\w.]+[_.])?pplx_vectorstore.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL
+)
+PACKAGES = (
+    "pplx_vectorstore",
+    "langchain_pplx_vectorstore",
+    "llama_index.embeddings.pplx_vectorstore",
+    "llama_index.vector_stores.pplx_vectorstore",
 )
 NUMBER = re.compile(r"-?\d+\.\d+")
 
@@ -59,6 +66,49 @@ def test_links_between_pages_lead_somewhere():
 
 def numbers(text):
     return [float(number) for number in NUMBER.findall(text)]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Run a script of the benchmarks, which import one another by name, without its main."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: runpy.run_path(str(ROOT / "benchmarks" / name))
+
+
+def test_tables_are_what_was_measured(benchmarks):
+    fill = benchmarks("tabulate.py")["fill"]
+    found = 0
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        assert fill(text) == text, f"{page.name}: run benchmarks/tabulate.py"
+        found += text.count("<!-- table: ")
+    assert found > 20
+
+
+def test_pictures_are_of_what_was_measured(benchmarks, tmp_path):
+    code = benchmarks("draw.py")
+    code["draw"](tmp_path)
+    for name in code["PICTURES"]:
+        assert shapes(tmp_path / name) == shapes(ROOT / "docs" / name), f"{name}: run benchmarks/draw.py"
+
+
+def shapes(picture):
+    """Count what is drawn; coordinates may differ in their last digits between machines."""
+    return {tag: len(re.findall(rf"<{tag}\b", picture.read_text("utf-8"))) for tag in ("g", "path", "use")}
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    pages = "\n".join(page.read_text("utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    for package in PACKAGES:
+        for name in set(importlib.import_module(package).__all__) - {"__version__"}:
+            assert re.search(rf"^::: [\w.]+\.{name}$", pages, re.MULTILINE) or name == "PplxVectorStoreError", name
+    assert "::: pplx_vectorstore.errors\n" in pages
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").glob("**/*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
 
 
 def test_the_picture_of_windows_is_what_the_library_plans():
