@@ -104,7 +104,7 @@ def compute_disk(dimension: int, n: int, payload: float, words: float) -> dict[s
 
 
 def compute_memory(dimension: int, n: int, words: float) -> dict[str, float]:
-    """Return bytes per chunk in memory, by part; arguments as for :func:`compute_disk`."""
+    """Return bytes per chunk in memory, by part; arguments as for `compute_disk`."""
     number = 16 + 16
     of_integer = 16 + 4
     keywords = 0.0

@@ -63,7 +63,7 @@ def write_results(name: str, results: Any) -> None:
 
 
 def read_results(name: str) -> Any:
-    """Read what :func:`write_results` kept."""
+    """Read what `write_results` kept."""
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AsyncVectorStore:
-    """What :class:`~pplx_vectorstore.VectorStore` is, with coroutines for methods.
+    """What `VectorStore` is, with coroutines for methods.
 
     Over an ``AsyncQdrantClient`` every request is awaited; over the embedded engine it runs in a thread, as
     embedding does. Tasks of one event loop may share a store; another loop needs one of its own.

@@ -134,7 +134,7 @@ class Fingerprint:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any] | None, collection: str) -> Fingerprint:
-        """Read what :meth:`to_metadata` recorded.
+        """Read what `to_metadata` recorded.
 
         Raises:
             SchemaMismatchError: The collection is not ours or of another schema version.

@@ -61,7 +61,7 @@ class Document:
         id: Unique in the collection; adding a document of the same id again replaces it.
         text: The whole text. Lone surrogates, which no UTF-8 can hold, become U+FFFD one for one, so
             that offsets do not move.
-        chunks: Ready-made chunks in document order: strings, or :class:`Chunk` where offsets, ids or
+        chunks: Ready-made chunks in document order: strings, or `Chunk` where offsets, ids or
             metadata are known.
         metadata: JSON values (None, bool, int of 64 bits, finite float, str, list, dict with str
             keys), given back as they are with every hit. (The embedded engine reads JSON numbers so that a float of

@@ -35,7 +35,7 @@ class PplxVectorStoreError(Exception):
 
     Attributes:
         report: What was written before, where ``add`` or ``sync`` failed part-way
-            (:class:`~pplx_vectorstore.AddReport`, :class:`~pplx_vectorstore.SyncReport`); else None.
+            (`AddReport`, `SyncReport`); else None.
     """
 
     report: object | None = None

@@ -69,7 +69,7 @@ def possible_point_ids(chunk_id: str, tenant: str | None = None) -> list[str]:
 def hash_document(document: Document, chunks: Sequence[Chunk], fingerprint: Fingerprint) -> str:
     """Return 48 hex digits that change whenever what is stored of a document would.
 
-    The first 32 (:func:`content_hash`) stand for vectors, texts, offsets and ids, the others for
+    The first 32 (`content_hash`) stand for vectors, texts, offsets and ids, the others for
     metadata: where only those differ, nothing has to be embedded again.
     """
     content = hashlib.sha256(f"[{json.dumps(document.id)}, {_identity_json(fingerprint)}]".encode())
@@ -149,7 +149,7 @@ def iter_points(
         document: Its id and metadata are stored with every chunk.
         chunks: Chunks of the document, in order.
         codes: int8, shape (n_chunks, dimension).
-        document_hash: From :func:`hash_document`.
+        document_hash: From `hash_document`.
         tenant: Whose document it is, or None in a collection without tenants.
         places: Where the chunks stand; None if they are all that the document has.
 

@@ -48,7 +48,7 @@ def quantize_absmax(vectors: Floats) -> Codes:
     """Scale each vector so that its largest component becomes 127, and round half to even.
 
     Cosine does not depend on a vector's scale, so nothing but rounding is lost; used for models that
-    are not trained for :func:`quantize_tanh`, which would waste most of the int8 range on their
+    are not trained for `quantize_tanh`, which would waste most of the int8 range on their
     small values.
 
     Args:
@@ -75,7 +75,7 @@ def quantize_absmax(vectors: Floats) -> Codes:
 def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
     """Quantize with the quantizer of that name.
 
-    See :func:`quantize_tanh` and :func:`quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1, and
+    See `quantize_tanh` and `quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1, and
     zeros for a zero vector.
     """
     if quantizer == "tanh":
@@ -111,12 +111,12 @@ def pack_bits(codes: Codes, bitorder: BitOrder = "big") -> PackedBits:
 
 
 def unpack_bits(packed_bits: PackedBits, dimension: int, bitorder: BitOrder = "big") -> Codes:
-    """Invert :func:`pack_bits` as far as it can be: +1 for bit 1 and -1 for bit 0.
+    """Invert `pack_bits` as far as it can be: +1 for bit 1 and -1 for bit 0.
 
     Args:
         packed_bits: uint8, shape (..., ceil(dimension / 8)).
         dimension: Number of dimensions that were packed.
-        bitorder: The order given to :func:`pack_bits`.
+        bitorder: The order given to `pack_bits`.
 
     Returns:
         int8, shape (..., dimension).

@@ -257,7 +257,7 @@ def widen(
     cosine than Hamming distance where norms differ, so eight times as many points are handed on.
 
     Args:
-        request: From :func:`build_query`.
+        request: From `build_query`.
         most: Largest limit that the server accepts, or None.
         most_hnsw_ef: Widest beam that the server accepts, or None.
 

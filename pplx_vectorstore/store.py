@@ -197,7 +197,7 @@ class VectorStore:
             replace: False where a document comes in pieces, of chunks that have ids of their own: its other
                 chunks stay, a chunk whose id is taken takes that one's place (from another document, too), and
                 new chunks follow the last. Only chunks that come in one call are each other's context;
-                :meth:`sync` with the whole document repairs that, and their order.
+                `sync` with the whole document repairs that, and their order.
             progress: Show a progress bar on standard error.
 
         Returns:
@@ -222,7 +222,7 @@ class VectorStore:
         is written. What an interrupted write left is completed.
 
         Args:
-            documents: As for :meth:`add`.
+            documents: As for `add`.
             delete_missing: Delete every document of the store that is not among `documents`.
             progress: Show a progress bar on standard error.
 
@@ -231,7 +231,7 @@ class VectorStore:
 
         Raises:
             InvalidInputError: `delete_missing` without any document, which would delete everything.
-            PplxVectorStoreError: As for :meth:`add`.
+            PplxVectorStoreError: As for `add`.
         """
         return run_now(write.sync(self._open_session(), documents, delete_missing=delete_missing, progress=progress))
 
@@ -311,7 +311,7 @@ class VectorStore:
         context: int = 0,
         with_codes: bool = False,
     ) -> list[list[Hit]]:
-        """Search for several queries in one request; arguments as for :meth:`search`.
+        """Search for several queries in one request; arguments as for `search`.
 
         Returns:
             One list of hits per query, in the given order.
@@ -346,9 +346,9 @@ class VectorStore:
 
         Args:
             query: A text, or its int8 codes.
-            k: As for :meth:`search`.
-            candidates: As for :meth:`search`.
-            filter: As for :meth:`search`.
+            k: As for `search`.
+            candidates: As for `search`.
+            filter: As for `search`.
         """
         session = self._open_session()
         return run_now(search.explain(session, query, SearchOptions(k=k, candidates=candidates, filter=filter)))
@@ -377,7 +377,7 @@ class VectorStore:
         Args:
             ids: Ids of chunks.
             document_ids: Documents to delete whole.
-            filter: As for :meth:`search`; must not be empty.
+            filter: As for `search`; must not be empty.
 
         Returns:
             Number of chunks deleted.
@@ -389,7 +389,7 @@ class VectorStore:
         return run_now(manage.delete(self._open_session(), ids=ids, document_ids=document_ids, filter=filter))
 
     def count(self, filter: models.Filter | Mapping[str, Any] | None = None) -> int:  # noqa: A002
-        """Count chunks, all or those that match a filter (as for :meth:`search`)."""
+        """Count chunks, all or those that match a filter (as for `search`)."""
         return run_now(manage.count(self._open_session(), filter))
 
     def documents(self) -> Iterator[StoredDocument]:
@@ -405,7 +405,7 @@ class VectorStore:
         *,
         with_codes: bool = False,
     ) -> Iterator[StoredChunk]:
-        """Read chunks, all or those that match a filter (as for :meth:`search`), in no order.
+        """Read chunks, all or those that match a filter (as for `search`), in no order.
 
         Args:
             filter: Which chunks.
@@ -433,7 +433,7 @@ class VectorStore:
         A document already there is replaced whole. Doing it again completes an interrupted import.
 
         Args:
-            path: A file that :meth:`export_parquet` wrote, from a store of the same model and settings.
+            path: A file that `export_parquet` wrote, from a store of the same model and settings.
 
         Returns:
             Number of chunks written.

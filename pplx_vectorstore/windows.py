@@ -108,7 +108,7 @@ def plan_windows(chunk_spans: Sequence[Span], n_tokens: int, *, capacity: int, m
     pieces of nearly equal length that have their context too.
 
     Args:
-        chunk_spans: Half-open token ranges in order, as in :class:`Layout`.
+        chunk_spans: Half-open token ranges in order, as in `Layout`.
         n_tokens: Length of the layout.
         capacity: Most tokens of a window, the model's own start and end tokens not counted.
         min_context: Tokens of context on each side, less than half of `capacity`.

@@ -74,5 +74,5 @@ class HashEncoder:
 
 
 def make_encoder(dimension=64, *, name="hash-encoder", revision="1"):
-    """Make a :class:`HashEncoder`."""
+    """Make a `HashEncoder`."""
     return HashEncoder(dimension, name, revision)

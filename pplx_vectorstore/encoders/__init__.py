@@ -27,7 +27,7 @@ class Encoder(Protocol):
     """What a store needs of an encoder; write your own to use any other model.
 
     Used where there are any: ``aencode_documents`` and ``aencode_queries``, coroutines of the same arguments, which an
-    :class:`~pplx_vectorstore.AsyncVectorStore` awaits; ``usage``, a :class:`~pplx_vectorstore.Usage`; and
+    `AsyncVectorStore` awaits; ``usage``, a `Usage`; and
     ``group_characters``, how much text is worth embedding at once.
     """
 
@@ -128,7 +128,7 @@ def load_encoder(
         api: How the hosted service is asked.
 
     Returns:
-        An encoder; see :class:`LateChunkingEncoder`, and :class:`ApiEncoder` for backend="api".
+        An encoder; see `LateChunkingEncoder`, and `ApiEncoder` for backend="api".
 
     Raises:
         InvalidInputError: An option is out of range, or of another backend.

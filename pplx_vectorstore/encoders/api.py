@@ -212,11 +212,11 @@ class ApiEncoder:
     async def aencode_documents(
         self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
     ) -> list[Codes]:
-        """:meth:`encode_documents` without blocking the event loop."""
+        """`encode_documents` without blocking the event loop."""
         return await self._encode(documents, self._awaiting(), progress)
 
     async def aencode_queries(self, queries: Sequence[str]) -> Codes:
-        """:meth:`encode_queries` without blocking the event loop."""
+        """`encode_queries` without blocking the event loop."""
         return await self._encode_queries(queries, self._awaiting())
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class Checkpoint:
         spec: How the model is used.
         revision: What tells these weights from others of the same name: the commit on the hub, or the
             start of a checksum.
-        source: What :func:`locate_checkpoint` finds it by: a name, or the absolute path of a folder.
+        source: What `locate_checkpoint` finds it by: a name, or the absolute path of a folder.
         onnx: The ONNX file, where one was asked for.
     """
 
@@ -73,12 +73,12 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
 
 
 def locate_onnx(model: str, revision: str | None = None, *, file: str | None = None) -> Checkpoint:
-    """Find a model's ONNX file, as :func:`locate_checkpoint` finds safetensors.
+    """Find a model's ONNX file, as `locate_checkpoint` finds safetensors.
 
     Args:
         model: As there; or the folder of an export.
         revision: Branch, tag or commit on the hub.
-        file: One of :data:`ONNX_FILES`, or another name; None for the first of them that there is.
+        file: One of `ONNX_FILES`, or another name; None for the first of them that there is.
 
     Raises:
         InvalidInputError: `file` is no name.

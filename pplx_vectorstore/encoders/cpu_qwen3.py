@@ -26,7 +26,7 @@ class CpuQwen3TokenModel:
     """Runs the weights of a ``transformers.Qwen3Model``, every token seeing every other of its row.
 
     The rows of a batch are laid end to end. All but attention is done token by token, in blocks of
-    :data:`~pplx_vectorstore.encoders.packed_linear.BLOCK_TOKENS`, so that no temporary is larger than a cache,
+    `BLOCK_TOKENS`, so that no temporary is larger than a cache,
     whatever the batch; attention is done row by row. The residual stream is float32 also where products
     are bfloat16. What is allocated is of few sizes, whatever the batch: memory that is taken and returned in
     sizes of all kinds would come to be full of holes.

@@ -194,15 +194,15 @@ class LateChunkingEncoder:
     async def aencode_documents(
         self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
     ) -> list[Codes]:
-        """:meth:`encode_documents` in a worker thread, so that the event loop stays free."""
+        """`encode_documents` in a worker thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.encode_documents, documents, progress=progress)
 
     async def aencode_queries(self, queries: Sequence[str]) -> Codes:
-        """:meth:`encode_queries` in a worker thread, so that the event loop stays free."""
+        """`encode_queries` in a worker thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.encode_queries, queries)
 
     def chunk_vectors(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Vectors]:
-        """Embed documents without quantizing: what :meth:`encode_documents` rounds.
+        """Embed documents without quantizing: what `encode_documents` rounds.
 
         Returns:
             One float32 array per document, shape (n_chunks, dimension), unnormalised.

@@ -92,7 +92,7 @@ def load_torch_model(checkpoint: Checkpoint, *, device: str, dtype: str) -> Torc
     Args:
         checkpoint: Where it is and how it is used.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
-        dtype: One of :data:`DTYPES`; "auto" is bfloat16 where the hardware multiplies it natively.
+        dtype: One of `DTYPES`; "auto" is bfloat16 where the hardware multiplies it natively.
 
     Raises:
         InvalidInputError: The device or dtype is unknown or unfit for the model.

@@ -152,7 +152,7 @@ class AsyncCalls:
 
 
 def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:
-    """Iterate over an async generator over :class:`BlockingCalls`, in this thread."""
+    """Iterate over an async generator over `BlockingCalls`, in this thread."""
     while True:
         try:
             yield run_now(_next(values))

@@ -88,7 +88,7 @@ class Retries:
         arguments: tuple[Any, ...],
         options: Mapping[str, Any],
     ) -> Any:
-        """Await a function as :meth:`call` calls one."""
+        """Await a function as `call` calls one."""
         if self._where is None:
             return await function(*arguments, **options)
         from tenacity import AsyncRetrying

@@ -113,7 +113,7 @@ def payload_schema_type(type_: edge.PayloadSchemaType) -> models.PayloadSchemaTy
 
 
 def edge_query(request: models.QueryRequest) -> edge.QueryRequest:
-    """Translate a search as built by :func:`pplx_vectorstore.query.build_query`."""
+    """Translate a search as built by `pplx_vectorstore.query.build_query`."""
     return edge.QueryRequest(
         limit=request.limit or 10,
         query=_scoring_query(request.query, request.using),

@@ -51,7 +51,7 @@ async def open_session(
     index_fields: IndexFields | None,
     parallel: int,
 ) -> Session:
-    """Open a store: arguments and errors as :class:`~pplx_vectorstore.VectorStore` says."""
+    """Open a store: arguments and errors as `VectorStore` says."""
     if not hasattr(calls.client, "query_batch_points"):
         raise InvalidInputError(
             f"client must be a QdrantClient, an AsyncQdrantClient or an EdgeClient, not {type(calls.client).__name__}"

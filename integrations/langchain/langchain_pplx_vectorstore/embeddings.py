@@ -102,7 +102,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts, each as a document of its own: the interface does not tell which belong together.
 
-        Chunks of one document get their context from :meth:`embed_document_chunks`, or from
+        Chunks of one document get their context from `embed_document_chunks`, or from
         ``PplxVectorStore``, which groups what it is given by document.
 
         Returns:
@@ -122,16 +122,16 @@ class PplxEmbeddings(BaseModel, Embeddings):
         return [_floats(codes) for codes in self.encoder.encode_documents(documents)]
 
     async def aembed_query(self, text: str) -> list[float]:
-        """:meth:`embed_query`, without blocking the event loop."""
+        """`embed_query`, without blocking the event loop."""
         _require_text(text)
         return (await self._await("encode_queries", [text], _floats))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """:meth:`embed_documents`, without blocking the event loop."""
+        """`embed_documents`, without blocking the event loop."""
         return [vectors[0] for vectors in await self.aembed_document_chunks(_alone(texts))]
 
     async def aembed_document_chunks(self, documents: Sequence[Sequence[str]]) -> list[list[list[float]]]:
-        """:meth:`embed_document_chunks`, without blocking the event loop."""
+        """`embed_document_chunks`, without blocking the event loop."""
         return await self._await("encode_documents", documents, lambda found: [_floats(codes) for codes in found])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -72,7 +72,7 @@ class EmbeddingsEncoder:
     async def aencode_documents(
         self, documents: Sequence[Sequence[str]], *, progress: Callable[[int, int], None] | None = None
     ) -> list[Codes]:
-        """Await what :meth:`encode_documents` returns."""
+        """Await what `encode_documents` returns."""
         texts = _texts(documents)
         vectors = await self._embeddings.aembed_documents(texts) if texts else []
         codes = self._spread(documents, self._quantize(vectors, len(texts)))
@@ -81,7 +81,7 @@ class EmbeddingsEncoder:
         return codes
 
     async def aencode_queries(self, queries: Sequence[str]) -> Codes:
-        """Await what :meth:`encode_queries` returns."""
+        """Await what `encode_queries` returns."""
         vectors = await asyncio.gather(*(self._embeddings.aembed_query(query) for query in queries))
         return self._quantize(vectors, len(queries))
 

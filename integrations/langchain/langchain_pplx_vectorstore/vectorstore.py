@@ -150,7 +150,7 @@ class PplxVectorStore(VectorStore):
 
         A chunk whose id is stored is replaced, whichever document it was of; everything else stays, other chunks
         of its document too. New ones stand after these, whatever their `start_index`. What comes in another call is
-        not context: give a document's chunks in one call, or use :meth:`sync`.
+        not context: give a document's chunks in one call, or use `sync`.
 
         Args:
             documents: Chunks, in any order.
@@ -179,7 +179,7 @@ class PplxVectorStore(VectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Await what :meth:`add_documents` returns."""
+        """Await what `add_documents` returns."""
         _refuse(kwargs)
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
         await self._shared.writing.add(grouped.documents, replace=False)
@@ -193,7 +193,7 @@ class PplxVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Embed texts and write them; see :meth:`add_documents`."""
+        """Embed texts and write them; see `add_documents`."""
         return self.add_documents(_documents(texts, metadatas), ids=ids, **kwargs)
 
     async def aadd_texts(
@@ -204,7 +204,7 @@ class PplxVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Await what :meth:`add_texts` returns."""
+        """Await what `add_texts` returns."""
         documents = await asyncio.to_thread(_documents, texts, metadatas)
         return await self.aadd_documents(documents, ids=ids, **kwargs)
 
@@ -220,7 +220,7 @@ class PplxVectorStore(VectorStore):
 
         Args:
             documents: All chunks of each document that they are of.
-            ids: One per chunk, as for :meth:`add_documents`. With ids of your own, a document of which only the
+            ids: One per chunk, as for `add_documents`. With ids of your own, a document of which only the
                 metadata have changed is not embedded again; those that are made change with the metadata.
             delete_missing: Delete every document of the store that is not among these.
             progress: Show a progress bar on standard error.
@@ -242,7 +242,7 @@ class PplxVectorStore(VectorStore):
         delete_missing: bool = False,
         progress: bool = False,
     ) -> core.SyncReport:
-        """Await what :meth:`sync` returns."""
+        """Await what `sync` returns."""
         grouped = await asyncio.to_thread(self._grouped, documents, ids)
         report: core.SyncReport = await self._shared.writing.sync(
             grouped.documents, delete_missing=delete_missing, progress=progress
@@ -283,7 +283,7 @@ class PplxVectorStore(VectorStore):
         document_ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> bool:
-        """Await what :meth:`delete` returns."""
+        """Await what `delete` returns."""
         _refuse(kwargs)
         await self._shared.writing.delete(ids=ids, filter=filter, document_ids=document_ids)
         return True
@@ -295,7 +295,7 @@ class PplxVectorStore(VectorStore):
         return [as_langchain(chunk) for chunk in self._store.get(ids)]
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Await what :meth:`get_by_ids` returns."""
+        """Await what `get_by_ids` returns."""
         return [as_langchain(chunk) for chunk in await (await self._shared.reading()).get(ids)]
 
     def similarity_search(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Document]:
@@ -304,7 +304,7 @@ class PplxVectorStore(VectorStore):
         Args:
             query: Not blank.
             k: Most chunks to return; where grouped, most documents.
-            **options: See :class:`~langchain_pplx_vectorstore.options.SearchOptions`.
+            **options: See `SearchOptions`.
 
         Returns:
             Chunks, best first. With `context`, ``page_content`` holds the passage around each.
@@ -312,11 +312,11 @@ class PplxVectorStore(VectorStore):
         return _unscored(self.similarity_search_with_score(query, k, **options))
 
     async def asimilarity_search(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> list[Document]:
-        """Await what :meth:`similarity_search` returns."""
+        """Await what `similarity_search` returns."""
         return _unscored(await self.asimilarity_search_with_score(query, k, **options))
 
     def similarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
-        """Search; arguments as for :meth:`similarity_search`.
+        """Search; arguments as for `similarity_search`.
 
         Returns:
             Chunks with their cosine, from -1 to 1, best first; with the fused score where hybrid.
@@ -324,7 +324,7 @@ class PplxVectorStore(VectorStore):
         return _scored(self._store.search(query, k=k, **_checked(options)))
 
     async def asimilarity_search_with_score(self, query: str, k: int = 4, **options: Unpack[SearchOptions]) -> Scored:
-        """Await what :meth:`similarity_search_with_score` returns."""
+        """Await what `similarity_search_with_score` returns."""
         return _scored(await (await self._shared.reading()).search(query, k=k, **_checked(options)))
 
     def similarity_search_by_vector(
@@ -334,27 +334,27 @@ class PplxVectorStore(VectorStore):
 
         Args:
             embedding: As ``embeddings.embed_query`` gives it.
-            k: As for :meth:`similarity_search`.
-            **options: As for :meth:`similarity_search`, without `hybrid`.
+            k: As for `similarity_search`.
+            **options: As for `similarity_search`, without `hybrid`.
         """
         return _unscored(self.similarity_search_with_score_by_vector(embedding, k, **options))
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> list[Document]:
-        """Await what :meth:`similarity_search_by_vector` returns."""
+        """Await what `similarity_search_by_vector` returns."""
         return _unscored(await self.asimilarity_search_with_score_by_vector(embedding, k, **options))
 
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
-        """Search by vector, with cosines; arguments as for :meth:`similarity_search_by_vector`."""
+        """Search by vector, with cosines; arguments as for `similarity_search_by_vector`."""
         return _scored(self._store.search(as_codes(embedding), k=k, **_checked(options)))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
-        """Await what :meth:`similarity_search_with_score_by_vector` returns."""
+        """Await what `similarity_search_with_score_by_vector` returns."""
         return _scored(await (await self._shared.reading()).search(as_codes(embedding), k=k, **_checked(options)))
 
     def _similarity_search_with_relevance_scores(
@@ -382,7 +382,7 @@ class PplxVectorStore(VectorStore):
             k: Chunks to return.
             fetch_k: Best chunks to choose from, at least k.
             lambda_mult: 1 for relevance alone, 0 for novelty alone.
-            **options: As for :meth:`similarity_search`.
+            **options: As for `similarity_search`.
 
         Returns:
             Chunks in the order of choice, which is that of LangChain's ``maximal_marginal_relevance`` on the codes.
@@ -401,7 +401,7 @@ class PplxVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
-        """Await what :meth:`max_marginal_relevance_search` returns."""
+        """Await what `max_marginal_relevance_search` returns."""
         if options.get("hybrid"):
             store = await self._shared.reading()
             hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
@@ -417,7 +417,7 @@ class PplxVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
-        """Search by vector; see :meth:`max_marginal_relevance_search`."""
+        """Search by vector; see `max_marginal_relevance_search`."""
         codes = as_codes(embedding)
         hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return _diverse(hits, codes, k, lambda_mult)
@@ -430,7 +430,7 @@ class PplxVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
-        """Await what :meth:`max_marginal_relevance_search_by_vector` returns."""
+        """Await what `max_marginal_relevance_search_by_vector` returns."""
         store = await self._shared.reading()
         codes = as_codes(embedding)
         hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
@@ -462,10 +462,10 @@ class PplxVectorStore(VectorStore):
         """Open a store and add texts to it.
 
         Args:
-            texts: As for :meth:`add_texts`.
+            texts: As for `add_texts`.
             embedding: As for the class.
-            metadatas: As for :meth:`add_texts`.
-            ids: As for :meth:`add_texts`.
+            metadatas: As for `add_texts`.
+            ids: As for `add_texts`.
             **options: As for the class: `folder`, `url` or `client`, and others.
         """
         return cls.from_documents(_documents(texts, metadatas), embedding, ids=ids, **options)
@@ -480,7 +480,7 @@ class PplxVectorStore(VectorStore):
         ids: list[str] | None = None,
         **options: Unpack[StoreOptions],
     ) -> Self:
-        """Await what :meth:`from_texts` returns."""
+        """Await what `from_texts` returns."""
         return await cls.afrom_documents(_documents(texts, metadatas), embedding, ids=ids, **options)
 
     @classmethod
@@ -495,9 +495,9 @@ class PplxVectorStore(VectorStore):
         """Open a store and add chunks to it.
 
         Args:
-            documents: As for :meth:`add_documents`.
+            documents: As for `add_documents`.
             embedding: As for the class.
-            ids: As for :meth:`add_documents`.
+            ids: As for `add_documents`.
             **options: As for the class: `folder`, `url` or `client`, and others.
         """
         store = cls(embedding, **options)
@@ -517,7 +517,7 @@ class PplxVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **options: Unpack[StoreOptions],
     ) -> Self:
-        """Await what :meth:`from_documents` returns."""
+        """Await what `from_documents` returns."""
         store = await cls._aopen(embedding, options)
         try:
             await store.aadd_documents(documents, ids=ids)
@@ -542,7 +542,7 @@ class PplxVectorStore(VectorStore):
 
     @classmethod
     async def afrom_existing(cls, embedding: Embeddings, **options: Unpack[StoreOptions]) -> Self:
-        """Await what :meth:`from_existing` returns."""
+        """Await what `from_existing` returns."""
         existing: StoreOptions = {**options, "create": False}
         return await cls._aopen(embedding, existing)
 

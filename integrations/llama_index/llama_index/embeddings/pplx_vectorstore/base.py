@@ -208,7 +208,7 @@ class PplxEmbedding(BaseEmbedding):
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Await what :meth:`get_text_embedding_batch` returns."""
+        """Await what `get_text_embedding_batch` returns."""
         self._warn_of_lost_context(texts)
         return await super().aget_text_embedding_batch(texts, show_progress=show_progress, **kwargs)
 

@@ -196,7 +196,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         return [node.node_id for node in listed]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Await what :meth:`add` returns."""
+        """Await what `add` returns."""
         _refuse(kwargs)
         listed = _as_nodes(nodes)
         await self._shared.writing.add(await asyncio.to_thread(self._documents, listed), replace=False)
@@ -208,7 +208,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         self.client.delete(document_ids=[ref_doc_id])
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Await what :meth:`delete` does."""
+        """Await what `delete` does."""
         _refuse(delete_kwargs)
         await self._shared.writing.delete(document_ids=[ref_doc_id])
 
@@ -218,7 +218,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         """Delete nodes that have one of the ids and match the filters, whichever of these came.
 
         Raises:
-            InvalidInputError: Neither came, which would delete everything; there is :meth:`clear`.
+            InvalidInputError: Neither came, which would delete everything; there is `clear`.
         """
         for selection in self._selections(node_ids, filters, delete_kwargs):
             self.client.delete(filter=selection)
@@ -226,7 +226,7 @@ class PplxVectorStore(BasePydanticVectorStore):
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Await what :meth:`delete_nodes` does."""
+        """Await what `delete_nodes` does."""
         for selection in self._selections(node_ids, filters, delete_kwargs):
             await self._shared.writing.delete(filter=selection)
 
@@ -235,7 +235,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         self.client.delete(filter=_EVERY_CHUNK)
 
     async def aclear(self) -> None:
-        """Await what :meth:`clear` does."""
+        """Await what `clear` does."""
         await self._shared.writing.delete(filter=_EVERY_CHUNK)
 
     # --- reading -------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         *,
         with_embeddings: bool = False,
     ) -> list[BaseNode]:
-        """Await what :meth:`get_nodes` returns."""
+        """Await what `get_nodes` returns."""
         return await asyncio.to_thread(self.get_nodes, node_ids, filters, with_embeddings=with_embeddings)
 
     def query(self, query: VectorStoreQuery, **kwargs: Unpack[QueryOptions]) -> VectorStoreQueryResult:
@@ -286,7 +286,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         Args:
             query: LlamaIndex's. An empty list of `doc_ids` finds nothing; one of `node_ids`, which an index's
                 retrievers give for all nodes, restricts nothing.
-            **kwargs: See :class:`QueryOptions`.
+            **kwargs: See `QueryOptions`.
 
         Returns:
             Nodes, best first, with their cosines, from -1 to 1; with fused scores where hybrid; with BM25's
@@ -300,7 +300,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         return _result(self.client.search(search.query, **search.options))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Unpack[QueryOptions]) -> VectorStoreQueryResult:
-        """Await what :meth:`query` returns."""
+        """Await what `query` returns."""
         search = self._search(query, kwargs)
         return _result(await (await self._shared.reading()).search(search.query, **search.options))
 

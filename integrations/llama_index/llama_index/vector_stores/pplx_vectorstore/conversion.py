@@ -159,7 +159,7 @@ def _pack(node: BaseNode) -> str:
 
 
 def _unpack(packed: object) -> dict[str, Any] | None:
-    """Read what :func:`_pack` wrote; None where others use the key for something of their own."""
+    """Read what `_pack` wrote; None where others use the key for something of their own."""
     if not isinstance(packed, str):
         return None
     try:
