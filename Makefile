@@ -50,7 +50,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/recall.py $(DATA)
 	$(BIN)/python benchmarks/footprint.py $(DATA)
 	$(BIN)/python benchmarks/draw.py
-	$(BIN)/python benchmarks/tabulate.py
+	$(BIN)/python benchmarks/fill_tables.py
 
 # Small versions, in minutes: fails when a ratio is worse than recorded by more than its margin.
 bench-check: $(INSTALLED)

@@ -57,7 +57,7 @@ def print_aim(what: str, found: str, aim: str, reached: bool) -> None:
 
 
 def write_results(name: str, results: Any) -> None:
-    """Keep results as results/NAME.json, from which draw.py and tabulate.py make the docs' pictures and tables."""
+    """Keep results as results/NAME.json, from which draw.py and fill_tables.py make the docs' pictures and tables."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

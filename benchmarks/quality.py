@@ -6,7 +6,8 @@ question's excerpts, of the one it holds most of. XQUAD is xquad.en.json of the 
 repository: 48 articles, each one document, 1,190 questions; a chunk is relevant if it holds the answer.
 
 nDCG@10 counts the shares; recall@5 and MRR@10 count chunks that hold at least half of an excerpt. Questions without
-such a chunk (their excerpt was cut apart) are left out. The metrics are computed by ir-measures.
+such a chunk (their excerpt was cut apart) are left out. Chunks of equal score are ranked in the order of documents,
+whatever found them: chunking_evaluation repeats some texts. The metrics are computed by ir-measures.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pplx_vectorstore import Chunk, Chunker, Document, VectorStore, cosine_simil
 from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder
 from pplx_vectorstore.pooling import blend
 from pplx_vectorstore.quantization import Codes, pack_bits, quantize
+from pplx_vectorstore.query import choose_candidates
 
 TOP = 10
 HALF = 50  # percent of an excerpt
@@ -230,8 +232,13 @@ def search(run: Run, encoder: LateChunkingEncoder, codes: Codes, query_codes: Co
             if chunks
         )
         store.optimize()
-        for i, hits in enumerate(store.search_batch(list(query_codes), k=TOP)):
-            ranking[i, : len(hits)] = [run.first[hit.document_id] + hit.chunk_index for hit in hits]
+        for i, hits in enumerate(
+            store.search_batch(list(query_codes), k=2 * TOP, candidates=choose_candidates(TOP, None))
+        ):
+            # Chunks of equal text have equal scores; they come in the order of documents, as by brute force.
+            places = [(-round(hit.score, 6), run.first[hit.document_id] + hit.chunk_index) for hit in hits]
+            best = [number for _, number in sorted(places)[:TOP]]
+            ranking[i, : len(best)] = best
     return ranking
 
 

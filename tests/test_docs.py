@@ -76,11 +76,11 @@ def benchmarks(monkeypatch):
 
 
 def test_tables_are_what_was_measured(benchmarks):
-    fill = benchmarks("tabulate.py")["fill"]
+    fill = benchmarks("fill_tables.py")["fill"]
     found = 0
     for page in PAGES:
         text = page.read_text("utf-8")
-        assert fill(text) == text, f"{page.name}: run benchmarks/tabulate.py"
+        assert fill(text) == text, f"{page.name}: run benchmarks/fill_tables.py"
         found += text.count("<!-- table: ")
     assert found > 20
 

@@ -1,4 +1,4 @@
-"""Fills the tables of the docs from the results: python benchmarks/tabulate.py.
+"""Fills the tables of the docs from the results: python benchmarks/fill_tables.py.
 
 A page says where: between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
