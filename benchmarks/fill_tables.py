@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from harness import read_results as read
@@ -192,8 +193,11 @@ def ingest_ratios() -> str:
 def ingest_embedding() -> str:
     """Tabulate the seconds of embedding."""
     found = read("ingest")
-    rows = [[way, f"{seconds:.1f}"] for way, seconds in found["embedding_seconds"].items()]
-    return table([f"{found['chunks']:,} chunks, embedded", "seconds"], rows)
+    rows = [
+        [way, f"{median(seconds):.1f}", f"{min(seconds):.1f} to {max(seconds):.1f}"]
+        for way, seconds in found["embedding_seconds"].items()
+    ]
+    return table([f"{found['chunks']:,} chunks, embedded", "seconds", "of rounds"], rows)
 
 
 WAYS = {
