@@ -56,7 +56,9 @@ def draw_context() -> Figure:
 def draw_search() -> Figure:
     """Draw recall against latency of every contender."""
     workloads = read("search")["workloads"]
-    figure, all_axes = plt.subplots(1, len(workloads), figsize=(4 * len(workloads), 4.2), layout="constrained")
+    figure = plt.figure(figsize=(8.5, 8.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.25))
+    all_axes = [figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :])]
     for axes, (title, contenders) in zip(all_axes, workloads.items(), strict=True):
         for name, result in contenders.items():
             colour, marker = STYLES[name]
@@ -77,7 +79,8 @@ def draw_search() -> Figure:
         axes.set_ylim(0.8, 1.003)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("median ms per search")
-    all_axes[0].set_ylabel("recall@10 against exact float cosine")
+    for axes in (all_axes[0], all_axes[2]):
+        axes.set_ylabel("recall@10, exact float cosine")
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
