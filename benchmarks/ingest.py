@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--chunk-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    corpus, embedding = read_corpus(arguments.data, arguments.chunk_tokens, embedding_rounds=EMBEDDING_ROUNDS)
+    corpus, embedding = embed(cut_corpora(arguments.data, arguments.chunk_tokens), EMBEDDING_ROUNDS)
     n, dimension = corpus.vectors.shape
     print(f"{n:,} chunks of at most {arguments.chunk_tokens} tokens, {dimension} dimensions\n", flush=True)
     for what, seconds in embedding.items():
@@ -255,20 +255,22 @@ def main() -> None:
         print_aim(what, f"{ratio:.2f}", "≤ 1", ratio <= 1)
 
 
-def read_corpus(
-    data: Path, chunk_tokens: int, names: Sequence[str] | None = None, embedding_rounds: int = 1
-) -> tuple[Corpus, dict[str, list[float]]]:
-    """Cut and embed the corpora; also return the seconds of each round of both ways to embed them."""
-    encoder = load_encoder(MODEL)
-    independent = load_encoder(MODEL, context_weight=0.0)
-    chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
-    texts = {name: text for name, text in read_corpora(data).items() if names is None or name in names}
-    chunks = {name: chunker.split(text, "markdown") for name, text in texts.items()}
+def cut_corpora(data: Path, chunk_tokens: int) -> dict[str, list[Chunk]]:
+    """Cut the corpora into chunks, by name."""
+    chunker = Chunker(load_encoder(MODEL).tokenizer.tokenizer, chunk_tokens)
+    return {name: chunker.split(text, "markdown") for name, text in read_corpora(data).items()}
+
+
+def embed(chunks: Mapping[str, Sequence[Chunk]], rounds: int) -> tuple[Corpus, dict[str, list[float]]]:
+    """Embed chunks in both ways in turns; return each by itself, and the seconds of all rounds."""
     documents = [[chunk.text for chunk in some] for some in chunks.values()]
-    encoders = {"every chunk by itself": independent, "in its document": encoder}
+    encoders = {
+        "every chunk by itself": load_encoder(MODEL, context_weight=0.0),
+        "in its document": load_encoder(MODEL),
+    }
     seconds: dict[str, list[float]] = {way: [] for way in encoders}
     found: dict[str, list[npt.NDArray[np.float32]]] = {}
-    for _, way in take_turns(list(encoders), embedding_rounds):
+    for _, way in take_turns(list(encoders), rounds):
         start = perf_counter()
         found[way] = encoders[way].chunk_vectors(documents)
         seconds[way].append(perf_counter() - start)
