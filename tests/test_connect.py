@@ -238,7 +238,10 @@ def test_older_servers_get_flags_for_memory(new_store, server, sent, version, co
         "distance": "Euclid",
         "datatype": "uint8",
         "on_disk": on_disk,
-        "quantization_config": {"binary": {"always_ram": codes_memory in (None, "pinned")}},
+        "hnsw_config": {"ef_construct": 200},
+        "quantization_config": {
+            "binary": {"always_ram": codes_memory in (None, "pinned"), "query_encoding": "scalar8bits"}
+        },
     }
     assert indexed(sent).keys() == PAYLOAD_INDEXES.keys()
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
 from pplx_vectorstore import Chunk, Document, VectorStore, cosine_similarity, hamming_distance, pack_bits
-from pplx_vectorstore.collection import SCHEMA_VERSION, VECTOR_NAME
+from pplx_vectorstore.collection import SCHEMA_VERSION, VECTOR_NAME, CollectionConfig
 from pplx_vectorstore.engines import edge
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.errors import (
@@ -62,12 +62,22 @@ def clustered_codes(rng, n, dimension, norm_spread=0.0):
     return np.rint(np.tanh(0.4 * vectors) * 127).astype(np.int8)
 
 
+def distances_by_bits(query, codes, query_encoding):
+    """The first stage's distances by brute force, and by how much the engine's may be off."""
+    if query_encoding == "binary":
+        return hamming_distance(pack_bits(query), pack_bits(codes)), 0.0
+    # A differing bit counts as much as the query's component, of which the engine keeps 8 bits; it takes the bits of
+    # value - 127, and the query alike.
+    weights = np.abs(query.astype(float) + 1)
+    return ((codes >= 0) != (query >= 0)) @ weights, weights.max() / 127 * np.sqrt(len(query))
+
+
 class Indexed:
     """A store next to the codes that it should hold; row i is the chunk of id ``c<i>``."""
 
-    def __init__(self, folder, encoder):
+    def __init__(self, folder, encoder, config=None):
         self.folder, self.encoder = folder, encoder
-        self.store = VectorStore.open(folder, encoder=encoder)
+        self.store = VectorStore.open(folder, encoder=encoder, config=config)
         self.codes = np.zeros((0, encoder.spec.dimension), np.int8)
 
     def add(self, codes):
@@ -305,19 +315,21 @@ def test_closing_after_a_small_write_does_not_forget_that_the_rest_is_indexed(in
 
 
 @pytest.mark.parametrize("dimension", [384, 1024])
-def test_an_indexed_search_ranks_by_hamming_distance_then_by_cosine(folder, hash_encoder, rng, dimension):
-    store = Indexed(folder, hash_encoder(dimension))
+@pytest.mark.parametrize("query_encoding", ["scalar8bits", "binary"])
+def test_an_indexed_search_ranks_by_hamming_distance_then_by_cosine(
+    folder, hash_encoder, rng, dimension, query_encoding
+):
+    store = Indexed(folder, hash_encoder(dimension), CollectionConfig(query_encoding=query_encoding))
     codes = np.clip(rng.normal(scale=60, size=(1500, dimension)), -127, 127).astype(np.int8)
     store.add(codes)
     store.store.optimize()
-    packed = pack_bits(codes)
     k, same, by_cosine = 20, 0, 0
     for query in similar(rng, codes, 30):
         hits = store.store.search(query, k=k, candidates=k)
         rows = [int(hit.id[1:]) for hit in hits]
-        distances = hamming_distance(pack_bits(query), packed)
+        distances, unsure = distances_by_bits(query, codes, query_encoding)
         scores = cosine_similarity(query, codes)
-        same += sorted(distances[rows]) == sorted(distances)[:k]
+        same += max(distances[rows]) <= sorted(distances)[k - 1] + unsure
         by_cosine += sorted(scores[rows]) == sorted(scores)[-k:]
         np.testing.assert_allclose([hit.score for hit in hits], scores[rows], rtol=0, atol=1e-6)
         assert rows == sorted(rows, key=lambda row: -scores[row])
