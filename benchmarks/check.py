@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RECORD = Path(__file__).parent / "recorded.json"
-MARGIN = 0.05  # of a new figure
+# Margins of new figures.
+OF_TIME, OF_SIZE = 0.6, 0.1
 
 
 class Recorded(NamedTuple):
@@ -120,10 +121,15 @@ def read_record() -> dict[str, Recorded]:
 
 def write_record(found: Mapping[str, float], recorded: Mapping[str, Recorded]) -> None:
     entries: dict[str, Any] = {
-        what: {"ratio": round(ratio, 4), "margin": recorded[what].margin if what in recorded else MARGIN}
+        what: {"ratio": round(ratio, 4), "margin": recorded[what].margin if what in recorded else default_margin(what)}
         for what, ratio in found.items()
     }
     RECORD.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def default_margin(what: str) -> float:
+    """Return a wide margin for ratios of times."""
+    return OF_TIME if any(word in what for word in ("seconds", "latency", "build")) else OF_SIZE
 
 
 def print_table(found: Mapping[str, float], recorded: Mapping[str, Recorded]) -> None:
@@ -135,7 +141,7 @@ def print_table(found: Mapping[str, float], recorded: Mapping[str, Recorded]) ->
 
 def worse(found: Mapping[str, float], recorded: Mapping[str, Recorded]) -> Iterator[str]:
     """Yield a line for every ratio that is worse than its record allows, has none, or was not found."""
-    for what in found.keys() - recorded.keys():
+    for what in sorted(found.keys() - recorded.keys()):
         yield f"{what}: not recorded; record it with --record"
     for what, (ratio, margin) in recorded.items():
         if what not in found:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from harness import read_results as read
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from search import AIM_RECALL
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -18,9 +19,10 @@ STYLES = {
     "ours": (OURS, "o"),
     "ours, plain Hamming": (OURS_TOO, "o"),
     "float32": ("#212121", "s"),
-    "float32, ef_construct 200": ("#212121", "x"),
+    "float32, ef_construct 200": ("#6d4c41", "x"),
     "float32 + scalar int8": ("#00897b", "^"),
     "float32 + binary": ("#c0392b", "v"),
+    "float32 + binary, weighed": ("#c0392b", "<"),
     "float16": ("#757575", "D"),
     "turbo8": ("#f9a825", "P"),
 }
@@ -40,10 +42,10 @@ def draw_context() -> Figure:
         values = found["names"][subject][way]
         heights = [*values["words"], values["sentence"]]
         axes.bar([place + shift for place in places], heights, 0.4, color=colour, label=f"{subject}, {way}")
-    values = found["names"][other]["in the document"]
-    axes.plot(
-        places, [*values["words"], values["sentence"]], "x", color="black", ms=5, label=f"{other}, in the document"
-    )
+    for way, shift, colour in (("alone", -0.2, "#757575"), ("in the document", 0.2, "black")):
+        values = found["names"][other][way]
+        crosses = [place + shift for place in places]
+        axes.plot(crosses, [*values["words"], values["sentence"]], "x", color=colour, ms=5, label=f"{other}, {way}")
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(places, labels, fontsize=9)
     axes.set_ylabel("cosine with the name")
@@ -72,11 +74,11 @@ def draw_search() -> Figure:
                 linewidth=2.5 if name == "ours" else 1.2,
                 markersize=5,
             )
-        axes.axhline(0.98, color="black", linewidth=0.6, linestyle=":")
+        axes.axhline(AIM_RECALL, color="black", linewidth=0.6, linestyle=":")
         axes.set_xscale("log")
         axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(0.8, 1.003)
+        axes.set_ylim(0.85, 1.002)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("median ms per search")
     for axes in (all_axes[0], all_axes[2]):

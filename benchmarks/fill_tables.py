@@ -27,10 +27,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-def ratio(value: float | None, peer: str, reached: str = "") -> str:
-    """Write a ratio down, and whether the peer is the better one; `reached` says why there is none."""
+def ratio(value: float | None, peer: str, missing: str = "") -> str:
+    """Write a ratio down, and whether the peer is the better one; `missing` says why there is none."""
     if value is None:
-        return reached
+        return missing
     return f"{value:.2f}" if value <= 1 else f"**{value:.2f}: {peer} is better**"
 
 
@@ -56,11 +56,25 @@ def search_ratios(baseline: str) -> str:
                 *latencies,
                 ratio(disk_bytes(mine) / disk_bytes(theirs), "float32"),
                 f"{mine['walk_bytes'] / theirs['walk_bytes']:.3f}",
+                f"{resident(mine) / resident(theirs):.2f}",
                 ratio(mine["build_seconds"] / theirs["build_seconds"], "float32"),
             ]
         )
-    columns = ["vectors", f"latency at recall {AIM_RECALL}, float", "int8", "disk", "memory for vectors", "build"]
+    columns = [
+        "vectors",
+        f"latency at recall {AIM_RECALL}, float",
+        "int8",
+        "disk",
+        "walked through",
+        "resident",
+        "build",
+    ]
     return table(columns, rows)
+
+
+def resident(result: Mapping[str, Any]) -> int:
+    """Return the bytes that a fresh process held of the index."""
+    return int(sum(result["memory_bytes"].values()))
 
 
 def search_points(workload: str) -> str:
@@ -74,26 +88,30 @@ def search_points(workload: str) -> str:
         rows.append([name, *search_row(row)])
         times.append(row["p50_ms"] if reached else math.inf)
     fastest = rows[times.index(min(times))]
-    place = 1 + SEARCH_COLUMNS.index("p50 ms")
+    place = 1 + SEARCH_COLUMNS.index("p50 ms (of rounds)")
     fastest[place] = f"**{fastest[place]}**"
     return table(["contender", *SEARCH_COLUMNS], rows)
 
 
-SEARCH_COLUMNS = ("setting", "recall@10, float", "int8", "p50 ms", "of rounds", "p95 ms", "queries/s, 2 threads")
+SEARCH_COLUMNS = ("setting", "recall@10, float", "int8", "p50 ms (of rounds)", "p95 ms", "queries/s")
 
 
 def search_row(row: Mapping[str, Any]) -> list[str]:
     """Write one setting's figures down."""
     low, high = row["p50_of_rounds_ms"]
     return [
-        str(row["setting"]),
+        setting(row["setting"]),
         f"{row['recall_float']:.4f}",
         f"{row['recall_int8']:.4f}",
-        f"{row['p50_ms']:.2f}",
-        f"{low:.2f} to {high:.2f}",
+        f"{row['p50_ms']:.2f} ({low:.2f}–{high:.2f})",
         f"{row['p95_ms']:.2f}",
         f"{row['queries_per_second']:,.0f}",
     ]
+
+
+def setting(given: int | list[float]) -> str:
+    """Write a setting down: one number, or hnsw_ef and oversampling."""
+    return f"{given[0]}, × {given[1]:g}" if isinstance(given, list) else str(given)
 
 
 def search_sizes(workload: str) -> str:
@@ -101,7 +119,7 @@ def search_sizes(workload: str) -> str:
     sizes = {
         name: [
             result["walk_bytes"] / 1e6,
-            sum(result["memory_bytes"].values()) / 1e6,
+            resident(result) / 1e6,
             disk_bytes(result) / 1e6,
             result["build_seconds"],
         ]

@@ -40,9 +40,8 @@ def make_documents(n: int, rng: np.random.Generator) -> Iterator[Document]:
 def take_turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
     """Yield (round, name), each round in another order, so that noise and warm caches favour no one."""
     for index in range(rounds):
-        first = index % len(names)
-        for name in [*names[first:], *names[:first]]:
-            yield index, name
+        for place in np.random.default_rng(index).permutation(len(names)):
+            yield index, names[place]
 
 
 def middle_half(values: npt.NDArray[Any]) -> str:

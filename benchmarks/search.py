@@ -99,7 +99,7 @@ def peer(
     )
 
 
-EFS = (16, 32, 64, 128, 256, 512)
+EFS = (16, 32, 64, 128, 256, 512, 1024)
 CANDIDATES = (40, 60, 100, 200, 400, 800)
 PINNED = edge.Memory.Pinned
 
@@ -112,13 +112,25 @@ CONTENDERS = {
     "float32 + scalar int8": Contender(
         peer(edge.ScalarQuantizationConfig(edge.ScalarType.Int8, memory=PINNED)),
         False,
-        [(ef, 1.0) for ef in EFS],
+        [(ef, 2.0) for ef in EFS],
         "quantized",
     ),
     "float32 + binary": Contender(
         peer(edge.BinaryQuantizationConfig(memory=PINNED)),
         False,
         [(64, 2.0), (64, 4.0), (128, 8.0), (256, 16.0), (512, 32.0)],
+        "quantized",
+    ),
+    # The first stage of ours, over floats: bits weighed by the query, and the same beam while building.
+    "float32 + binary, weighed": Contender(
+        peer(
+            edge.BinaryQuantizationConfig(
+                memory=PINNED, query_encoding=edge.BinaryQuantizationQueryEncoding.Scalar8Bits
+            ),
+            hnsw=edge.HnswIndexConfig(16, 200, 10_000),
+        ),
+        False,
+        [(64, 2.0), (64, 4.0), (64, 6.0), (128, 8.0), (256, 16.0), (512, 32.0)],
         "quantized",
     ),
     "float16": Contender(peer(datatype=edge.VectorStorageDatatype.Float16), False, EFS, "vectors"),

@@ -43,8 +43,8 @@ def test_recording_keeps_margins(check, tmp_path, monkeypatch):
     record = tmp_path / "recorded.json"
     write = check["write_record"]
     monkeypatch.setitem(write.__globals__, "RECORD", record)
-    write({"a": 0.5, "b": 2.0}, {"a": check["Recorded"](0.4, 0.3)})
+    write({"a": 0.5, "b, seconds": 2.0}, {"a": check["Recorded"](0.4, 0.3)})
     assert json.loads(record.read_text("utf-8")) == {
         "a": {"ratio": 0.5, "margin": 0.3},
-        "b": {"ratio": 2.0, "margin": 0.05},
+        "b, seconds": {"ratio": 2.0, "margin": 0.6},
     }

@@ -39,8 +39,9 @@ def test_examples_run_and_print_what_the_page_shows(code, expected, tmp_path, mo
         exec(compile(code, "example", "exec"), {})
     assert expected is not None, "an example shows its output"
     assert NUMBER.sub("#", printed.getvalue()) == NUMBER.sub("#", expected)
-    # Hardware with and without bfloat16 differs in the second decimal.
-    assert numbers(printed.getvalue()) == pytest.approx(numbers(expected), abs=0.02)
+    # Where a model runs, hardware with and without bfloat16 differs in the second decimal.
+    unsure = 0.02 if re.search("load_encoder|model", code) else 0.0011
+    assert numbers(printed.getvalue()) == pytest.approx(numbers(expected), abs=unsure)
 
 
 def test_every_command_and_option_is_documented():
@@ -89,12 +90,14 @@ def test_pictures_are_of_what_was_measured(benchmarks, tmp_path):
     code = benchmarks("draw.py")
     code["draw"](tmp_path)
     for name in code["PICTURES"]:
-        assert shapes(tmp_path / name) == shapes(ROOT / "docs" / name), f"{name}: run benchmarks/draw.py"
+        # Coordinates may differ in their last digits between machines.
+        assert places(tmp_path / name) == pytest.approx(places(ROOT / "docs" / name), abs=0.1), name
 
 
-def shapes(picture):
-    """Count what is drawn; coordinates may differ in their last digits between machines."""
-    return {tag: len(re.findall(rf"<{tag}\b", picture.read_text("utf-8"))) for tag in ("g", "path", "use")}
+def places(picture):
+    """Return the coordinates of everything that is drawn."""
+    drawn = re.findall(r'(?:\bd|\bx|\by|transform)="([^"]*)"', picture.read_text("utf-8"))
+    return [float(number) for text in drawn for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
 def test_every_public_name_has_a_place_in_the_reference():
