@@ -145,11 +145,44 @@ def draw_quality() -> Figure:
     return figure
 
 
+def draw_ingest() -> Figure:
+    """Draw the seconds of writing and indexing by way, and the bytes, in a folder and in memory."""
+    places = read("ingest")["places"]
+    figure, all_axes = plt.subplots(2, 2, figsize=(8.5, 4.4), sharey=True, layout="constrained")
+    for (seconds, sizes), (place, ways) in zip(all_axes, places.items(), strict=True):
+        names = list(ways)[::-1]
+        colours = [OURS if name.startswith("ours") else GREY for name in names]
+        writing = [ways[name]["write_seconds"] for name in names]
+        indexing = [ways[name]["index_seconds"] for name in names]
+        seconds.barh(names, writing, color=colours)
+        seconds.barh(names, indexing, left=writing, color=OURS_TOO)
+        seconds.set_title(f"{place}, seconds (light: building the index)", fontsize=9)
+        megabytes = [ways[name]["bytes"] / 1e6 for name in names]
+        sizes.barh(names, megabytes, color=colours)
+        sizes.set_title(f"{place}, MB", fontsize=9)
+    return figure
+
+
+def draw_encode() -> Figure:
+    """Draw the tokens a second and the peak memory of the ways to encode."""
+    ways = read("encode")["ways"]
+    names = list(ways)[::-1]
+    colours = [OURS if name.startswith("ours") else GREY for name in names]
+    figure, (rates, peaks) = plt.subplots(1, 2, figsize=(8.5, 2.4), sharey=True, layout="constrained")
+    rates.barh(names, [ways[name]["tokens_per_second"] for name in names], color=colours)
+    rates.set_title("tokens/s", fontsize=9)
+    peaks.barh(names, [ways[name]["peak_bytes"] / 2**20 for name in names], color=colours)
+    peaks.set_title("peak memory, MB", fontsize=9)
+    return figure
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "late-chunking.svg": draw_context,
     "search.svg": draw_search,
     "memory.svg": draw_memory,
     "quality.svg": draw_quality,
+    "ingest.svg": draw_ingest,
+    "encode.svg": draw_encode,
 }
 
 

@@ -94,6 +94,7 @@ def compare_speed(documents: int, layers: int, rounds: int, scratch: Path) -> di
         of_limit = None if "int8" in name else float(rate / np.median(limits[dtype]))
         ways[name] = {
             "tokens_per_second": sum(lengths) / median,
+            "tokens_per_second_of_rounds": [sum(lengths) / max(runs), sum(lengths) / min(runs)],
             "times_card": float(base / median),
             "of_limit": of_limit,
             "peak_bytes": peaks[name],

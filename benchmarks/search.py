@@ -340,6 +340,7 @@ def measure(
                 "p50_of_rounds_ms": [float(medians.min()), float(medians.max())],
                 "p95_ms": float(np.percentile(times, 95)),
                 "queries_per_second": float(np.median(rates[label])),
+                "queries_per_second_of_rounds": [min(rates[label]), max(rates[label])],
             }
         )
     return curves
