@@ -256,7 +256,8 @@ def test_newer_servers_get_placements(new_store, server, sent, version):
         "distance": "Euclid",
         "datatype": "uint8",
         "memory": "cold",
-        "quantization_config": {"binary": {"memory": "pinned"}},
+        "hnsw_config": {"ef_construct": 200},
+        "quantization_config": {"binary": {"memory": "pinned", "query_encoding": "scalar8bits"}},
     }
 
 

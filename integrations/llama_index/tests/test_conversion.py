@@ -26,12 +26,10 @@ SOURCE = RelatedNodeInfo(node_id="doc", node_type="4", metadata={"file": "a.md"}
 CODES = [float(i - 32) for i in range(64)]
 
 text = st.text(max_size=30)
+# The embedded engine may change the last bit of others, as the docs say: those of many digits, very large or small.
+floats = st.just(-0.0) | st.integers(-(10**12), 10**12).map(lambda thousandths: thousandths / 1000)
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | text,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | floats | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=8,
 )
