@@ -55,7 +55,8 @@ def search_ratios(data: Path) -> dict[str, float]:
     made = search.workload("20,000 × 1024", expand(real_vectors(data, 2_000), 20_000, 1024))
     result = search.compare(made, ["ours", "float32"], rounds=3)
     recalls = {name: {str(row["setting"]): row["recall_float"] for row in result[name]["searches"]} for name in result}
-    found = {f"search: {what}, ours over float32": ratio for what, ratio in search.ratios(result).items()}
+    ratios = search.ratios(result["ours"], result["float32"])
+    found = {f"search: {what}, ours over float32": ratio for what, ratio in ratios.items()}
     found["search: recall@10, float32 with ef 128 over ours with 100 candidates"] = (
         recalls["float32"]["128"] / recalls["ours"]["100"]
     )
@@ -71,7 +72,11 @@ def ingest_ratios(data: Path) -> dict[str, float]:
     size = sum(map(len, chunks.values()))
     vectors = np.random.default_rng(1).normal(size=(size, 384)).astype(np.float32)
     results = ingest.compare(ingest.Corpus(chunks, vectors), rounds=3)
-    return {f"ingest, {what}": ratio for what, ratio in ingest.ratios(results).items()}
+    return {
+        f"ingest, {row['place']}: {row['ours']} over {row['peer']}, {what}": row[what]
+        for row in results["ratios"]
+        for what in ingest.RATIOS
+    }
 
 
 def quality_ratios(data: Path, xquad: Path) -> dict[str, float]:

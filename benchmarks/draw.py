@@ -27,8 +27,8 @@ STYLES = {
     "turbo8": ("#f9a825", "P"),
 }
 BIG = "500,000 × 1024"
-# The parts of an index on disk, and what they are called in the picture.
-PARTS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph", "other": "payload, ids"}
+# What the parts of an index on disk are called in the picture.
+PART_LABELS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph", "other": "payload, ids"}
 
 
 def draw_context() -> Figure:
@@ -100,9 +100,9 @@ def draw_memory() -> Figure:
     left.set_xlim(right=1.2 * max(walked))
     left.set_title("MB of vectors that a search walks through", fontsize=9)
     before = [0.0] * len(names)
-    for part, colour in zip(PARTS, (OURS, CONTEXT, "#616161", "#bdbdbd"), strict=True):
+    for part, colour in zip(PART_LABELS, (OURS, CONTEXT, "#616161", "#bdbdbd"), strict=True):
         sizes = [contenders[name]["disk_bytes"].get(part, 0) / 1e6 for name in names]
-        right.barh(names, sizes, left=before, color=colour, label=PARTS[part])
+        right.barh(names, sizes, left=before, color=colour, label=PART_LABELS[part])
         before = [low + size for low, size in zip(before, sizes, strict=True)]
     for place, value in enumerate(before):
         right.text(value, place, f" {value:,.0f}", va="center", fontsize=8)

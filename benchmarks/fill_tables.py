@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from harness import read_results as read
-from search import AIM_RECALL, disk_bytes, latency_at
+from search import AIM_RECALL, LATENCY, disk_bytes, ratios, resident_bytes
 
 DOCS = Path(__file__).parent.parent / "docs"
 PLACE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -27,54 +27,38 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-def ratio(value: float | None, peer: str, missing: str = "") -> str:
-    """Write a ratio down, and whether the peer is the better one; `missing` says why there is none."""
-    if value is None:
-        return missing
-    return f"{value:.2f}" if value <= 1 else f"**{value:.2f}: {peer} is better**"
+def ratio(value: float) -> str:
+    """Write a ratio of ours over another's down, and whether the other is the better one."""
+    return f"{value:.2f}" if value <= 1 else f"{value:.2f} (worse)"
+
+
+def mark_best(cells: Sequence[str], values: Sequence[float], best: Callable[[Sequence[float]], float]) -> list[str]:
+    """Set the best value's cell in bold, and those that are written alike."""
+    found = cells[values.index(best(values))]
+    return [f"**{cell}**" if cell == found else cell for cell in cells]
 
 
 # --- search ------------------------------------------------------------------------------------------
 
 
-def search_ratios(baseline: str) -> str:
-    """Tabulate ours over one way of keeping floats."""
+def search_ratios(workload: str) -> str:
+    """Tabulate ours over every other contender."""
+    contenders = read("search")["workloads"][workload]
+    mine = contenders["ours"]
     rows = []
-    for workload, contenders in read("search")["workloads"].items():
-        mine, theirs = contenders["ours"], contenders[baseline]
+    for name, theirs in contenders.items():
+        if name == "ours":
+            continue
+        found = ratios(mine, theirs)
         latencies = []
-        for kind in ("float", "int8"):
-            ours, other = (latency_at(one["searches"], AIM_RECALL, kind) for one in (mine, theirs))
-            if other is None:
-                most = max(row[f"recall_{kind}"] for row in theirs["searches"])
-                latencies.append(f"ours {ours:.2f} ms; float32 reaches {most:.3f} at most" if ours else "neither")
-            else:
-                latencies.append(ratio(None if ours is None else ours / other, "float32", "ours does not reach it"))
-        rows.append(
-            [
-                workload,
-                *latencies,
-                ratio(disk_bytes(mine) / disk_bytes(theirs), "float32"),
-                f"{mine['walk_bytes'] / theirs['walk_bytes']:.3f}",
-                f"{resident(mine) / resident(theirs):.2f}",
-                ratio(mine["build_seconds"] / theirs["build_seconds"], "float32"),
-            ]
-        )
-    columns = [
-        "vectors",
-        f"latency at recall {AIM_RECALL}, float",
-        "int8",
-        "disk",
-        "walked through",
-        "resident",
-        "build",
-    ]
+        for kind, what in LATENCY.items():
+            value = found.get(what)
+            most = max(row[f"recall_{kind}"] for row in theirs["searches"])
+            latencies.append(ratio(value) if value is not None else f"it reaches {most:.3f}")
+        sizes = [ratio(found[what]) for what in ("disk", "memory for vectors", "resident", "build")]
+        rows.append([name, *latencies, *sizes])
+    columns = ["ours over", f"latency at {AIM_RECALL}, float", "int8", "disk", "walked through", "resident", "build"]
     return table(columns, rows)
-
-
-def resident(result: Mapping[str, Any]) -> int:
-    """Return the bytes that a fresh process held of the index."""
-    return int(sum(result["memory_bytes"].values()))
 
 
 def search_points(workload: str) -> str:
@@ -93,19 +77,20 @@ def search_points(workload: str) -> str:
     return table(["contender", *SEARCH_COLUMNS], rows)
 
 
-SEARCH_COLUMNS = ("setting", "recall@10, float", "int8", "p50 ms (of rounds)", "p95 ms", "queries/s")
+SEARCH_COLUMNS = ("setting", "recall@10, float", "int8", "p50 ms (of rounds)", "p95 ms", "queries/s (of rounds)")
 
 
 def search_row(row: Mapping[str, Any]) -> list[str]:
     """Write one setting's figures down."""
     low, high = row["p50_of_rounds_ms"]
+    slowest, fastest = row["queries_per_second_of_rounds"]
     return [
         setting(row["setting"]),
         f"{row['recall_float']:.4f}",
         f"{row['recall_int8']:.4f}",
         f"{row['p50_ms']:.2f} ({low:.2f}–{high:.2f})",
         f"{row['p95_ms']:.2f}",
-        f"{row['queries_per_second']:,.0f}",
+        f"{row['queries_per_second']:,.0f} ({slowest:,.0f}–{fastest:,.0f})",
     ]
 
 
@@ -116,21 +101,15 @@ def setting(given: int | list[float]) -> str:
 
 def search_sizes(workload: str) -> str:
     """Tabulate memory, disk and build of every contender; the least of each in bold."""
-    sizes = {
-        name: [
-            result["walk_bytes"] / 1e6,
-            resident(result) / 1e6,
-            disk_bytes(result) / 1e6,
-            result["build_seconds"],
-        ]
-        for name, result in read("search")["workloads"][workload].items()
+    contenders = read("search")["workloads"][workload]
+    columns = {
+        "MB walked through": [result["walk_bytes"] / 1e6 for result in contenders.values()],
+        "MB resident": [resident_bytes(result) / 1e6 for result in contenders.values()],
+        "MB on disk": [disk_bytes(result) / 1e6 for result in contenders.values()],
+        "seconds to build": [result["build_seconds"] for result in contenders.values()],
     }
-    least = [round(min(column)) for column in zip(*sizes.values(), strict=True)]
-    rows = [
-        [name, *(f"**{x:,.0f}**" if round(x) == best else f"{x:,.0f}" for x, best in zip(row, least, strict=True))]
-        for name, row in sizes.items()
-    ]
-    return table(["contender", "MB walked through", "MB resident", "MB on disk", "seconds to build"], rows)
+    cells = [mark_best([f"{value:,.0f}" for value in values], values, min) for values in columns.values()]
+    return table(["contender", *columns], zip(contenders, *cells, strict=True))
 
 
 def search_all(workload: str) -> str:
@@ -161,25 +140,28 @@ def quality_weights() -> str:
 
 
 def quality_forms() -> str:
-    """Tabulate all metrics by the form of the vectors."""
-    rows = [
-        [f"{run['dataset']}, ≤ {run['chunk_tokens']}", form, *(f"{metrics[metric]:.3f}" for metric in METRICS)]
-        for run in read("quality")["runs"]
-        for form, metrics in run["forms"].items()
-    ]
-    return table(["chunks of", "form", *METRICS], rows)
+    """Tabulate all metrics by the form of the vectors; the best of each set of chunks in bold."""
+    return quality_table("form", lambda run: run["forms"])
 
 
 def quality_ways() -> str:
-    """Tabulate all metrics for independent, blended and late vectors."""
-    found = read("quality")
-    ways = {"0.0": "independent", str(found["own_weight"]): "blend", "1.0": "late"}
-    rows = [
-        [f"{run['dataset']}, ≤ {run['chunk_tokens']}", way, *(f"{run['weights'][weight][m]:.3f}" for m in METRICS)]
-        for run in found["runs"]
-        for weight, way in ways.items()
-    ]
-    return table(["chunks of", "vectors", *METRICS], rows)
+    """Tabulate all metrics for independent, blended and late vectors; the best of each set of chunks in bold."""
+    ways = {"independent": "0.0", "blend": str(read("quality")["own_weight"]), "late": "1.0"}
+    return quality_table("vectors", lambda run: {way: run["weights"][weight] for way, weight in ways.items()})
+
+
+def quality_table(column: str, metrics_of: Callable[[Any], Mapping[str, Mapping[str, float]]]) -> str:
+    """Tabulate what is compared within each run."""
+    rows: list[tuple[str, ...]] = []
+    for run in read("quality")["runs"]:
+        compared = metrics_of(run)
+        cells = []
+        for metric in METRICS:
+            values = [metrics[metric] for metrics in compared.values()]
+            cells.append(mark_best([f"{value:.3f}" for value in values], values, max))
+        chunks = f"{run['dataset']}, ≤ {run['chunk_tokens']}"
+        rows += [(chunks, *row) for row in zip(compared, *cells, strict=True)]
+    return table(["chunks of", column, *METRICS], rows)
 
 
 # --- the others --------------------------------------------------------------------------------------
@@ -206,14 +188,12 @@ def ingest(place: str) -> str:
 
 def ingest_ratios() -> str:
     """Tabulate this library's adapters over their peers."""
-    peers = {"ours in LangChain": "langchain-qdrant", "ours in LlamaIndex": "llama-index-vector-stores-qdrant"}
     rows = [
         [
-            f"{mine} over {theirs}, {place}",
-            *(ratio(ways[mine][what] / ways[theirs][what], theirs) for what in ("seconds", "bytes")),
+            f"{row['ours']} over {row['peer']}, {row['place']}",
+            *(ratio(row[what]) for what in ("seconds", "bytes")),
         ]
-        for place, ways in read("ingest")["places"].items()
-        for mine, theirs in peers.items()
+        for row in read("ingest")["ratios"]
     ]
     return table(["", "seconds", "bytes"], rows)
 
@@ -228,7 +208,7 @@ def ingest_embedding() -> str:
     return table([f"{found['chunks']:,} chunks, embedded", "seconds", "of rounds"], rows)
 
 
-WAYS = {
+ENCODER_NAMES = {
     "card": "the model card's way, written plainly",
     "ours float32": "ours, float32",
     "ours bfloat16": "ours, bfloat16",
@@ -241,21 +221,21 @@ def encode() -> str:
     """Tabulate the ways to encode."""
     rows = [
         [
-            WAYS[name],
-            f"{way['tokens_per_second']:,.0f}",
+            ENCODER_NAMES[name],
+            "{:,.0f} ({:,.0f}–{:,.0f})".format(way["tokens_per_second"], *way["tokens_per_second_of_rounds"]),
             f"{way['times_card']:.1f}",
             "–" if way["of_limit"] is None else f"{way['of_limit']:.2f}",
             f"{way['peak_bytes'] / 2**20:,.0f} MB",
         ]
         for name, way in read("encode")["ways"].items()
     ]
-    return table(["way", "tokens/s", "times the card's", "of the limit", "peak memory"], rows)
+    return table(["way", "tokens/s (of rounds)", "times the card's", "of the limit", "peak memory"], rows)
 
 
 def encode_codes() -> str:
     """Tabulate how near the codes are to the card's."""
     rows = [
-        [WAYS[name], codes["most_apart"], f"{codes['mean_cosine']:.5f}", f"{codes['least_cosine']:.5f}"]
+        [ENCODER_NAMES[name], codes["most_apart"], f"{codes['mean_cosine']:.5f}", f"{codes['least_cosine']:.5f}"]
         for name, codes in read("encode")["codes"].items()
     ]
     return table(["way", "codes apart, at most", "mean cosine", "least"], rows)
@@ -371,7 +351,7 @@ def overheads() -> str:
     return table(["what", "result", "script"], rows)
 
 
-FOOTPRINT = {
+FOOTPRINT_LABELS = {
     "graph, with text index": "graph",
     "memory, bits, ids, other indexes": "bits, ids, indexes of the payload in memory",
     "memory, text index": "text index in memory",
@@ -389,8 +369,8 @@ def footprint() -> str:
     for dimension in sizes:
         columns += [f"{int(dimension):,}: computed", "measured"]
     rows = []
-    for name, shown in FOOTPRINT.items():
-        cells = [rows_[name] for rows_ in sizes.values()]
+    for name, shown in FOOTPRINT_LABELS.items():
+        cells = [size[name] for size in sizes.values()]
         rows.append(
             [shown, *(text for cell in cells for text in (f"{cell['computed']:,.0f}", f"{cell['measured']:,.0f}"))]
         )
