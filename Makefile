@@ -38,6 +38,7 @@ docs: $(INSTALLED)
 # corpora and questions, XQUAD the file xquad.en.json (docs/benchmarks.md).
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/search.py $(DATA)
+	$(BIN)/python benchmarks/stages.py $(DATA)
 	$(BIN)/python benchmarks/ingest.py $(DATA)
 	$(BIN)/python benchmarks/quality.py $(DATA) $(XQUAD)
 	$(BIN)/python benchmarks/context.py

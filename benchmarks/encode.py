@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import print_aim, take_turns, write_results
+from harness import multiplies_bfloat16, print_aim, take_turns, write_results
 
 WIDTH, HEADS, KEY_HEADS, HEAD, INNER = 1024, 16, 8, 128, 3072
 # Weights of one layer, as (inputs, outputs) of its matrix products.
@@ -58,7 +58,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         results = compare_speed(arguments.documents, arguments.layers, arguments.rounds, Path(scratch))
-        write_results("encode", results | {"memory": compare_memory(arguments.documents, Path(scratch))})
+        name = "encode" if multiplies_bfloat16() else "encode_without_bfloat16"
+        write_results(name, results | {"memory": compare_memory(arguments.documents, Path(scratch))})
 
 
 def compare_speed(documents: int, layers: int, rounds: int, scratch: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness import RESULTS, read_machine
 from harness import read_results as read
 from search import AIM_RECALL, LATENCY, disk_bytes, ratios, resident_bytes
 
@@ -217,19 +218,25 @@ ENCODER_NAMES = {
 }
 
 
-def encode() -> str:
-    """Tabulate the ways to encode."""
+def encode(results: str) -> str:
+    """Tabulate the ways to encode, on one kind of machine."""
     rows = [
         [
             ENCODER_NAMES[name],
-            "{:,.0f} ({:,.0f}–{:,.0f})".format(way["tokens_per_second"], *way["tokens_per_second_of_rounds"]),
+            tokens_per_second(way),
             f"{way['times_card']:.1f}",
             "–" if way["of_limit"] is None else f"{way['of_limit']:.2f}",
             f"{way['peak_bytes'] / 2**20:,.0f} MB",
         ]
-        for name, way in read("encode")["ways"].items()
+        for name, way in read(results)["ways"].items()
     ]
     return table(["way", "tokens/s (of rounds)", "times the card's", "of the limit", "peak memory"], rows)
+
+
+def tokens_per_second(way: Mapping[str, Any]) -> str:
+    """Write a rate down, with its spread if the results have it: they have only since some were made."""
+    spread = way.get("tokens_per_second_of_rounds")
+    return f"{way['tokens_per_second']:,.0f}" + (f" ({spread[0]:,.0f}–{spread[1]:,.0f})" if spread else "")
 
 
 def encode_codes() -> str:
@@ -377,6 +384,51 @@ def footprint() -> str:
     return table(columns, rows)
 
 
+def stages() -> str:
+    """Tabulate the time up to each part of a search, and what the part takes."""
+    workloads = read("stages")["workloads"]
+    rows = []
+    for stage, shown in STAGES.items():
+        cells = []
+        for result in workloads.values():
+            times = list(result["stages_ms"].values())
+            place = list(result["stages_ms"]).index(stage)
+            before = times[place - 1] if place else 0.0
+            cells.append(f"{times[place]:.3f} (+ {times[place] - before:.3f})")
+        rows.append([shown, *cells])
+    return table(["ms, up to and with", *workloads], rows)
+
+
+STAGES = {
+    "walk": "the walk through the graph, ten hits",
+    "hand on": "as many hits as candidates",
+    "rescore": "these rescored by the codes",
+    "second stage": "as a first stage, before a second one that does nothing",
+    "cosine": "**the whole: the second stage computes the cosine**",
+}
+
+
+def beams() -> str:
+    """Tabulate the time that a recall takes, by the width of the beam."""
+    workloads = read("stages")["workloads"]
+    columns = ["beam, of the candidates"]
+    rows: dict[str, list[str]] = {}
+    for name, result in workloads.items():
+        for beam, found in result["ms_at_recall_by_beam"].items():
+            cells = ["–" if ms is None else f"{ms:.2f}" for ms in found.values()]
+            rows.setdefault(beam, [f"{beam} times"]).extend(cells)
+        columns += [f"{name}: {recall}" for recall in found]
+    return table(columns, rows.values())
+
+
+def machines() -> str:
+    """Tabulate what was measured where."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        found.setdefault(read_machine(path.stem), []).append(f"`{path.stem}`")
+    return table(["machine", "results"], [[machine, ", ".join(names)] for machine, names in found.items()])
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "search ratios": search_ratios,
     "search": search_points,
@@ -396,6 +448,9 @@ TABLES: dict[str, Callable[..., str]] = {
     "precision": precision,
     "overheads": overheads,
     "footprint": footprint,
+    "stages": stages,
+    "beams": beams,
+    "machines": machines,
 }
 
 

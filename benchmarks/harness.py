@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +61,35 @@ def print_aim(what: str, found: str, aim: str, reached: bool) -> None:
 def write_results(name: str, results: Any) -> None:
     """Keep results as results/NAME.json, from which draw.py and fill_tables.py make the docs' pictures and tables."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    kept = {"machine": describe_machine(), "results": results}
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_results(name: str) -> Any:
     """Read what `write_results` kept."""
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["results"]
+
+
+def read_machine(name: str) -> str:
+    """Read where results were measured."""
+    return str(json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["machine"])
+
+
+def describe_machine() -> str:
+    """Name the processor, its cores, and whether it multiplies bfloat16 itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*: (.+)", text)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
+    kind = "with" if multiplies_bfloat16() else "without"
+    return f"{name}, {os.cpu_count()} cores, {kind} bfloat16 instructions"
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether the library would compute in bfloat16 here by default."""
+    from pplx_vectorstore.encoders.torch_model import _choose_dtype  # imports PyTorch, which not every script needs
+
+    return _choose_dtype("cpu") == "bfloat16"
 
 
 def read_corpora(data: Path) -> dict[str, str]:

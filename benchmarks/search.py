@@ -103,7 +103,7 @@ def peer(
 
 
 EFS = (16, 32, 64, 128, 256, 512, 1024)
-CANDIDATES = (20, 40, 60, 100, 200, 400, 800)
+CANDIDATES = (40, 60, 100, 200, 400, 800)
 PINNED = edge.Memory.Pinned
 
 CONTENDERS = {
