@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from harness import read_results as read
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from search import AIM_RECALL
@@ -22,13 +23,19 @@ STYLES = {
     "float32, ef_construct 200": ("#6d4c41", "x"),
     "float32 + scalar int8": ("#00897b", "^"),
     "float32 + binary": ("#c0392b", "v"),
-    "float32 + binary, weighed": ("#c0392b", "<"),
+    "float32 + binary, weighed": ("#ec407a", "<"),
     "float16": ("#757575", "D"),
     "turbo8": ("#f9a825", "P"),
 }
 BIG = "500,000 × 1024"
-# What the parts of an index on disk are called in the picture.
-PART_LABELS = {"vectors": "vectors", "quantized": "their short forms", "graph": "graph", "other": "payload, ids"}
+# The parts of an index on disk and in memory: what they are called in the picture, and their colours.
+PARTS_SHOWN = {
+    "vectors": ("vectors", OURS),
+    "quantized": ("their short forms", CONTEXT),
+    "graph": ("graph", "#616161"),
+    "other": ("payload, ids", "#bdbdbd"),
+    "own": ("the process's own", "#00897b"),
+}
 
 
 def draw_context() -> Figure:
@@ -89,28 +96,34 @@ def draw_search() -> Figure:
 
 
 def draw_memory() -> Figure:
-    """Draw what has to be in memory for the walk, and what is on disk, by contender."""
+    """Draw the vectors that the graph walk reads, what a process held in memory, and what is on disk, by contender."""
     contenders = read("search")["workloads"][BIG]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
     names = list(contenders)[::-1]
-    walked = [contenders[name]["walk_bytes"] / 1e6 for name in names]
-    left.barh(names, walked, color=[OURS if name.startswith("ours") else GREY for name in names])
-    for place, value in enumerate(walked):
-        left.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
-    left.set_xlim(right=1.2 * max(walked))
-    left.set_title("MB of vectors that a search walks through", fontsize=9)
-    before = [0.0] * len(names)
-    for part, colour in zip(PART_LABELS, (OURS, CONTEXT, "#616161", "#bdbdbd"), strict=True):
-        sizes = [contenders[name]["disk_bytes"].get(part, 0) / 1e6 for name in names]
-        right.barh(names, sizes, left=before, color=colour, label=PART_LABELS[part])
-        before = [low + size for low, size in zip(before, sizes, strict=True)]
-    for place, value in enumerate(before):
-        right.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
-    right.set_xlim(right=1.2 * max(before))
-    right.set_title("MB on disk", fontsize=9)
-    right.legend(fontsize=7, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, -0.32))
-    figure.suptitle(f"{BIG}", fontsize=10)
+    figure, (walk, memory, disk) = plt.subplots(1, 3, figsize=(9.5, 3.6), sharey=True, layout="constrained")
+    walk.barh(names, [contenders[name]["walk_bytes"] / 1e6 for name in names], color=OURS)
+    for place, name in enumerate(names):
+        value = contenders[name]["walk_bytes"] / 1e6
+        walk.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
+    walk.set_title("MB of vectors read by the walk", fontsize=9)
+    draw_parts(memory, {name: contenders[name]["memory_bytes"] for name in names}, "MB resident after 472 searches")
+    draw_parts(disk, {name: contenders[name]["disk_bytes"] for name in names}, "MB on disk")
+    walk.set_xlim(right=1.25 * max(result["walk_bytes"] for result in contenders.values()) / 1e6)
+    figure.legend(*disk.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    figure.suptitle(BIG, fontsize=10)
     return figure
+
+
+def draw_parts(axes: Axes, sizes: Mapping[str, Mapping[str, int]], title: str) -> None:
+    """Draw the parts of an index as one bar for each contender."""
+    before = [0.0] * len(sizes)
+    for part, (label, colour) in PARTS_SHOWN.items():
+        widths = [of.get(part, 0) / 1e6 for of in sizes.values()]
+        axes.barh(list(sizes), widths, left=before, color=colour, label=label)
+        before = [low + width for low, width in zip(before, widths, strict=True)]
+    for place, value in enumerate(before):
+        axes.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
+    axes.set_xlim(right=1.25 * max(before))
+    axes.set_title(title, fontsize=9)
 
 
 def draw_quality() -> Figure:
@@ -172,7 +185,7 @@ def draw_encode() -> Figure:
     rates.barh(names, [ways[name]["tokens_per_second"] for name in names], color=colours)
     rates.set_title("tokens/s", fontsize=9)
     peaks.barh(names, [ways[name]["peak_bytes"] / 2**20 for name in names], color=colours)
-    peaks.set_title("peak memory, MB", fontsize=9)
+    peaks.set_title("peak memory, MiB", fontsize=9)
     return figure
 
 

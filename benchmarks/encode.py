@@ -103,7 +103,7 @@ def compare_speed(documents: int, layers: int, rounds: int, scratch: Path) -> di
         share = "" if of_limit is None else f"{of_limit:.2f}"
         print(
             f"| {name} | {sum(lengths) / median:,.0f} | {base / median:.2f} | {rate:.0f} | {share} "
-            f"| {peaks[name] / 2**20:,.0f} MB |"
+            f"| {peaks[name] / 2**20:,.0f} MiB |"
         )
     for dtype, measured in limits.items():
         low, median, high = np.percentile(measured, [0, 50, 100])
@@ -161,7 +161,7 @@ def compare_memory(documents: int, scratch: Path) -> dict[str, Any]:
             peaks[corpus] = result["peak"]
             results[dtype][corpus] = {name: result[name] for name in ("loaded", "peak", "tokens")}
             print(
-                f"  {dtype}, {corpus}: {result['loaded'] / 2**20:,.0f} MB, {result['peak'] / 2**20:,.0f} MB "
+                f"  {dtype}, {corpus}: {result['loaded'] / 2**20:,.0f} MiB, {result['peak'] / 2**20:,.0f} MiB "
                 f"({result['tokens']:,} tokens)",
                 flush=True,
             )

@@ -32,6 +32,7 @@ from pplx_vectorstore.pooling import blend
 from pplx_vectorstore.quantization import Codes, pack_bits, quantize
 from pplx_vectorstore.query import choose_candidates
 
+MODEL = "all-minilm-l6-v2"
 TOP = 10
 HALF = 50  # percent of an excerpt
 MEASURES = {"nDCG@10": nDCG @ 10, "recall@5": R(rel=HALF) @ 5, "MRR@10": RR(rel=HALF) @ 10}
@@ -59,15 +60,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("xquad", type=Path)
-    parser.add_argument("--model", default="all-minilm-l6-v2", help="whatever load_encoder takes")
+    parser.add_argument("--model", default=MODEL, help="one that runs here, by name or folder")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--window-tokens", type=int)
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0])
     parser.add_argument("--corpora", nargs="*", help="names of some documents of DATA; by default all")
     parser.add_argument("--articles", type=int, help="how many of XQUAD; by default all")
-    parser.add_argument("--name", default="quality", help="of the file of results")
+    parser.add_argument("--name", help="of the file of results; by default quality, and -MODEL for other models")
     arguments = parser.parse_args()
+    name = arguments.name or ("quality" if arguments.model == MODEL else f"quality-{Path(arguments.model).name}")
     options = {"dtype": arguments.dtype, "window_tokens": arguments.window_tokens}
     encoder = load_encoder(arguments.model, **options)
     if not isinstance(encoder, LateChunkingEncoder):
@@ -89,7 +91,7 @@ def main() -> None:
                 flush=True,
             )
             results["runs"].append(judge(run, encoder, late, independent, arguments.weights))
-            write_results(arguments.name, results)
+            write_results(name, results)
 
 
 def read_chunking_evaluation(data: Path, names: Sequence[str] | None) -> Dataset:

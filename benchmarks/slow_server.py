@@ -66,7 +66,7 @@ def add(url: str, n_chunks: int) -> None:
         curve.append((report.chunks, process.memory_full_info().uss / 2**20))
         if store.count() != report.chunks:
             raise SystemExit(f"{store.count()} of {report.chunks} chunks are there")
-    print(f"{'chunks given':>14}{'memory, MB':>12}")
+    print(f"{'chunks given':>14}{'memory, MiB':>12}")
     for chunks, memory in curve:
         print(f"{chunks:>14,}{memory:>12.0f}")
     growth = max(memory for _, memory in curve[1:]) / curve[1][1]

@@ -104,7 +104,7 @@ def raw_payload(point: RawPoint) -> dict[str, Any]:
         "chunk_count": CHUNKS_PER_DOCUMENT,
         "start": None,
         "end": None,
-        "document_hash": "0123456789abcdef0123456789abcdef",
+        "document_hash": "0123456789abcdef" * 3,
         "norm": point.norm,
         "metadata": point.document.metadata,
     }
