@@ -30,7 +30,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def ratio(value: float) -> str:
     """Write a ratio of ours over another's down, and whether the other is the better one."""
-    return f"{value:.2f}" if value <= 1 else f"{value:.2f} (worse)"
+    shown = f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+    return f"{shown} (worse)" if round(value, 2) > 1 else shown
 
 
 def mark_best(cells: Sequence[str], values: Sequence[float], best: Callable[[Sequence[float]], float]) -> list[str]:
