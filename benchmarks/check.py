@@ -63,7 +63,8 @@ def search_ratios(data: Path) -> dict[str, float]:
     result = search.compare(made, ["ours", "float32"], rounds=3)
     recalls = {name: {str(row["setting"]): row["recall_float"] for row in result[name]["searches"]} for name in result}
     ratios = search.ratios(result["ours"], result["float32"])
-    found = {f"search: {what}, ours over float32": ratio for what, ratio in ratios.items()}
+    # What is resident of so small an index depends on what the allocator kept.
+    found = {f"search: {what}, ours over float32": ratio for what, ratio in ratios.items() if what != "resident"}
     found["search: recall@10, float32 with ef 128 over ours with 100 candidates"] = (
         recalls["float32"]["128"] / recalls["ours"]["100"]
     )
@@ -120,7 +121,7 @@ def encode_ratios() -> dict[str, float]:
     import encode
 
     with tempfile.TemporaryDirectory() as scratch:
-        ways = encode.compare_speed(8, 2, 2, Path(scratch))["ways"]
+        ways = encode.compare_speed(8, 2, 3, Path(scratch))["ways"]
     found = {"encode: seconds, ours float32 over the card's way": 1 / ways["ours float32"]["times_card"]}
     if multiplies_bfloat16():
         found[BFLOAT16] = 1 / ways["ours bfloat16"]["times_card"]

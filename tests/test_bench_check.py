@@ -40,6 +40,16 @@ def test_every_ratio_is_recorded_with_a_margin(check):
         assert 0 < margin < 1, what
 
 
+def test_ratios_of_search_are_those_recorded(check):
+    ratios = runpy.run_path(str(BENCHMARKS / "search.py"))["ratios"]
+    searches = [{"recall_float": 0.98, "recall_int8": 0.98, "p50_ms": 1.0}]
+    stub = {"searches": searches, "disk_bytes": {"vectors": 1}, "memory_bytes": {"own": 1}, "walk_bytes": 1}
+    found = ratios(*2 * [stub | {"build_seconds": 1.0}]).keys() - {"resident"}
+    expected = {f"search: {what}, ours over float32" for what in found}
+    recorded = {what for what in check["read_record"]() if what.startswith("search: ") and what.endswith("float32")}
+    assert recorded == expected
+
+
 def test_recording_keeps_margins(check, tmp_path, monkeypatch):
     record = tmp_path / "recorded.json"
     write = check["write_record"]
