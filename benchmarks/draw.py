@@ -11,7 +11,7 @@ from harness import read_results as read
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from search import AIM_RECALL
+from search import AIM_RECALL, CONTENDERS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -100,14 +100,10 @@ def draw_memory() -> Figure:
     contenders = read("search")["workloads"][BIG]
     names = list(contenders)[::-1]
     figure, (walk, memory, disk) = plt.subplots(1, 3, figsize=(9.5, 3.6), sharey=True, layout="constrained")
-    walk.barh(names, [contenders[name]["walk_bytes"] / 1e6 for name in names], color=OURS)
-    for place, name in enumerate(names):
-        value = contenders[name]["walk_bytes"] / 1e6
-        walk.text(value, place, f" {value:,.0f}", va="center", fontsize=8)
-    walk.set_title("MB of vectors read by the walk", fontsize=9)
+    walked = {name: {CONTENDERS[name].graph_reads: contenders[name]["walk_bytes"]} for name in names}
+    draw_parts(walk, walked, "MB of vectors read by the walk")
     draw_parts(memory, {name: contenders[name]["memory_bytes"] for name in names}, "MB resident after 472 searches")
     draw_parts(disk, {name: contenders[name]["disk_bytes"] for name in names}, "MB on disk")
-    walk.set_xlim(right=1.25 * max(result["walk_bytes"] for result in contenders.values()) / 1e6)
     figure.legend(*disk.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.suptitle(BIG, fontsize=10)
     return figure

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -398,16 +399,11 @@ def footprint() -> str:
 def stages() -> str:
     """Tabulate the time up to each part of a search, and what the part takes."""
     workloads = read("stages")["workloads"]
-    rows = []
-    for stage, shown in STAGES.items():
-        cells = []
-        for result in workloads.values():
-            times = list(result["stages_ms"].values())
-            place = list(result["stages_ms"]).index(stage)
-            before = times[place - 1] if place else 0.0
-            cells.append(f"{times[place]:.3f} (+ {times[place] - before:.3f})")
-        rows.append([shown, *cells])
-    return table(["ms, up to and with", *workloads], rows)
+    columns = []
+    for result in workloads.values():
+        times = [result["stages_ms"][stage] for stage in STAGES]
+        columns.append([f"{ms:.3f} (+ {ms - before:.3f})" for before, ms in pairwise([0.0, *times])])
+    return table(["ms, up to and with", *workloads], zip(STAGES.values(), *columns, strict=True))
 
 
 STAGES = {

@@ -66,13 +66,17 @@ def write_results(name: str, results: Any) -> None:
 
 
 def read_results(name: str) -> Any:
-    """Read what `write_results` kept."""
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["results"]
+    """Read the results that `write_results` kept."""
+    return _read_kept(name)["results"]
 
 
 def read_machine(name: str) -> str:
     """Read where results were measured."""
-    return str(json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["machine"])
+    return str(_read_kept(name)["machine"])
+
+
+def _read_kept(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
 def describe_machine() -> str:
