@@ -418,7 +418,7 @@ def bert_family_reference(reference_module):
             separator=None,
             frame=frame,
             context_weight=0.3,
-            quantizer="absmax",
+            quantizer="norm",
         )
 
     return make

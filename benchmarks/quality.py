@@ -28,8 +28,9 @@ from ir_measures import RR, R, nDCG
 
 from pplx_vectorstore import Chunk, Chunker, Document, VectorStore, cosine_similarity, hamming_distance, load_encoder
 from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.pooling import blend
-from pplx_vectorstore.quantization import Codes, pack_bits, quantize
+from pplx_vectorstore.quantization import Codes, pack_bits
 from pplx_vectorstore.query import choose_candidates
 
 MODEL = "all-minilm-l6-v2"

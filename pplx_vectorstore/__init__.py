@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pplx_vectorstore.documents import Chunk, Document, EncodedQuery, Hit, StoredChunk
     from pplx_vectorstore.encoders import ApiOptions, Encoder, PrecomputedEncoder, load_encoder
     from pplx_vectorstore.encoders.onnx_export import export_onnx
+    from pplx_vectorstore.equal_norms import crest_factor_for, equalize_norms, quantize_to_norm
     from pplx_vectorstore.errors import PplxVectorStoreError
     from pplx_vectorstore.models import ModelSpec
     from pplx_vectorstore.quantization import (
@@ -53,12 +54,15 @@ _HOMES = {
     "Usage": "reports",
     "VectorStore": "store",
     "cosine_similarity": "quantization",
+    "crest_factor_for": "equal_norms",
+    "equalize_norms": "equal_norms",
     "export_onnx": "encoders.onnx_export",
     "hamming_distance": "quantization",
     "load_encoder": "encoders",
     "pack_bits": "quantization",
     "quantize_absmax": "quantization",
     "quantize_tanh": "quantization",
+    "quantize_to_norm": "equal_norms",
     "truncate": "quantization",
     "unpack_bits": "quantization",
 }
@@ -86,12 +90,15 @@ __all__ = [
     "VectorStore",
     "__version__",
     "cosine_similarity",
+    "crest_factor_for",
+    "equalize_norms",
     "export_onnx",
     "hamming_distance",
     "load_encoder",
     "pack_bits",
     "quantize_absmax",
     "quantize_tanh",
+    "quantize_to_norm",
     "truncate",
     "unpack_bits",
 ]

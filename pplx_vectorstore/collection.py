@@ -14,7 +14,7 @@ from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError, Unsu
 if TYPE_CHECKING:
     from qdrant_client import models
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Changes when stored points mean something else; a collection of another version is refused."""
 
 DEFAULT_COLLECTION = "documents"
@@ -25,11 +25,11 @@ WEIGHTS_PREFIX = "sha256:"
 METADATA_KEY = "pplx_vectorstore"
 TEXT_FIELD = "text"
 TENANT_FIELD = "tenant"
+LOSS_FIELD = "loss"
 
-# Every field that a filter or a formula of ours reads: strict mode refuses fields without an index.
+# Every field that a filter of ours reads: strict mode refuses fields without an index.
 PAYLOAD_INDEXES = {
-    # The score formula reads the norm of every candidate; from an index that is two to three times faster.
-    "norm": "float",
+    LOSS_FIELD: "float",
     "document_id": "keyword",
     "document_hash": "keyword",
     "chunk_index": "integer",
@@ -96,12 +96,14 @@ class Fingerprint:
         model: Canonical name.
         revision: What tells its weights from others of that name, or None.
         dimension: Components of a vector.
-        quantizer: "tanh", "absmax" or "sign".
+        quantizer: "tanh", "norm" or "sign".
         window_tokens: Tokens that went through the model at once.
         min_context: Tokens of context on each side of a chunk.
         context_weight: Share of the contextual vector.
         source: What ``load_encoder`` takes to load the model again: its name, or a folder's path. Not
             part of the identity: a checkpoint may move.
+        squared_norm: C², the squared norm that the collection's stored vectors have. Not part of the identity:
+            vectors of any norm are brought to it.
         backend: What ran it: "torch", "onnx:" and the file's name, or "api". Not part of the identity: the vectors
             differ by the precision of the arithmetic alone, as with another dtype.
     """
@@ -114,12 +116,13 @@ class Fingerprint:
     min_context: int
     context_weight: float
     source: str
+    squared_norm: int
     backend: str = "torch"
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two encoders must agree for their vectors to be the same."""
         identity = asdict(self)
-        del identity["source"], identity["backend"]
+        del identity["source"], identity["squared_norm"], identity["backend"]
         return identity
 
     def to_metadata(self, *, tenants: bool = False, text_index: bool = True) -> dict[str, Any]:
@@ -149,10 +152,9 @@ class Fingerprint:
             raise SchemaMismatchError(
                 f"collection {collection!r} has schema version {recorded.get('schema')} (written by "
                 f"pplx-vectorstore {recorded.get('library')}); version {__version__} reads schema "
-                f"{SCHEMA_VERSION}. Open it with that release, or index the documents into a new collection"
+                f"{SCHEMA_VERSION}. Index the documents again, into a new collection or folder"
             )
         try:
-            recorded.setdefault("backend", "torch")  # the only one before it was recorded
             return cls(**{field.name: recorded[field.name] for field in fields(cls)})
         except KeyError as error:
             raise SchemaMismatchError(
@@ -197,9 +199,9 @@ def vector_params(
 ) -> dict[str, models.VectorParams]:
     """Return the one named vector: codes + 128 as uint8 on disk, their signs in RAM.
 
-    Euclid does not change when both sides are shifted by 128, so its score is that of the int8 codes;
-    the cosine of shifted values would be wrong. Binary quantization of uint8 vectors takes the bit
-    ``value - 127 > 0``, which is ``code >= 0``.
+    Euclid does not change when both sides are shifted by 128, so it is that of the int8 codes, and ranks by their
+    cosine, since they have one norm; the cosine of shifted values would be wrong. Binary quantization of uint8 vectors
+    takes the bit ``value - 127 > 0``, which is ``code >= 0``.
 
     Args:
         dimension: Components of a vector.
@@ -237,6 +239,21 @@ def indexing_threshold(dimension: int) -> int:
 def unindexed_points(threshold: int, dimension: int) -> int:
     """Return how many points a segment may hold below that size."""
     return -(-threshold * 1024 // dimension)
+
+
+def codes_params(info: models.CollectionInfo) -> models.VectorParams:
+    """Return how a collection of ours keeps its codes."""
+    vectors: Any = info.config.params.vectors
+    params: models.VectorParams = vectors[VECTOR_NAME]
+    return params
+
+
+def keeps_codes_in_memory(params: models.VectorParams) -> bool:
+    """Tell whether a collection keeps its codes in memory, cached or pinned."""
+    from qdrant_client import models
+
+    memory = getattr(params, "memory", None)
+    return memory in (models.Memory.CACHED, models.Memory.PINNED) if memory else params.on_disk is False
 
 
 def own_indexes(*, without_links: bool) -> dict[str, Any]:

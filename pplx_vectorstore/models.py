@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pplx_vectorstore.equal_norms import CREST_FACTOR, squared_norm_of
 from pplx_vectorstore.quantization import Quantizer
 
 OFFLINE_MODEL = "all-minilm-l6-v2"
@@ -22,7 +23,7 @@ class ModelSpec:
         dimension: Components of a vector.
         min_dimension: Smallest dimension that it can be cut to (Matryoshka training); equal to
             `dimension` where it cannot.
-        quantizer: "tanh" for models trained for it, "absmax" for others; "sign" where only bits are fetched.
+        quantizer: "tanh" for models trained for it, "norm" for others; "sign" where only bits are fetched.
         window_tokens: Tokens that go through the model at once by default, its own start and end
             tokens included.
         max_window_tokens: The most it takes.
@@ -36,6 +37,8 @@ class ModelSpec:
         float16: Whether the model's activations fit float16.
         sha256: Checksum of model.safetensors, where the library ships or names that very file.
         price: USD per million tokens of the hosted model, or None where it is not hosted.
+        crest_factor: Largest component over the root mean square that its vectors have, None to measure it when the
+            model is loaded. A collection is laid out for it: the larger, the coarser the codes.
     """
 
     name: str
@@ -53,6 +56,12 @@ class ModelSpec:
     float16: bool = True
     sha256: str | None = None
     price: float | None = None
+    crest_factor: float | None = CREST_FACTOR
+
+    @property
+    def squared_norm(self) -> int:
+        """The squared norm that the vectors of a collection of this model have."""
+        return squared_norm_of(self.dimension, CREST_FACTOR if self.crest_factor is None else self.crest_factor)
 
 
 def _pplx(name: str, dimension: int, context_weight: float, price: float) -> ModelSpec:
@@ -81,7 +90,7 @@ _SPECS = (
         name=OFFLINE_MODEL,
         dimension=384,
         min_dimension=384,
-        quantizer="absmax",
+        quantizer="norm",
         window_tokens=512,
         max_window_tokens=512,
         # Not trained for late chunking: alone it loses, as 0.3 of a blend it gains.

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pplx_vectorstore.collection import TENANT_FIELD, VECTOR_NAME, Fingerprint
+from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, VECTOR_NAME, Fingerprint
 from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
-from pplx_vectorstore.errors import AlignmentError
+from pplx_vectorstore.equal_norms import (
+    MOST_LOSS,
+    NOTABLE_LOSS,
+    crest_factor_for,
+    direction_loss,
+    equalize_norms,
+    recover_codes,
+)
+from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.quantization import Codes, norms
 
 if TYPE_CHECKING:
@@ -25,9 +35,16 @@ if TYPE_CHECKING:
 # Never change it: ids of points already written are derived from it.
 _NAMESPACE = uuid.UUID("6e1f0a1c-6f4e-5d0b-9a55-70706c785f76")
 
+_NORM = "norm"
+_OWN_CODES = "own_codes"
 _ROWS_AT_ONCE = 256
 _CONTENT_DIGITS = 32
 _METADATA_DIGITS = 16
+
+_OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD}
+
+CODES_FIELDS = (_NORM, _OWN_CODES)
+"""Payload fields that `read_codes` needs."""
 
 SHIFT = 128
 """Added to int8 codes (-128 to 127) to store them as uint8 (0 to 255)."""
@@ -135,10 +152,88 @@ class Places:
         return list(self.indexes) == list(range(self.chunk_count))
 
 
+class Vectors(NamedTuple):
+    """Codes of some chunks, and what is stored of them; all of the same length.
+
+    Attributes:
+        codes: int8, shape (n, dimension), as the model gave them.
+        stored: int8, same shape, of the collection's norm.
+        norms: float64: of `codes`.
+        are_recovered: bool: whether the norm is enough to get `codes` back.
+        losses: float64: by how much the cosine of both falls short of 1.
+    """
+
+    codes: Codes
+    stored: Codes
+    norms: npt.NDArray[np.float64]
+    are_recovered: npt.NDArray[np.bool_]
+    losses: npt.NDArray[np.float64]
+
+    @property
+    def n_bent(self) -> int:
+        """How many lost more than is left unsaid."""
+        return int(np.count_nonzero(self.losses > NOTABLE_LOSS))
+
+    def require_directions(self, document_id: str) -> None:
+        """Refuse vectors whose direction would not survive.
+
+        Raises:
+            EncodingError: Names the chunk, and the crest factor that would do.
+        """
+        for row in np.flatnonzero(self.losses > MOST_LOSS):
+            crest_factor = math.ceil(crest_factor_for(self.codes[[row]].astype(np.float64)))
+            raise EncodingError(
+                f"the vector of chunk {row} of document {document_id!r} has components too far above the others for "
+                f"this collection: stored, its cosine with itself would be {1 - self.losses[row]:.2f}. Make the "
+                f"encoder with crest_factor={crest_factor}, and index into a new collection"
+            )
+
+    def part(self, first: int, stop: int) -> Vectors:
+        """Return those of some chunks."""
+        return Vectors(
+            self.codes[first:stop],
+            self.stored[first:stop],
+            self.norms[first:stop],
+            self.are_recovered[first:stop],
+            self.losses[first:stop],
+        )
+
+    def rows(self) -> Iterator[tuple[list[int] | None, dict[str, Any]]]:
+        """Yield each vector as it is stored, None for the zero vector, and the payload fields that belong to it."""
+        # Lists of Python numbers take ten times the codes' memory, so they are made piecemeal.
+        for first in range(0, len(self.codes), _ROWS_AT_ONCE):
+            some = self.part(first, first + _ROWS_AT_ONCE)
+            values = (some.stored.astype(np.int16) + SHIFT).tolist()
+            for row, norm in enumerate(some.norms.tolist()):
+                fields: dict[str, Any] = {_NORM: norm}
+                if not some.are_recovered[row]:
+                    fields[_OWN_CODES] = base64.b64encode(some.codes[row].tobytes()).decode("ascii")
+                if some.losses[row] > NOTABLE_LOSS:
+                    fields[LOSS_FIELD] = float(some.losses[row])
+                yield values[row] if norm > 0 else None, fields
+
+
+def equalize_codes(documents: Sequence[Codes], squared_norm: int) -> list[Vectors]:
+    """Bring the codes of documents to the collection's norm, all together: many small arrays take longer.
+
+    Args:
+        documents: int8, shape (n_chunks, dimension) each.
+        squared_norm: That all stored vectors have.
+    """
+    if not documents:
+        return []
+    codes = np.concatenate(documents)
+    stored, lengths = equalize_norms(codes, squared_norm), norms(codes)
+    are_recovered = (recover_codes(stored, lengths, squared_norm) == codes).all(axis=1)
+    together = Vectors(codes, stored, lengths, are_recovered, direction_loss(codes, stored))
+    stops = np.cumsum([len(of_document) for of_document in documents]).tolist()
+    return [together.part(first, stop) for first, stop in zip([0, *stops], stops, strict=False)]
+
+
 def iter_points(
     document: Document,
     chunks: Sequence[Chunk],
-    codes: Codes,
+    vectors: Vectors,
     document_hash: str,
     tenant: str | None = None,
     places: Places | None = None,
@@ -148,7 +243,7 @@ def iter_points(
     Args:
         document: Its id and metadata are stored with every chunk.
         chunks: Chunks of the document, in order.
-        codes: int8, shape (n_chunks, dimension).
+        vectors: Of the chunks, from `equalize_codes`.
         document_hash: From `hash_document`.
         tenant: Whose document it is, or None in a collection without tenants.
         places: Where the chunks stand; None if they are all that the document has.
@@ -157,52 +252,52 @@ def iter_points(
         Points in chunk order.
 
     Raises:
-        AlignmentError: The numbers of chunks and codes differ.
+        AlignmentError: The numbers of chunks and vectors differ.
     """
-    if len(chunks) != len(codes):
-        raise AlignmentError(f"{len(codes)} vectors for {len(chunks)} chunks of document {document.id!r}")
+    if len(chunks) != len(vectors.codes):
+        raise AlignmentError(f"{len(vectors.codes)} vectors for {len(chunks)} chunks of document {document.id!r}")
     places = places or Places(range(len(chunks)), len(chunks))
-    for first in range(0, len(chunks), _ROWS_AT_ONCE):
-        some = codes[first : first + _ROWS_AT_ONCE]
-        # Lists of Python numbers take ten times the codes' memory, so they are made piecemeal.
-        for i, (norm, values) in enumerate(_rows(some), start=first):
-            chunk, index = chunks[i], places.indexes[i]
-            payload: dict[str, Any] = {
-                "text": chunk.text,
-                "document_id": document.id,
-                "chunk_index": index,
-                "chunk_count": places.chunk_count,
-                "start": chunk.start,
-                "end": chunk.end,
-                "document_hash": document_hash,
-                "norm": norm,
-                "metadata": join_metadata(document, chunk),
-            }
-            if chunk.id is not None:
-                payload["id"] = chunk.id
-            if tenant is not None:
-                payload[TENANT_FIELD] = tenant
-            yield _point(chunk_point_id(document, chunk, index, tenant), values, payload)
+    for chunk, index, (vector, fields) in zip(chunks, places.indexes, vectors.rows(), strict=True):
+        payload: dict[str, Any] = {
+            "text": chunk.text,
+            "document_id": document.id,
+            "chunk_index": index,
+            "chunk_count": places.chunk_count,
+            "start": chunk.start,
+            "end": chunk.end,
+            "document_hash": document_hash,
+            "metadata": join_metadata(document, chunk),
+            **fields,
+        }
+        if chunk.id is not None:
+            payload["id"] = chunk.id
+        if tenant is not None:
+            payload[TENANT_FIELD] = tenant
+        yield _point(chunk_point_id(document, chunk, index, tenant), vector, payload)
 
 
 def copy_points(
-    payloads: Sequence[Mapping[str, Any]], codes: Codes, tenant: str | None
+    payloads: Sequence[Mapping[str, Any]], codes: Codes, squared_norm: int, tenant: str | None
 ) -> Iterator[models.PointStruct]:
     """Make points of stored ones, for another collection or tenant.
 
     Args:
         payloads: As stored.
-        codes: int8, shape (n_payloads, dimension).
+        codes: int8, shape (n_payloads, dimension), as `read_codes` returns them.
+        squared_norm: Of the other collection.
         tenant: Whose they are to be.
 
     Raises:
         AlignmentError: The numbers of payloads and codes differ.
+        EncodingError: A vector cannot be brought to the norm without bending its direction.
     """
     if len(payloads) != len(codes):
         raise AlignmentError(f"{len(codes)} vectors for {len(payloads)} chunks")
-    for stored, (norm, values) in zip(payloads, _rows(codes), strict=True):
-        payload = {**stored, "norm": norm}
-        payload.pop(TENANT_FIELD, None)
+    (vectors,) = equalize_codes([codes], squared_norm)
+    for row, stored in enumerate(payloads):
+        vectors.part(row, row + 1).require_directions(stored["document_id"])
+    for stored, (vector, fields) in zip(payloads, vectors.rows(), strict=True):
+        payload = {name: value for name, value in stored.items() if name not in _OF_STORAGE} | fields
         if tenant is not None:
             payload[TENANT_FIELD] = tenant
         own_id = payload.get("id")
@@ -210,7 +305,7 @@ def copy_points(
             point_id = derive_point_id(payload["document_id"], payload["chunk_index"], tenant)
         else:
             point_id = point_id_of(own_id, tenant)
-        yield _point(point_id, values, payload)
+        yield _point(point_id, vector, payload)
 
 
 def point_bytes(point: models.PointStruct) -> int:
@@ -222,17 +317,14 @@ def point_bytes(point: models.PointStruct) -> int:
     return 6 * len(vector) + 2 * len(payload.get("text", "").encode()) + 2 * len(json.dumps(rest)) + 100
 
 
-def _rows(codes: Codes) -> Iterator[tuple[float, list[int]]]:
-    return zip(norms(codes).tolist(), (codes.astype(np.int16) + SHIFT).tolist(), strict=True)
-
-
-def _point(point_id: str, values: list[int], payload: dict[str, Any]) -> models.PointStruct:
+def _point(point_id: str, vector: list[int] | None, payload: dict[str, Any]) -> models.PointStruct:
     from qdrant_client import models
 
     # Without a vector, no vector search can return the point: cosine with the zero vector means nothing.
-    vector = {VECTOR_NAME: values} if payload["norm"] > 0 else {}
     # Validation is skipped because it would cost more than the upsert; every value is ours.
-    return models.PointStruct.model_construct(id=point_id, vector=vector, payload=payload)
+    return models.PointStruct.model_construct(
+        id=point_id, vector={} if vector is None else {VECTOR_NAME: vector}, payload=payload
+    )
 
 
 def read_chunk(point_id: object, payload: Mapping[str, Any], codes: Codes | None = None) -> StoredChunk:
@@ -240,17 +332,33 @@ def read_chunk(point_id: object, payload: Mapping[str, Any], codes: Codes | None
     return StoredChunk(**_fields(point_id, payload), codes=codes)
 
 
-def read_hit(
-    point_id: object, payload: Mapping[str, Any], score: float, codes: Codes | None = None, *, is_cosine: bool = True
-) -> Hit:
+def read_hit(point_id: object, payload: Mapping[str, Any], score: float, codes: Codes | None = None) -> Hit:
     """Turn a scored point into a hit."""
-    if is_cosine:  # the engine's 32-bit arithmetic may pass its bounds by one part in ten million
-        score = min(1.0, max(-1.0, score))
     return Hit(**_fields(point_id, payload), score=score, codes=codes)
 
 
-def read_codes(vector: object, dimension: int) -> Codes:
-    """Turn a point's stored vector back into int8 codes, shape (dimension,); zeros where it has none."""
+def read_codes(vector: object, payload: Mapping[str, Any], dimension: int, squared_norm: int) -> Codes:
+    """Turn a point back into the codes that it was made of, byte for byte.
+
+    Args:
+        vector: As stored.
+        payload: With the `CODES_FIELDS`.
+        dimension: Components of a vector.
+        squared_norm: That all stored vectors have.
+
+    Returns:
+        int8, shape (dimension,); zeros where it has no vector.
+    """
+    own = payload.get(_OWN_CODES)
+    if own is not None:
+        return np.frombuffer(base64.b64decode(own), dtype=np.int8)
+    stored = read_stored_codes(vector, dimension)
+    recovered: Codes = recover_codes(stored[None], np.array([payload[_NORM]]), squared_norm)[0]
+    return recovered
+
+
+def read_stored_codes(vector: object, dimension: int) -> Codes:
+    """Turn a point's vector back into the codes that are stored, shape (dimension,); zeros where it has none."""
     values = vector.get(VECTOR_NAME) if isinstance(vector, dict) else None
     if values is None:
         return np.zeros(dimension, dtype=np.int8)

@@ -1,11 +1,11 @@
 """Vectors in three forms: float32, int8 codes, and packed bits (the signs of the codes).
 
-Everything here is plain numpy and is the reference that every search result is tested against.
+Everything here is plain numpy and is the reference that every search result is tested against. How codes of
+different norms are brought to one is in `equal_norms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int8]
 PackedBits = npt.NDArray[np.uint8]
 BitOrder = Literal["big", "little"]
-Quantizer = Literal["tanh", "absmax", "sign"]
+Quantizer = Literal["tanh", "norm", "sign"]
 
 
 def quantize_tanh(vectors: Floats) -> Codes:
@@ -39,7 +39,7 @@ def quantize_tanh(vectors: Floats) -> Codes:
     >>> quantize_tanh(np.array([-9.0, -0.001, 0.0, 0.5, 9.0]))
     array([-127,    0,    0,   59,  127], dtype=int8)
     """
-    _require_finite(vectors)
+    require_finite(vectors)
     codes: Codes = np.rint(np.tanh(vectors) * 127).astype(np.int8)
     return codes
 
@@ -47,9 +47,7 @@ def quantize_tanh(vectors: Floats) -> Codes:
 def quantize_absmax(vectors: Floats) -> Codes:
     """Scale each vector so that its largest component becomes 127, and round half to even.
 
-    Cosine does not depend on a vector's scale, so nothing but rounding is lost; used for models that
-    are not trained for `quantize_tanh`, which would waste most of the int8 range on their
-    small values.
+    Cosine does not depend on a vector's scale, so nothing but rounding is lost, whatever the vector looks like.
 
     Args:
         vectors: Floating point, shape (..., dimension).
@@ -64,30 +62,12 @@ def quantize_absmax(vectors: Floats) -> Codes:
     array([[  64, -127,   32],
            [   0,    0,    0]], dtype=int8)
     """
-    _require_finite(vectors)
+    require_finite(vectors)
     largest = np.max(np.abs(vectors), axis=-1, keepdims=True, initial=0)
     # Dividing first keeps the product in range even where `vectors` is near the float's maximum.
     scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     codes: Codes = np.rint(scaled * 127).astype(np.int8)
     return codes
-
-
-def quantize(vectors: Floats, quantizer: Quantizer) -> Codes:
-    """Quantize with the quantizer of that name.
-
-    See `quantize_tanh` and `quantize_absmax`; "sign" gives +1 where ``x >= 0``, else -1, and
-    zeros for a zero vector.
-    """
-    if quantizer == "tanh":
-        return quantize_tanh(vectors)
-    if quantizer == "absmax":
-        return quantize_absmax(vectors)
-    if quantizer == "sign":
-        _require_finite(vectors)
-        signs = np.where(vectors >= 0, 1, -1).astype(np.int8)
-        signs[~vectors.any(axis=-1)] = 0
-        return signs
-    raise InvalidInputError(f"quantizer must be 'tanh', 'absmax' or 'sign', not {quantizer!r}")
 
 
 def pack_bits(codes: Codes, bitorder: BitOrder = "big") -> PackedBits:
@@ -159,30 +139,6 @@ def norms(codes: Codes) -> npt.NDArray[np.float64]:
     return np.sqrt(squared)
 
 
-def as_codes(vector: Sequence[float]) -> Codes:
-    """Turn a vector, such as a framework passes on, into int8 codes of its direction, all that the cosine heeds.
-
-    Args:
-        vector: Codes as floats, or any floats, shape (dimension,).
-
-    Returns:
-        int8, shape (dimension,): codes as they are, floats scaled by absmax.
-
-    Raises:
-        InvalidInputError: It is no list of numbers.
-        EncodingError: It holds NaN or infinity.
-    """
-    try:
-        floats = np.asarray(vector, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"an embedding must be a list of numbers: {error}") from error
-    if floats.ndim != 1:
-        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
-    if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
-        return floats.astype(np.int8)
-    return quantize_absmax(floats)
-
-
 def cosine_similarity(queries: Codes, codes: Codes) -> npt.NDArray[np.float64]:
     """Exact cosine of every query with every code vector.
 
@@ -220,7 +176,12 @@ def hamming_distance(queries: PackedBits, packed_bits: PackedBits) -> npt.NDArra
     return distances
 
 
-def _require_finite(vectors: Floats) -> None:
+def require_finite(vectors: Floats) -> None:
+    """Refuse vectors that hold NaN or infinity.
+
+    Raises:
+        EncodingError: Says how many.
+    """
     if not np.isfinite(vectors).all():
         bad = int(np.size(vectors) - np.count_nonzero(np.isfinite(vectors)))
         raise EncodingError(

@@ -1,9 +1,10 @@
-"""Search arguments → one Qdrant request: ranking by bits, Euclid rescoring, exact cosine."""
+"""Search arguments → one Qdrant request: by the bits, then by the codes, or by the codes alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME, metadata_path
 from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.points import SHIFT
 from pplx_vectorstore.quantization import Codes
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
-_EUCLID_WIDENING = 8
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
+_DISTANCE_ROOM = 1e-6
 FilterChange = Callable[["models.Filter | None"], "models.Filter | None"]
 
 _BOUNDS = {"$gt", "$gte", "$lt", "$lte"}
@@ -92,72 +94,124 @@ def is_empty(filter: models.Filter) -> bool:  # noqa: A002
     return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
 
 
+@dataclass(frozen=True, slots=True)
+class QueryVector:
+    """A query as the engine compares it, and how the distances that it finds become cosines.
+
+    Qdrant casts what it compares with uint8 vectors to uint8, so a query has to be whole numbers. Codes are taken times
+    a whole number, which rounds nothing; a query need not have the norm C of what is stored: from
+    ``d² = |q|² + C² - 2 |q| C cos`` follows the cosine, and for one query the order is the same.
+
+    Attributes:
+        values: Multiplied codes, plus 128, each in 0 to 255.
+        norm: |q|, of the multiplied codes.
+        stored_norm: C.
+    """
+
+    values: list[int]
+    norm: float
+    stored_norm: float
+
+    @classmethod
+    def of(cls, codes: Codes, squared_norm: int) -> QueryVector:
+        """Make one of int8 codes of shape (dimension,), not all zero.
+
+        >>> QueryVector.of(np.array([40, -30, 0], np.int8), 127**2)
+        QueryVector(values=[248, 38, 128], norm=150.0, stored_norm=127.0)
+        """
+        wide = codes.astype(np.int16)
+        wide *= max(1, LARGEST // int(np.abs(wide).max()))
+        floats = wide.astype(np.float64)
+        return cls((wide + SHIFT).tolist(), math.sqrt(floats @ floats), math.sqrt(squared_norm))
+
+    def cosine(self, distance: float) -> float:
+        """Return the cosine with a stored vector at that Euclidean distance."""
+        # The engine's 32-bit arithmetic may pass the bounds by one part in ten million.
+        return min(1.0, max(-1.0, (self._squares - distance * distance) / self._product))
+
+    def distance(self, cosine: float) -> float:
+        """Return the Euclidean distance from a stored vector of that cosine; 0 for what is above 1."""
+        return math.sqrt(max(0.0, self._squares - self._product * cosine))
+
+    @property
+    def _squares(self) -> float:
+        return self.norm**2 + self.stored_norm**2
+
+    @property
+    def _product(self) -> float:
+        return 2 * self.norm * self.stored_norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """How points are compared with a query.
+
+    Attributes:
+        candidates: Points that are compared by their codes: the best by the bits, or the width of the beam that walks
+            the graph by the codes.
+        by_bits: Which of the two; the bits of points that are not indexed yet mean nothing.
+        exact: Compare all codes, without bits and graph.
+        most_hnsw_ef: Widest beam that the server accepts, or None.
+    """
+
+    candidates: int
+    by_bits: bool
+    exact: bool = False
+    most_hnsw_ef: int | None = None
+
+
 def build_query(
-    codes: Codes,
+    query: QueryVector | None,
+    ranking: Ranking,
     *,
     k: int,
-    candidates: int,
     filter: models.Filter | None = None,  # noqa: A002 - Qdrant's own word for it
     score_threshold: float | None = None,
-    exact: bool = False,
     text: str | None = None,
     lexical_weight: float = 0.5,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
-    most_hnsw_ef: int | None = None,
 ) -> models.QueryRequest:
-    """Build the search for one query: two stages, two stages fused with BM25, or BM25 alone.
+    """Build the search for one query: nearest vectors, the same fused with BM25, or BM25 alone.
 
-    The first stage ranks by Hamming distance on the packed bits, each weighted by the query's component unless the
-    collection says ``query_encoding="binary"``, and rescores its `candidates` by Euclidean distance on the codes. The
-    second turns that distance d into the cosine: from
-    ``d² = |q|² + |x|² - 2 q·x`` follows ``q·x / (|q| |x|) = (|q|² + |x|² - d²) / (2 |q| |x|)``.
+    By the bits, the engine ranks by Hamming distance, each bit weighted by the query's component unless the collection
+    says ``query_encoding="binary"``, and compares the `candidates` best by the Euclidean distance of their codes.
 
     Args:
-        codes: int8, shape (dimension,), not all zero.
+        query: What is searched for; None where BM25 alone ranks.
+        ranking: How.
         k: Hits wanted.
-        candidates: Points that reach the second stage.
         filter: Only points that match it.
-        score_threshold: Least score of a hit.
-        exact: Scan every code instead of the index and the bits.
+        score_threshold: Least score of a hit. Of cosines it is applied with a little room, for arithmetic of 32 bits.
         text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
             their reciprocal ranks. None for cosine alone.
-        lexical_weight: Share of BM25 in the fusion, above 0; with 1, it alone ranks, and codes are not used.
+        lexical_weight: Share of BM25 in the fusion, above 0 and below 1.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
-        most_hnsw_ef: Widest beam that the server accepts, or None.
 
     Returns:
-        A request for ``query_batch_points``; scores are cosines of the int8 codes, fused ranks, or BM25's.
+        A request for ``query_batch_points``; scores are distances (`QueryVector.cosine`), fused ranks, or BM25's.
     """
     from qdrant_client import models
 
-    rest: dict[str, Any] = {
-        "limit": k,
-        "score_threshold": score_threshold,
-        "with_payload": with_payload,
-        "with_vector": with_codes,
-    }
-    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": TEXT_FIELD, "filter": filter}
-    if text is not None and lexical_weight == 1:
-        return models.QueryRequest.model_construct(**lexical, **rest)
+    rest: dict[str, Any] = {"limit": k, "with_payload": with_payload, "with_vector": with_codes}
     # Validating thousands of components against every form a query may have takes longer than the
     # search; model_construct skips it, and every value here is ours.
-    first_stage = models.Prefetch.model_construct(
-        **_nearest(codes, candidates, filter, exact=exact, ignore_bits=exact, most_hnsw_ef=most_hnsw_ef)
+    if text is None and query is not None:
+        if score_threshold is not None:
+            rest["score_threshold"] = query.distance(score_threshold) * (1 + _DISTANCE_ROOM)
+        return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
+    rest["score_threshold"] = score_threshold
+    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": TEXT_FIELD, "filter": filter}
+    if query is None:
+        return models.QueryRequest.model_construct(**lexical, **rest)
+    n = ranking.candidates
+    stages = [_nearest(query, ranking, filter, n=n), lexical]
+    return models.QueryRequest.model_construct(
+        prefetch=[models.Prefetch.model_construct(**stage, limit=n) for stage in stages],
+        query=_fusion(lexical_weight),
+        **rest,
     )
-    cosine: dict[str, Any] = {
-        "prefetch": [first_stage],
-        "query": models.FormulaQuery.model_construct(formula=_cosine(codes)),
-    }
-    if text is None:
-        stages = cosine
-    else:
-        stages = {
-            "prefetch": [models.Prefetch.model_construct(**stage, limit=candidates) for stage in (cosine, lexical)],
-            "query": _fusion(lexical_weight),
-        }
-    return models.QueryRequest.model_construct(**stages, **rest)
 
 
 def _fusion(lexical_weight: float) -> Any:
@@ -169,66 +223,49 @@ def _fusion(lexical_weight: float) -> Any:
     return models.RrfQuery(rrf=models.Rrf(weights=[2 * (1 - lexical_weight), 2 * lexical_weight]))
 
 
-def build_ranking(
-    codes: Codes,
-    *,
+def build_hamming(
+    query: QueryVector,
     candidates: int,
-    by_bits: bool,
+    *,
     filter: models.Filter | None = None,  # noqa: A002
-    exact: bool = False,
     most_hnsw_ef: int | None = None,
 ) -> models.QueryRequest:
-    """Build a request that ranks by Hamming or by Euclidean distance alone, to explain a search."""
+    """Build a request that ranks by the bits alone, to explain a search."""
     from qdrant_client import models
 
-    stage = _nearest(
-        codes, candidates, filter, exact=exact, ignore_bits=not by_bits, rescore=False, most_hnsw_ef=most_hnsw_ef
-    )
-    return models.QueryRequest.model_construct(**stage, with_payload=False)
+    ranking = Ranking(candidates=candidates, by_bits=True, most_hnsw_ef=most_hnsw_ef)
+    stage = _nearest(query, ranking, filter, n=candidates, rescore=False)
+    return models.QueryRequest.model_construct(**stage, limit=candidates, with_payload=False)
 
 
 def _nearest(
-    codes: Codes,
-    candidates: int,
+    query: QueryVector,
+    ranking: Ranking,
     filter: models.Filter | None,  # noqa: A002
     *,
-    exact: bool,
-    ignore_bits: bool,
+    n: int,
     rescore: bool = True,
-    most_hnsw_ef: int | None,
 ) -> dict[str, Any]:
+    """Build what is common to a request for the n nearest, and to a stage that hands them on."""
     from qdrant_client import models
 
-    # A beam of twice the candidates costs little and finds what a narrow one misses.
-    hnsw_ef = 2 * candidates if most_hnsw_ef is None else min(2 * candidates, most_hnsw_ef)
+    candidates = max(ranking.candidates, n)
+    # By the bits, a beam of twice the candidates costs little and finds what a narrow one misses.
+    beam = 2 * candidates if ranking.by_bits else candidates
     return {
-        "query": models.NearestQuery.model_construct(nearest=(codes.astype(np.int16) + SHIFT).tolist()),
+        "query": models.NearestQuery.model_construct(nearest=query.values),
         "using": VECTOR_NAME,
         "filter": filter,
-        "limit": candidates,
-        "params": models.SearchParams(
-            hnsw_ef=hnsw_ef,
-            exact=exact,
-            quantization=models.QuantizationSearchParams(ignore=ignore_bits, rescore=rescore, oversampling=1.0),
+        "params": models.SearchParams.model_construct(
+            hnsw_ef=beam if ranking.most_hnsw_ef is None else min(beam, ranking.most_hnsw_ef),
+            exact=ranking.exact,
+            quantization=models.QuantizationSearchParams.model_construct(
+                ignore=ranking.exact or not ranking.by_bits,
+                rescore=rescore,
+                oversampling=candidates / n if ranking.by_bits else None,
+            ),
         ),
     }
-
-
-def _cosine(codes: Codes) -> models.DivExpression:
-    from qdrant_client import models
-
-    wide = codes.astype(np.int64)
-    squared_norm = float(wide @ wide)
-    squared_distance = models.MultExpression(mult=["$score", "$score"])
-    numerator = models.SumExpression(
-        sum=[
-            squared_norm,
-            models.MultExpression(mult=["norm", "norm"]),
-            models.NegExpression(neg=squared_distance),
-        ]
-    )
-    denominator = models.MultExpression(mult=[2.0 * math.sqrt(squared_norm), "norm"])
-    return models.DivExpression(div=models.DivParams(left=numerator, right=denominator, by_zero_default=0.0))
 
 
 def map_filters(request: models.QueryRequest, change: FilterChange) -> models.QueryRequest:
@@ -240,61 +277,6 @@ def _map_filters(stage: Any, change: FilterChange) -> Any:
     if stage.prefetch:
         return stage.model_copy(update={"prefetch": [_map_filters(inner, change) for inner in stage.prefetch]})
     return stage.model_copy(update={"filter": change(stage.filter)})
-
-
-def first_stage_limit(request: models.QueryRequest) -> int:
-    """Return how many points the search's vector stage hands on, or 0 where it has none."""
-    limits = [stage.limit or 0 for stage in _vector_stages(request)]
-    return min(limits, default=0)
-
-
-def widen(
-    request: models.QueryRequest, *, most: int | None = None, most_hnsw_ef: int | None = None
-) -> models.QueryRequest:
-    """Make the vector stage rank by the stored codes instead of their bits.
-
-    For engines whose bits cannot be trusted at the moment. Euclidean distance knows less of the
-    cosine than Hamming distance where norms differ, so eight times as many points are handed on.
-
-    Args:
-        request: From `build_query`.
-        most: Largest limit that the server accepts, or None.
-        most_hnsw_ef: Widest beam that the server accepts, or None.
-
-    Returns:
-        A copy; the request itself is not changed.
-    """
-    return cast("models.QueryRequest", _widen(request, most, most_hnsw_ef))
-
-
-def _widen(stage: Any, most: int | None, most_hnsw_ef: int | None) -> Any:
-    from qdrant_client import models
-
-    changes: dict[str, Any] = {}
-    if stage.prefetch:
-        changes["prefetch"] = [_widen(inner, most, most_hnsw_ef) for inner in stage.prefetch]
-    elif isinstance(stage.query, models.NearestQuery) and stage.params is not None:
-        changes["limit"] = _cap(_EUCLID_WIDENING * stage.limit, most)
-        changes["params"] = stage.params.model_copy(
-            update={
-                "hnsw_ef": _cap(_EUCLID_WIDENING * stage.params.hnsw_ef, most_hnsw_ef),
-                "quantization": models.QuantizationSearchParams(ignore=True),
-            }
-        )
-    return stage.model_copy(update=changes)
-
-
-def _cap(value: int, most: int | None) -> int:
-    return value if most is None else min(value, most)
-
-
-def _vector_stages(stage: Any) -> Iterator[Any]:
-    from qdrant_client import models
-
-    if isinstance(stage.query, models.NearestQuery):
-        yield stage
-    for inner in stage.prefetch or []:
-        yield from _vector_stages(inner)
 
 
 def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pplx_vectorstore.documents import Hit
 
@@ -44,6 +45,8 @@ class AddReport:
         documents: Documents embedded and written, those without chunks included.
         chunks: Chunks written.
         blank_chunks: Those among them that hold white space alone: kept, but never found.
+        bent_chunks: Those whose stored codes lost more than 0.001 of cosine, because a component was too far above the
+            others (an encoder with a larger ``crest_factor`` avoids it).
         empty_documents: Ids of documents without any chunk: nothing of them can be found.
         usage: What the encoder was billed for meanwhile, if it is of a hosted model.
     """
@@ -51,6 +54,7 @@ class AddReport:
     documents: int = 0
     chunks: int = 0
     blank_chunks: int = 0
+    bent_chunks: int = 0
     empty_documents: tuple[str, ...] = ()
     usage: Usage = Usage()
 
@@ -97,29 +101,28 @@ class ExplainedHit:
         hamming_rank: Its rank by the packed bits: by Hamming distance, weighted as the collection's ``query_encoding``
             says. None beyond the candidates, where the engine keeps
             no bits (``QdrantClient(":memory:")``), and while its index does not cover the newest points.
-        euclid_rank: Its rank by Euclidean distance of the int8 codes, or None beyond the candidates.
-        cosine_rank: Its rank in an exact scan by cosine, or None beyond the candidates.
+        exact_rank: Its rank in an exact scan of the codes, or None beyond the candidates.
     """
 
     hit: Hit
     hamming_rank: int | None
-    euclid_rank: int | None
-    cosine_rank: int | None
+    exact_rank: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """How a search came to its hits, and what its first stage cost.
+    """How a search came to its hits, and what its way cost.
 
     Attributes:
         hits: The search's hits, best first, with their ranks in each stage.
         missed: Hits of an exact scan that the search did not return, best first.
-        candidates: Points that the first stage was asked for; while the index does not cover the newest
-            points, eight times as many reached the exact stage.
+        way: "bits" if the bits chose the candidates, "codes" if the graph was walked by the codes.
+        candidates: Points that were compared by their codes, or the width of the beam where those were walked by.
         recall: Share of the exact scan's hits that the search returned, 0 to 1.
     """
 
     hits: tuple[ExplainedHit, ...]
     missed: tuple[Hit, ...]
+    way: Literal["bits", "codes"]
     candidates: int
     recall: float

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.equal_norms import quantize_to_norm
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
@@ -30,7 +31,7 @@ class HashEncoder:
             name=name,
             dimension=dimension,
             min_dimension=dimension,
-            quantizer="absmax",
+            quantizer="norm",
             window_tokens=512,
             max_window_tokens=512,
             context_weight=1.0,
@@ -44,11 +45,12 @@ class HashEncoder:
             model=name,
             revision=revision,
             dimension=dimension,
-            quantizer="absmax",
+            quantizer="norm",
             window_tokens=512,
             min_context=64,
             context_weight=1.0,
             source=name,
+            squared_norm=self.spec.squared_norm,
         )
         self.calls = []
 
@@ -70,7 +72,7 @@ class HashEncoder:
             if chunk.strip():
                 stream = hashlib.shake_256(context + chunk.encode("utf-8", "replace"))
                 row[:] = np.frombuffer(stream.digest(self.spec.dimension), np.int8)
-        return codes
+        return quantize_to_norm(codes.astype(np.float32), self.spec.squared_norm)
 
 
 def make_encoder(dimension=64, *, name="hash-encoder", revision="1"):

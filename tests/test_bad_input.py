@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pplx_vectorstore import Chunk, Document, VectorStore
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import (
     EncodingError,
     InvalidDocumentError,
@@ -21,7 +22,6 @@ from pplx_vectorstore.errors import (
     UnsupportedFilterError,
 )
 from pplx_vectorstore.points import derive_point_id
-from pplx_vectorstore.quantization import quantize
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ class Unstable:
     def encode_documents(self, documents, *, progress=None):
         codes = self.inner.encode_documents(documents, progress=progress)
         broken = [np.where("nan" in "".join(document), math.nan, 1.0) for document in documents]
-        return [quantize(factor * one, "absmax") for factor, one in zip(broken, codes, strict=True)]
+        return [quantize(factor * one, "norm") for factor, one in zip(broken, codes, strict=True)]
 
     def encode_queries(self, queries):
         return np.concatenate(self.encode_documents([[query] for query in queries]))

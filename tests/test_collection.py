@@ -21,7 +21,7 @@ OTHERS = {
     "model": "all-minilm-l6-v2",
     "revision": "0123abcd",
     "dimension": 128,
-    "quantizer": "absmax",
+    "quantizer": "norm",
     "window_tokens": 512,
     "min_context": 64,
     "context_weight": 0.3,

@@ -538,7 +538,7 @@ def test_every_difference_to_the_collections_model_is_named(folder, hash_encoder
         "model 'hash-encoder' in the collection, 'other' given",
         "revision '1' in the collection, '2' given",
         "dimension 64 in the collection, 32 given",
-        "quantizer 'absmax' in the collection, 'tanh' given",
+        "quantizer 'norm' in the collection, 'tanh' given",
         "window_tokens 512 in the collection, 1024 given",
         "min_context 64 in the collection, 1 given",
         "context_weight 1.0 in the collection, 0.5 given",

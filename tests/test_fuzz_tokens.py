@@ -255,7 +255,7 @@ def test_every_vector_is_the_mean_of_its_own_tokens(documents, token_ids, tokeni
             name="hashes",
             dimension=model.dimension,
             min_dimension=model.dimension,
-            quantizer="absmax",
+            quantizer="norm",
             window_tokens=capacity + frame,
             max_window_tokens=512,
             context_weight=rng.choice([0.0, 0.4, 1.0, 1.0]),

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from pplx_vectorstore import Document, VectorStore, load_encoder, models
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import ModelFileError, SchemaMismatchError, UnknownModelError
-from pplx_vectorstore.quantization import quantize
 from pplx_vectorstore.windows import plan_windows
 
 SEPARATOR = "<|chunk|>"
@@ -63,7 +63,7 @@ def spec():
         name="perplexity-ai/pplx-embed-invented",
         dimension=64,
         min_dimension=16,
-        quantizer="absmax",
+        quantizer="norm",
         window_tokens=60,
         max_window_tokens=128,
         context_weight=1.0,
@@ -110,7 +110,7 @@ def references(checkpoints, reference_module):
         model = reference_module.load_bidirectional_qwen3(folder, "sdpa")
         forward = reference_module.Forward(model, qwen3_mask=True)
         reference = reference_module.Reference(
-            folder, forward, separator=SEPARATOR, frame=([], []), context_weight=1.0, quantizer="absmax"
+            folder, forward, separator=SEPARATOR, frame=([], []), context_weight=1.0, quantizer="norm"
         )
         reference.prefix = reference.tokenizer.encode(prefix, add_special_tokens=False).ids
         assert len(reference.prefix) > 1
@@ -173,14 +173,14 @@ class TestVectors:
         encoder = load(of_spec={"document_prefix": "", "query_prefix": ""}, window_tokens=128)
         of_documents, of_queries = references
         assert np.abs(encoder.chunk_vectors(documents)[0] - of_documents(documents[0])).max() > 0.01
-        expected = quantize(of_queries(["x"]), "absmax")
+        expected = quantize(of_queries(["x"]), "norm")
         assert np.abs(encoder.encode_queries(["x"]).astype(int) - expected).max() > 2
 
     def test_quantizer_and_dimension_are_the_specs(self, load, references, documents):
         encoder = load(dimensions=16, window_tokens=128)
         of_documents, _ = references
         for document, codes in zip(documents, encoder.encode_documents(documents), strict=True):
-            assert_same_codes(codes, quantize(of_documents(document)[:, :16], "absmax"))
+            assert_same_codes(codes, quantize(of_documents(document)[:, :16], "norm"))
             assert (
                 np.abs(codes.astype(int)).max(axis=1) == np.where([bool(chunk) for chunk in document], 127, 0)
             ).all()
@@ -247,7 +247,7 @@ class TestIdentity:
         fingerprint = load(revision="v2").fingerprint
         assert fingerprint.revision == f"{DOCUMENTS_COMMIT}+{QUERIES_COMMIT}"
         assert (fingerprint.model, fingerprint.source) == ("perplexity-ai/pplx-embed-invented",) * 2
-        assert (fingerprint.window_tokens, fingerprint.quantizer, fingerprint.dimension) == (60, "absmax", 64)
+        assert (fingerprint.window_tokens, fingerprint.quantizer, fingerprint.dimension) == (60, "norm", 64)
         # A revision is the documents' model's: the other repository need not have it.
         assert fetched == [
             ("perplexity-ai/pplx-embed-invented", "v2"),

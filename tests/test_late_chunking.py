@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, with_options
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec
-from pplx_vectorstore.quantization import quantize, truncate
+from pplx_vectorstore.quantization import truncate
 from pplx_vectorstore.tokenization import ChunkTokenizer
 from pplx_vectorstore.windows import plan_windows
 
@@ -265,7 +266,7 @@ class TestOptions:
         cut = LateChunkingEncoder(minilm._model, minilm.tokenizer, spec)
         (codes,) = cut.encode_documents([sentences])
         (floats,) = minilm.chunk_vectors([sentences])
-        assert_same_codes(codes, quantize(floats[:, :32], "absmax"))
+        assert_same_codes(codes, quantize(floats[:, :32], "norm"))
         assert (np.abs(codes.astype(int)).max(axis=1) == 127).all()
 
     @pytest.mark.parametrize(
@@ -393,7 +394,7 @@ def id_spec(tokenizer):
         name="ids",
         dimension=size,
         min_dimension=size,
-        quantizer="absmax",
+        quantizer="norm",
         window_tokens=24,
         max_window_tokens=100,
         context_weight=1.0,
@@ -462,7 +463,7 @@ class TestBadModels:
         return encoder.encode_documents([list(document) for document in documents])
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    @pytest.mark.parametrize("quantizer", ["tanh", "absmax"])
+    @pytest.mark.parametrize("quantizer", ["tanh", "norm"])
     def test_nan_and_infinity(self, tokenizer, id_spec, bad, quantizer):
         def pool(rows, spans):
             vectors = np.ones((sum(map(len, spans)), id_spec.dimension), np.float32)
@@ -503,7 +504,7 @@ class TestFingerprint:
         fingerprint = minilm.fingerprint
         assert fingerprint.model == fingerprint.source == "all-minilm-l6-v2"
         assert fingerprint.revision == "sha256:53aa51172d142c89"
-        assert (fingerprint.dimension, fingerprint.quantizer) == (384, "absmax")
+        assert (fingerprint.dimension, fingerprint.quantizer) == (384, "norm")
         assert (fingerprint.window_tokens, fingerprint.min_context) == (512, 510 // 8)
         assert fingerprint.context_weight == 0.3
 

@@ -29,7 +29,7 @@ def test_pplx_models_are_used_as_published(name, dimension, context_weight):
 def test_offline_model_is_blended_not_only_late():
     spec = KNOWN_MODELS[OFFLINE_MODEL]
     assert (spec.dimension, spec.window_tokens, spec.max_window_tokens) == (384, 512, 512)
-    assert (spec.quantizer, spec.context_weight, spec.separator) == ("absmax", 0.3, None)
+    assert (spec.quantizer, spec.context_weight, spec.separator) == ("norm", 0.3, None)
     assert spec.sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 

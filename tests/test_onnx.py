@@ -20,6 +20,7 @@ from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders import onnx_export
 from pplx_vectorstore.encoders.onnx_export import export_onnx
 from pplx_vectorstore.encoders.onnx_model import _choose_providers, _count_threads
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import (
     AlignmentError,
     EncodingError,
@@ -29,7 +30,6 @@ from pplx_vectorstore.errors import (
     UnknownModelError,
 )
 from pplx_vectorstore.models import KNOWN_MODELS
-from pplx_vectorstore.quantization import quantize
 from pplx_vectorstore.windows import plan_windows
 
 load_onnx = functools.partial(load_encoder, backend="onnx")

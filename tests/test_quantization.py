@@ -108,7 +108,7 @@ class TestAbsmax:
         assert quantize_absmax(vectors).tolist() == [[127, -64], [127, -127], [0, 0]]
 
 
-@pytest.mark.parametrize("quantizer", ["tanh", "absmax"])
+@pytest.mark.parametrize("quantizer", ["tanh", "norm"])
 class TestBothQuantizers:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_refuse_what_is_not_finite(self, quantizer, bad):
@@ -132,7 +132,7 @@ class TestBothQuantizers:
 
 
 def test_quantizer_must_be_known():
-    with pytest.raises(InvalidInputError, match="'tanh', 'absmax' or 'sign', not 'int4'"):
+    with pytest.raises(InvalidInputError, match="'tanh', 'norm' or 'sign', not 'int4'"):
         quantize(np.zeros((1, 2)), "int4")
 
 

@@ -87,7 +87,7 @@ class TestBertFamily:
         start, end = FRAMES.get(model_type, "<s> </s>").split()
         encoder = load_encoder(str(folder), dtype="float32")
         assert (encoder.spec.dimension, encoder.spec.window_tokens) == (32, 64)
-        assert (encoder.spec.quantizer, encoder.spec.context_weight) == ("absmax", 0.3)
+        assert (encoder.spec.quantizer, encoder.spec.context_weight) == ("norm", 0.3)
         documents = [sentences[:2], ["short"], ["", sentences[2], f"<pad> {start} {end}"]]
         reference = bert_family_reference(folder, ([start], [end]))
         for document, vectors in zip(documents, encoder.chunk_vectors(documents), strict=True):

@@ -67,6 +67,7 @@ def load_encoder(
     window_tokens: int | None = None,
     min_context: int | None = None,
     context_weight: float | None = None,
+    crest_factor: float | None = None,
     batch_tokens: int | None = None,
     query_cache: int = 0,
     onnx_file: str | None = None,
@@ -99,6 +100,7 @@ def load_encoder(
     window_tokens: int | None = None,
     min_context: int | None = None,
     context_weight: float | None = None,
+    crest_factor: float | None = None,
     batch_tokens: int | None = None,
     query_cache: int = 0,
     onnx_file: str | None = None,
@@ -120,6 +122,8 @@ def load_encoder(
         window_tokens: Tokens that go through the model at once; None for the model's default.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         context_weight: Share of the contextual vector, 0 to 1; None for the model's default.
+        crest_factor: Largest component over the root mean square that vectors have; a collection is laid out for it
+            when it is created. None for the model's, which is measured where it is not known.
         batch_tokens: Tokens of a batch, padding included; None for the device's default.
         query_cache: Queries whose codes are remembered; 0 for none.
         onnx_file: "model", "model_quantized", "model_q4" or another name in the checkpoint's onnx folder;
@@ -157,6 +161,7 @@ def load_encoder(
             "device": None if device == "auto" else device,
             "dtype": None if dtype == "auto" else dtype,
             "context_weight": context_weight,
+            "crest_factor": crest_factor,
             "batch_tokens": batch_tokens,
             "onnx_file": onnx_file,
         },
@@ -184,7 +189,11 @@ def load_encoder(
     else:
         checkpoint = locate_checkpoint(model, revision or None)
     spec = with_options(
-        checkpoint.spec, dimensions=dimensions, window_tokens=window_tokens, context_weight=context_weight
+        checkpoint.spec,
+        dimensions=dimensions,
+        window_tokens=window_tokens,
+        context_weight=context_weight,
+        crest_factor=crest_factor,
     )
     tokenizer = ChunkTokenizer.from_folder(checkpoint.folder)
     token_model = _load_token_model(checkpoint, tokenizer, device, dtype)

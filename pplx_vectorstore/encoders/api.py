@@ -163,6 +163,7 @@ class ApiEncoder:
             min_context=self._min_context,
             context_weight=self.spec.context_weight,
             source=self.spec.name,
+            squared_norm=self.spec.squared_norm,
             backend="api",
         )
 

@@ -215,11 +215,12 @@ def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
         name=name,
         dimension=_positive(config, key, folder),
         min_dimension=_positive(config, key, folder),
-        quantizer="absmax",
+        quantizer="norm",
         window_tokens=positions,
         max_window_tokens=positions,
         context_weight=KNOWN_MODELS[OFFLINE_MODEL].context_weight,
         layout="mean-pooled",
+        crest_factor=None,  # some have a few components that are ten or twenty times the others
     )
 
 

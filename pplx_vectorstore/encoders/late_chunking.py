@@ -15,10 +15,11 @@ from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import group_by_characters, plan_batches
 from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
+from pplx_vectorstore.equal_norms import crest_factor_for, quantize, squared_norm_of
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.pooling import Span, blend, merge_pieces
-from pplx_vectorstore.quantization import Codes, quantize, truncate
+from pplx_vectorstore.quantization import Codes, truncate
 from pplx_vectorstore.tokenization import ChunkTokenizer
 from pplx_vectorstore.windows import Layout, TokenIds, Window, lay_out, plan_windows
 
@@ -26,6 +27,15 @@ Vectors = npt.NDArray[np.float32]
 # What is tokenized at once, while what came before goes through the model: about eight batches, so that
 # rows of similar length meet, and what is held stays small however many documents one call brings.
 _CHARACTERS_PER_BATCH_TOKEN = 32
+# Any texts would do to see how far a model's components stand out; they do so always at the same places.
+_SAMPLE = (
+    "A river, a road and a railway cross the valley.",
+    "The committee met on 14 March 1998 to discuss the budget of 2.5 million.",
+    "def area(width, height):\n    return width * height",
+    "water",
+    "Wie viele Einwohner hat die Stadt, und seit wann?",
+    "天気がいいので、散歩に行きましょう。",
+)
 
 
 class TokenModel(Protocol):
@@ -126,6 +136,9 @@ class LateChunkingEncoder:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         self._batch_tokens = batch_tokens or token_model.batch_tokens
         self._query_cache = QueryCache(query_cache, spec.dimension)
+        if spec.crest_factor is None:
+            sample = np.concatenate(self.chunk_vectors([[text] for text in _SAMPLE]))
+            self.spec = replace(spec, crest_factor=crest_factor_for(sample))
 
     def __reduce__(self) -> tuple[Callable[[], LateChunkingEncoder], tuple[()]]:
         """Pickle how it was loaded, not the weights: another process loads them itself."""
@@ -150,6 +163,7 @@ class LateChunkingEncoder:
             min_context=self._min_context,
             context_weight=self.spec.context_weight,
             source=self._source,
+            squared_norm=self.spec.squared_norm,
             backend=self._backend,
         )
 
@@ -170,7 +184,7 @@ class LateChunkingEncoder:
         """
         check_documents(documents)
         encoded = self._encode(documents, self._model, self._document_prefix, progress)
-        return [quantize(vectors, self.spec.quantizer) for vectors in encoded]
+        return [self._quantize(vectors) for vectors in encoded]
 
     def encode_queries(self, queries: Sequence[str]) -> Codes:
         """Embed search queries, each a document of one chunk.
@@ -188,7 +202,7 @@ class LateChunkingEncoder:
         check_texts(queries, "queries")
         found, missing = self._query_cache.lookup(queries)
         vectors = self._encode([[query] for query in missing], self._query_model, self._query_prefix, None)
-        codes = quantize(np.concatenate([self._no_vectors(), *vectors]), self.spec.quantizer)
+        codes = self._quantize(np.concatenate([self._no_vectors(), *vectors]))
         return self._query_cache.join(queries, found, missing, codes)
 
     async def aencode_documents(
@@ -317,6 +331,9 @@ class LateChunkingEncoder:
             )
         return spec.window_tokens - frame
 
+    def _quantize(self, vectors: Vectors) -> Codes:
+        return quantize(vectors, self.spec.quantizer, self.spec.squared_norm)
+
     def _no_vectors(self) -> Vectors:
         return np.zeros((0, self.spec.dimension), dtype=np.float32)
 
@@ -327,6 +344,7 @@ def with_options(
     dimensions: int | None = None,
     window_tokens: int | None = None,
     context_weight: float | None = None,
+    crest_factor: float | None = None,
 ) -> ModelSpec:
     """Change what a caller may change of a model's spec; None keeps its own value.
 
@@ -348,6 +366,9 @@ def with_options(
         if not 0 <= context_weight <= 1:
             raise InvalidInputError(f"context_weight must be from 0 to 1, not {context_weight}")
         spec = replace(spec, context_weight=context_weight)
+    if crest_factor is not None:
+        squared_norm_of(spec.dimension, crest_factor)
+        spec = replace(spec, crest_factor=crest_factor)
     return spec
 
 

@@ -22,9 +22,9 @@ from pplx_vectorstore.encoders.checkpoints import EXPORT_FILE, Checkpoint, locat
 from pplx_vectorstore.encoders.late_chunking import TokenModel
 from pplx_vectorstore.encoders.onnx_model import load_onnx_model
 from pplx_vectorstore.encoders.torch_model import load_stock_model, load_torch_model
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import EncodingError, InvalidInputError, MissingExtraError
 from pplx_vectorstore.models import KNOWN_MODELS
-from pplx_vectorstore.quantization import quantize
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
 # The first with attention, rotary positions and RMSNorm as operators of their own: a quarter of the memory

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn, cast
 
 from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.equal_norms import CREST_FACTOR
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.quantization import Quantizer
@@ -19,9 +20,13 @@ class PrecomputedEncoder:
         model: Name of the model that the vectors are of; recorded by the collection.
         dimension: Components of a vector.
         quantizer: How float vectors become int8.
+        crest_factor: Largest component over the root mean square that the vectors have, the more the coarser the
+            stored codes; ``crest_factor_for`` tells it of a sample.
     """
 
-    def __init__(self, model: str, dimension: int, *, quantizer: Quantizer = "absmax") -> None:
+    def __init__(
+        self, model: str, dimension: int, *, quantizer: Quantizer = "norm", crest_factor: float = CREST_FACTOR
+    ) -> None:
         if not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1:
             raise InvalidInputError(f"dimension must be a whole number of at least 1, not {dimension!r}")
         self.spec = ModelSpec(
@@ -33,6 +38,7 @@ class PrecomputedEncoder:
             max_window_tokens=0,
             context_weight=0.0,
             layout="mean-pooled",
+            crest_factor=crest_factor,
         )
         self.fingerprint = Fingerprint(
             model=model,
@@ -43,6 +49,7 @@ class PrecomputedEncoder:
             min_context=0,
             context_weight=0.0,
             source=model,
+            squared_norm=self.spec.squared_norm,
         )
 
     @classmethod

@@ -43,7 +43,6 @@ from pplx_vectorstore.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from pplx_vectorstore.query import first_stage_limit, widen
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,6 +76,13 @@ class Found(NamedTuple):
     """The points that one query found, best first."""
 
     points: list[FoundPoint]
+
+
+class Coverage(NamedTuple):
+    """What an index covers; both are upper bounds."""
+
+    points: int
+    unindexed: int
 
 
 class EdgeClient:
@@ -174,12 +180,12 @@ class EdgeClient:
     def create_payload_index(self, collection_name: str, field_name: str, field_schema: Any) -> None:
         """Index a payload field: by a type such as "keyword", or by index parameters."""
         operation = edge.UpdateOperation.create_field_index(field_name, edge_payload_schema(field_schema))
-        self._shard(collection_name).update(operation)
+        self._shard(collection_name).write(operation)
 
     def upsert(self, collection_name: str, points: Sequence[models.PointStruct]) -> None:
         """Write points; on return they are in the write-ahead log and survive a killed process."""
         converted = [edge.Point(point.id, point.vector, point.payload) for point in points]  # type: ignore[arg-type]
-        self._shard(collection_name).upsert(converted)
+        self._shard(collection_name).write(edge.UpdateOperation.upsert_points(converted), new=len(converted))
 
     def delete(self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList) -> None:
         """Delete points by filter or by ids."""
@@ -187,12 +193,12 @@ class EdgeClient:
             operation = edge.UpdateOperation.delete_points_by_filter(edge_filter(points_selector.filter))
         else:
             operation = edge.UpdateOperation.delete_points(list(points_selector.points))
-        self._shard(collection_name).update(operation)
+        self._shard(collection_name).write(operation)
 
     def set_payload(self, collection_name: str, payload: Mapping[str, Any], points: Sequence[str]) -> None:
         """Set these payload fields of the points of these ids; other fields stay."""
         operation = edge.UpdateOperation.set_payload(list(points), dict(payload))
-        self._shard(collection_name).update(operation)
+        self._shard(collection_name).write(operation, moved=len(points))
 
     def batch_update_points(
         self, collection_name: str, update_operations: Sequence[models.SetPayloadOperation]
@@ -204,7 +210,8 @@ class EdgeClient:
                 self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
             else:
                 update = edge.UpdateOperation.set_payload_by_filter(edge_filter(change.filter), change.payload)
-                self._shard(collection_name).update(update)
+                matching = self.count(collection_name, count_filter=change.filter).count
+                self._shard(collection_name).write(update, moved=matching)
 
     def retrieve(
         self,
@@ -273,9 +280,9 @@ class EdgeClient:
             for hits in results
         ]
 
-    def is_indexed(self, collection_name: str) -> bool:
-        """Tell whether the index covers all points, but for so few that the engine leaves them out."""
-        return self._shard(collection_name).is_indexed()
+    def coverage(self, collection_name: str) -> Coverage:
+        """Tell how many points there are, and how many of them the index does not cover."""
+        return self._shard(collection_name).coverage()
 
     def optimize(self, collection_name: str) -> None:
         """Build the index over everything written so far."""
@@ -358,11 +365,11 @@ class EdgeClient:
 
 
 class _Shard:
-    """One open shard, and how many of its points the index does not cover yet.
+    """One open shard, and how many of its points the index does not cover.
 
-    Only optimized segments have usable bits: in a segment still being written, the engine takes the
-    sign of the *unsigned* bytes, so every bit is 1 and Hamming ranking is arbitrary. While there are
-    such points, searches rank by the stored codes instead; what they find is right, only slower.
+    Only indexed segments have usable bits: in the others, the engine takes the sign of the *unsigned* bytes, so every
+    bit is 1. Points get there by being written, and by a change of their payload, which moves them out of an indexed
+    segment. So every write passes through `write`, which counts them.
     """
 
     def __init__(self, path: Path, dimension: int) -> None:
@@ -377,31 +384,34 @@ class _Shard:
         except BaseException:
             self._opened.close()
             raise
+        self._points = self._shard.info().points_count
         try:
             self._unindexed = int(self._marker.read_text("ascii"))
         except (FileNotFoundError, ValueError):  # a killed process leaves none
-            self._unindexed = self._shard.info().points_count
+            self._unindexed = self._points
 
-    def upsert(self, points: list[edge.Point]) -> None:
+    def write(self, operation: edge.UpdateOperation, *, new: int = 0, moved: int = 0) -> None:
+        """Apply an operation.
+
+        Args:
+            operation: Any.
+            new: Points that it writes.
+            moved: Points whose payload it changes.
+        """
         # One lock for both, so that no point slips in between an optimization and its book-keeping.
         with self._lock, _translated(self._path):
-            self._marker.unlink(missing_ok=True)
-            # Points written twice count twice: an upper bound is all that is needed.
-            self._unindexed += len(points)
-            self._shard.update(edge.UpdateOperation.upsert_points(points))
-        if self._is_due(_SHARE_WHILE_WRITING) and self._unindexed > _MOST_UNINDEXED:
-            self.optimize()
-
-    def update(self, operation: edge.UpdateOperation) -> None:
-        with _translated(self._path):
+            if new or moved:
+                self._marker.unlink(missing_ok=True)
+            # Points written twice count twice: upper bounds are all that is needed.
+            self._points += new
+            self._unindexed = min(self._unindexed + new + moved, self._points)
             self._shard.update(operation)
+        if (new or moved) and self._is_due(_SHARE_WHILE_WRITING) and self._unindexed > _MOST_UNINDEXED:
+            self.optimize()
 
     def query(self, requests: Sequence[models.QueryRequest]) -> list[list[edge.ScoredPoint]]:
         with _translated(self._path):
-            converted = [
-                edge_query(widen(request) if self._unindexed > first_stage_limit(request) else request)
-                for request in requests
-            ]
+            converted = [edge_query(request) for request in requests]
             if len(converted) == 1:
                 return [self._shard.query(converted[0])]
             return self._shard.query_batch(edge.QueryBatchRequest(converted))
@@ -430,12 +440,13 @@ class _Shard:
         with _translated(self._path):
             self._shard.flush()
 
-    def is_indexed(self) -> bool:
-        return self._unindexed <= self._leftover
+    def coverage(self) -> Coverage:
+        return Coverage(self._points, self._unindexed)
 
     def optimize(self) -> None:
         with self._lock, _translated(self._path):
             self._shard.optimize()
+            self._points = self._shard.info().points_count
             # Whatever was deleted or written twice: a segment that is left is below the threshold.
             self._unindexed = min(self._unindexed, self._leftover)
             self._shard.flush()

@@ -1,4 +1,4 @@
-"""``qdrant_client.models`` → ``qdrant_edge`` types: filters, formulas, queries, collection settings.
+"""``qdrant_client.models`` → ``qdrant_edge`` types: filters, queries, collection settings.
 
 Only what the store sends is translated; anything else is refused by name.
 """
@@ -180,8 +180,6 @@ def _scoring_query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.NearestQuery):
         vector: Any = query.nearest
         return edge.Query.Nearest(vector, using)
-    if isinstance(query, models.FormulaQuery):
-        return edge.Formula(_expression(query.formula), query.defaults)
     if isinstance(query, models.TextQuery) and isinstance(query.text, str) and using is not None:
         return edge.TextQuery(using, query.text)  # `using` names the field
     if isinstance(query, models.FusionQuery) and query.fusion == models.Fusion.RRF:
@@ -189,23 +187,6 @@ def _scoring_query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.RrfQuery):
         return edge.Fusion.Rrf(query.rrf.k or _RRF_K, query.rrf.weights)
     raise TypeError(f"query {type(query).__name__} is not translated")
-
-
-def _expression(node: Any) -> edge.Expression:
-    make = edge.Expression
-    if isinstance(node, (int, float)):
-        return make.Constant(float(node))
-    if isinstance(node, str):
-        return make.Variable(node)
-    if isinstance(node, models.SumExpression):
-        return make.Sum([_expression(inner) for inner in node.sum])
-    if isinstance(node, models.MultExpression):
-        return make.Mult([_expression(inner) for inner in node.mult])
-    if isinstance(node, models.NegExpression):
-        return make.Neg(_expression(node.neg))
-    if isinstance(node, models.DivExpression):
-        return make.Div(_expression(node.div.left), _expression(node.div.right), node.div.by_zero_default)
-    raise TypeError(f"expression {type(node).__name__} is not translated")
 
 
 def _conditions(conditions: Any) -> list[Any] | None:

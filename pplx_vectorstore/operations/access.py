@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import TENANT_FIELD, unindexed_points
+from pplx_vectorstore.collection import TENANT_FIELD, keeps_codes_in_memory, unindexed_points
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.server import Capabilities
 from pplx_vectorstore.errors import InvalidInputError
-from pplx_vectorstore.query import first_stage_limit, map_filters, widen
+from pplx_vectorstore.query import Ranking, map_filters
 
 T = TypeVar("T")
 
@@ -23,6 +23,10 @@ _PAGE = 1000
 _IDS_AT_ONCE = 1000
 _UPDATES = 1000
 _UPDATE_BYTES = 4 * 2**20
+# Components of the shortest vectors that are searched by their bits.
+_LEAST_BITS = 384
+# Bytes of codes up to which the embedded engine searches by them: the system's page cache holds them.
+_CACHED_BYTES = 2**30
 # Seconds for which a server's word on its index is believed.
 _STATE_AGE = 1.0
 
@@ -34,6 +38,7 @@ class Limits:
     query_limit: int | None = None
     hnsw_ef: int | None = None
     exact: bool = True
+    oversampling: float | None = None
     searches: int | None = None
     upsert_points: int | None = None
     condition_size: int | None = None
@@ -50,6 +55,7 @@ class Limits:
             query_limit=strict.max_query_limit,
             hnsw_ef=strict.search_max_hnsw_ef,
             exact=strict.search_allow_exact is not False,
+            oversampling=strict.search_max_oversampling,
             searches=strict.search_max_batchsize,
             upsert_points=strict.upsert_max_batchsize,
             condition_size=strict.condition_max_size,
@@ -68,6 +74,7 @@ class PointAccess:
         capabilities: What the engine can do.
         limits: What the server allows.
         has_text_index: Whether BM25 has an index to rank by.
+        codes: How the engine keeps the codes.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class PointAccess:
         limits: Limits,
         *,
         has_text_index: bool,
+        codes: models.VectorParams,
     ) -> None:
         self.collection = collection
         self.tenant = tenant
@@ -86,9 +94,9 @@ class PointAccess:
         self.limits = limits
         self.has_text_index = has_text_index
         self._calls = calls
+        self._codes = codes
         self._state: tuple[float, models.CollectionInfo] | None = None
         self._writes = 0
-        self._least_count = 0
 
     async def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points, which carry the tenant already: their ids are made of it."""
@@ -118,10 +126,16 @@ class PointAccess:
             operations.append(models.SetPayloadOperation(set_payload=change))
             size += 2 * len(json.dumps(fields)) + 100 * _count_values(scoped)
             if size > _UPDATE_BYTES or len(operations) == _UPDATES:
-                await self._calls("batch_update_points", self.collection, update_operations=operations)
+                await self._update(operations)
                 operations, size = [], 0
         if operations:
+            await self._update(operations)
+
+    async def _update(self, operations: list[models.SetPayloadOperation]) -> None:
+        try:
             await self._calls("batch_update_points", self.collection, update_operations=operations)
+        finally:
+            self._forget()
 
     async def retrieve(
         self, ids: Sequence[str], *, with_payload: bool | Sequence[str] = True, with_codes: bool = False
@@ -208,48 +222,58 @@ class PointAccess:
             scoped = map_filters(request, self._scoped) if self.tenant is not None else request
             if self.capabilities.kind == "emulation" and scoped.params is not None:
                 scoped = scoped.model_copy(update={"params": None})  # it always scans, and warns of settings
-            sent.append(scoped if await self.uses_bits(scoped) else self._widened(scoped))
+            sent.append(scoped)
         results: list[list[Any]] = []
         for some in in_batches(sent, self.limits.searches or max(1, len(sent))):
             responses = await self._calls("query_batch_points", self.collection, requests=some)
             results.extend(list(response.points) for response in responses)
         return results
 
-    async def uses_bits(self, request: models.QueryRequest) -> bool:
-        """Tell whether a search's first stage can rank by bits.
+    async def ranking(self, candidates: int, *, k: int) -> Ranking:
+        """Choose the way in: by the bits, or by the codes.
 
-        While a segment is still being written, Qdrant takes the sign of its *unsigned* bytes, so that
-        all its bits are 1. A segment is compared whole where it holds no more points than the first stage
-        hands on, and that is what a server leaves once it has optimized. The embedded engine sees to
-        it itself.
+        By the codes where they are in memory, which takes less time; where vectors are so short that their signs say
+        too little; and where bits cannot be trusted: of points that no index covers, all bits are 1. Else by the
+        bits: of codes on disk, walking the graph by them would read many times as many.
+
+        Args:
+            candidates: Points that are to be compared by their codes.
+            k: Hits wanted.
         """
-        if self.capabilities.kind != "server":
-            return True
-        limit = first_stage_limit(request)
-        if not limit:
-            return True
+        by_bits = (
+            self._codes.size >= _LEAST_BITS
+            and not keeps_codes_in_memory(self._codes)
+            and (self.limits.oversampling is None or candidates <= self.limits.oversampling * k)
+            and not await self._fit_memory()
+            and await self.has_bits(candidates)
+        )
+        return Ranking(candidates=candidates, by_bits=by_bits, most_hnsw_ef=self.limits.hnsw_ef)
+
+    async def _fit_memory(self) -> bool:
+        """Tell whether the codes are so few that the embedded engine will have them in memory."""
+        if self.capabilities.kind != "embedded":
+            return False
+        coverage = await self._calls("coverage", self.collection)
+        return bool(coverage.points * self._codes.size <= _CACHED_BYTES)
+
+    async def has_bits(self, candidates: int) -> bool:
+        """Tell whether ranking by bits means anything now.
+
+        Points without usable bits do no harm where they are no more than the candidates: then all of them are compared
+        by their codes.
+        """
+        if self.capabilities.kind == "emulation":
+            return False
+        if self.capabilities.kind == "embedded":
+            coverage = await self._calls("coverage", self.collection)
+            return bool(coverage.unindexed <= candidates)
         info = await self._info()
+        # What is not indexed cannot be had from the counts: they include points that were deleted or moved since. But
+        # once a server has optimized, no segment without an index is larger than the threshold.
         threshold = getattr(info.config.optimizer_config, "indexing_threshold", None)
         if info.status != models.CollectionStatus.GREEN or not threshold:
             return False
-        vectors: Any = info.config.params.vectors
-        return unindexed_points(threshold, min(params.size for params in vectors.values())) <= limit
-
-    async def ranks_by_bits(self, request: models.QueryRequest) -> bool:
-        """Tell whether ranking by bits alone would mean anything now: the index covers the newest points."""
-        if self.capabilities.kind == "embedded":
-            return bool(await self._calls("is_indexed", self.collection))
-        return self.capabilities.kind == "server" and await self.uses_bits(request)
-
-    async def covers_all(self, candidates: int) -> bool:
-        """Tell whether so many candidates are all the points there are, asking as rarely as possible."""
-        if not self.limits.exact:
-            return False
-        if self.capabilities.kind == "server":
-            return candidates >= ((await self._info()).points_count or 0)
-        if candidates >= self._least_count:
-            self._least_count = await self.count()
-        return candidates >= self._least_count
+        return unindexed_points(threshold, self._codes.size) <= candidates
 
     def check_limit(self, name: str, value: int) -> int:
         """Refuse what the server would refuse.
@@ -261,9 +285,6 @@ class PointAccess:
         if most is not None and value > most:
             raise InvalidInputError(f"{name} must be at most {most} on this server (strict mode), not {value}")
         return value
-
-    def _widened(self, request: models.QueryRequest) -> models.QueryRequest:
-        return widen(request, most=self.limits.query_limit, most_hnsw_ef=self.limits.hnsw_ef)
 
     def _scoped(self, condition: models.Filter | None) -> models.Filter | None:
         if self.tenant is None:
@@ -285,10 +306,9 @@ class PointAccess:
         return state[1]
 
     def _forget(self) -> None:
-        """After a write, what was known of the index and of the number of points is old."""
+        """After a write, what was known of the index is old."""
         self._writes += 1
         self._state = None
-        self._least_count = 0
 
 
 def _count_values(condition: models.Filter) -> int:

@@ -153,8 +153,11 @@ async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
 
 
 def _read(session: Session, record: models.Record, *, with_codes: bool) -> StoredChunk:
-    codes = read_codes(record.vector, session.fingerprint.dimension) if with_codes else None
-    return read_chunk(record.id, record.payload or {}, codes)
+    payload = record.payload or {}
+    codes = None
+    if with_codes:
+        codes = read_codes(record.vector, payload, session.fingerprint.dimension, session.fingerprint.squared_norm)
+    return read_chunk(record.id, payload, codes)
 
 
 def _condition_size(session: Session) -> int:

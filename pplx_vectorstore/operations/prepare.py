@@ -13,6 +13,7 @@ from pplx_vectorstore.collection import (
     CollectionConfig,
     Fingerprint,
     IndexFields,
+    codes_params,
     field_indexes,
     has_tenants,
     has_text_index,
@@ -119,7 +120,9 @@ async def list_tenants(calls: Calls, collection: str) -> list[str] | None:
     if not has_tenants(info.config.metadata):
         return None
     capabilities = await learn_capabilities(calls, describe(calls.client))
-    everyone = PointAccess(calls, collection, None, capabilities, Limits.of(info), has_text_index=False)
+    everyone = PointAccess(
+        calls, collection, None, capabilities, Limits.of(info), has_text_index=False, codes=codes_params(info)
+    )
     return sorted(await everyone.facet(TENANT_FIELD, None, most=1000))
 
 
@@ -163,7 +166,15 @@ async def open_collection(
         indexes[TEXT_FIELD] = text_index_params()
     await _create_indexes(calls, collection, {**indexes, **wanted}, info, capabilities)
     is_indexed = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
-    points = PointAccess(calls, collection, tenant, capabilities, Limits.of(info), has_text_index=is_indexed)
+    points = PointAccess(
+        calls,
+        collection,
+        tenant,
+        capabilities,
+        Limits.of(info),
+        has_text_index=is_indexed,
+        codes=codes_params(info),
+    )
     return points, recorded
 
 

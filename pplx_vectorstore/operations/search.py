@@ -1,11 +1,11 @@
-"""Searching: two stages, hybrid, grouped, diverse, with context, and explained."""
+"""Searching: by bits or codes, hybrid, grouped, diverse, with context, and explained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,14 @@ from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.points import read_codes, read_hit
+from pplx_vectorstore.points import read_codes, read_hit, read_stored_codes
 from pplx_vectorstore.quantization import Codes, cosine_similarity
 from pplx_vectorstore.query import (
+    QueryVector,
+    Ranking,
     build_filter,
+    build_hamming,
     build_query,
-    build_ranking,
     check_share,
     check_threshold,
     choose_candidates,
@@ -33,7 +35,6 @@ Query = str | npt.NDArray[np.int8] | EncodedQuery
 
 _MOST_CONTEXT = 100
 _PASSAGES_AT_ONCE = 50
-_SCANNED = 100_000
 _LARGEST_POOL = 20_000
 
 
@@ -101,89 +102,98 @@ class SearchOptions:
         return not self.group_by_document and self.diversity is None
 
 
+class _Scored(NamedTuple):
+    """A point that was found."""
+
+    id: Any
+    score: float
+    payload: dict[str, Any]
+    vector: Any
+
+
+class _Question(NamedTuple):
+    """One query, ready to be searched for.
+
+    Attributes:
+        codes: int8, shape (dimension,).
+        vector: What is compared; None where vectors have no part.
+        words: For BM25; None where it has no part.
+    """
+
+    codes: Codes
+    vector: QueryVector | None
+    words: str | None
+
+
 async def search_batch(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
     """Search for several queries in one request."""
     _require_hybrid(session, queries, options)
     condition = build_filter(options.filter)
-    all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
-    if not len(all_codes):
+    questions = await _questions(session, queries, options)
+    if not questions:
         return []
     candidates = _candidates(session, options)
     if options.is_plain:
-        requests = await _requests(
-            session,
-            queries,
-            all_codes,
-            options,
-            condition,
-            candidates,
-            limit=options.k,
-            with_codes=options.with_codes,
+        ranking = await session.points.ranking(candidates, k=options.k)
+        found = await _find(
+            session, questions, options, condition, ranking, limit=options.k, with_codes=options.with_codes
         )
-        found = await session.points.query(requests)
         hits = [[_read(session, point, point, options) for point in points] for points in found]
     else:
-        hits = await _search_pools(session, queries, all_codes, options, condition, candidates)
+        hits = await _search_pools(session, questions, options, condition, candidates)
     if options.context:
         return await _with_context(session, hits, options.context)
     return hits
 
 
-def _read(session: Session, point: Any, record: Any, options: SearchOptions) -> Hit:
+def _read(session: Session, point: _Scored, record: Any, options: SearchOptions) -> Hit:
     """Make a hit of what was found and of what was fetched of it."""
-    codes = read_codes(record.vector, session.fingerprint.dimension) if options.with_codes else None
-    return read_hit(point.id, record.payload or {}, point.score, codes, is_cosine=not options.uses_words)
+    payload = record.payload or {}
+    codes = None
+    if options.with_codes:
+        codes = read_codes(record.vector, payload, session.fingerprint.dimension, session.fingerprint.squared_norm)
+    return read_hit(point.id, payload, point.score, codes)
 
 
 async def explain(session: Session, query: Query, options: SearchOptions) -> Explanation:
-    """Search, rank in each stage alone and scan exactly, in one request; compare."""
-    condition = build_filter(options.filter)
-    (codes,) = await _query_codes(session, [query])
-    candidates = _candidates(session, options)
+    """Search, rank by the bits alone and scan exactly, in one request; compare."""
     if not session.points.limits.exact:
         raise StoreError("explain needs an exact scan, which this server's strict mode forbids (search_allow_exact)")
+    condition = build_filter(options.filter)
+    ((_, vector, _),) = await _questions(session, [query], replace(options, hybrid=False))
+    assert vector is not None  # not hybrid
+    candidates = _candidates(session, options)
     k = options.k
-    beam = session.points.limits.hnsw_ef
-    exact = await session.points.covers_all(candidates)
-    search = build_query(codes, k=k, candidates=candidates, filter=condition, exact=exact, most_hnsw_ef=beam)
-    by_bits = build_ranking(codes, candidates=candidates, by_bits=True, filter=condition, most_hnsw_ef=beam)
-    by_distance = build_ranking(
-        codes, candidates=candidates, by_bits=False, filter=condition, exact=True, most_hnsw_ef=beam
-    )
-    scan = build_query(
-        codes,
-        k=max(k, candidates),
-        # The scan's first stage ranks by distance; only with all points is it exact whatever the norms are.
-        candidates=await _scan_size(session, candidates),
-        filter=condition,
-        exact=True,
-        with_payload=False,
-        most_hnsw_ef=beam,
-    )
-    found, hamming, euclid, cosine = await session.points.query([search, by_bits, by_distance, scan])
-    ranked_by_bits = await session.points.ranks_by_bits(by_bits)
-    of_hamming, of_euclid, of_cosine = map(_ranks, (hamming, euclid, cosine))
+    ranking = await session.points.ranking(candidates, k=k)
+    has_bits = await session.points.has_bits(candidates)
+    requests = [
+        build_query(vector, ranking, k=k, filter=condition),
+        build_query(vector, replace(ranking, exact=True), k=max(k, candidates), filter=condition, with_payload=False),
+    ]
+    if has_bits:
+        requests.append(build_hamming(vector, candidates, filter=condition, most_hnsw_ef=ranking.most_hnsw_ef))
+    found, exact, *hamming = await session.points.query(requests)
+    of_exact, of_hamming = _ranks(exact), _ranks(hamming[0] if hamming else [])
     hits = tuple(
         ExplainedHit(
-            hit=read_hit(point.id, point.payload, point.score),
-            hamming_rank=of_hamming.get(str(point.id)) if ranked_by_bits else None,
-            euclid_rank=of_euclid.get(str(point.id)),
-            cosine_rank=of_cosine.get(str(point.id)),
+            hit=read_hit(point.id, point.payload, vector.cosine(point.score)),
+            hamming_rank=of_hamming.get(str(point.id)),
+            exact_rank=of_exact.get(str(point.id)),
         )
         for point in found
     )
-    best = cosine[:k]
+    best = exact[:k]
     returned = {str(point.id) for point in found}
-    lost = {str(point.id): point.score for point in best if str(point.id) not in returned}
+    lost = {str(point.id): vector.cosine(point.score) for point in best if str(point.id) not in returned}
     records = await session.points.retrieve(list(lost))
     missed = tuple(read_hit(id_, records[id_].payload or {}, score) for id_, score in lost.items() if id_ in records)
-    recall = 1.0 - len(lost) / len(best) if best else 1.0
-    return Explanation(hits=hits, missed=missed, candidates=candidates, recall=recall)
-
-
-async def _scan_size(session: Session, candidates: int) -> int:
-    most = session.points.limits.query_limit or _SCANNED
-    return max(candidates, min(await session.points.count(), most, _SCANNED))
+    return Explanation(
+        hits=hits,
+        missed=missed,
+        way="bits" if ranking.by_bits else "codes",
+        candidates=candidates,
+        recall=1.0 - len(lost) / len(best) if best else 1.0,
+    )
 
 
 def _ranks(points: Sequence[Any]) -> dict[str, int]:
@@ -230,57 +240,64 @@ def _candidates(session: Session, options: SearchOptions) -> int:
     return chosen if points.limits.query_limit is None else min(chosen, points.limits.query_limit)
 
 
-async def _requests(
+async def _find(
     session: Session,
-    queries: Sequence[Query],
-    all_codes: Codes,
+    questions: Sequence[_Question],
     options: SearchOptions,
     condition: models.Filter | None,
-    candidates: int,
+    ranking: Ranking,
     *,
     limit: int,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
-) -> list[models.QueryRequest]:
-    exact = await session.points.covers_all(candidates)
-    return [
+) -> list[list[_Scored]]:
+    """Find points for each question, best first; their scores are cosines, unless words have a share in them."""
+    requests = [
         build_query(
-            codes,
+            question.vector,
+            ranking,
             k=limit,
-            candidates=candidates,
             filter=condition,
             score_threshold=options.score_threshold,
-            exact=exact,
-            text=_words(query) if options.uses_words else None,
+            text=question.words,
             lexical_weight=options.lexical_weight,
             with_payload=with_payload,
             with_codes=with_codes,
-            most_hnsw_ef=session.points.limits.hnsw_ef,
         )
-        for query, codes in zip(queries, all_codes, strict=True)
+        for question in questions
     ]
+    found = await session.points.query(requests)
+    return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+
+
+def _scored(question: _Question, points: Sequence[Any], options: SearchOptions) -> list[_Scored]:
+    if question.words is not None or question.vector is None:
+        return [_Scored(point.id, point.score, point.payload, point.vector) for point in points]
+    cosine = question.vector.cosine
+    scored = [_Scored(point.id, cosine(point.score), point.payload, point.vector) for point in points]
+    if options.score_threshold is None:
+        return scored
+    return [point for point in scored if point.score >= options.score_threshold]
 
 
 async def _search_pools(
     session: Session,
-    queries: Sequence[Query],
-    all_codes: Codes,
+    questions: Sequence[_Question],
     options: SearchOptions,
     condition: models.Filter | None,
     candidates: int,
 ) -> list[list[Hit]]:
     """Choose among all candidates of each query; ask for more where they are of too few documents."""
-    chosen: dict[int, list[Any]] = {}
-    waiting = list(range(len(queries)))
+    chosen: dict[int, list[_Scored]] = {}
+    waiting = list(range(len(questions)))
     cut_off: list[int] = []
     while waiting:
-        requests = await _requests(
+        found = await _find(
             session,
-            [queries[i] for i in waiting],
-            all_codes[waiting],
+            [questions[i] for i in waiting],
             options,
             condition,
-            candidates,
+            await session.points.ranking(candidates, k=candidates),
             limit=candidates,
             with_payload=["document_id"],
             with_codes=options.diversity is not None,
@@ -289,8 +306,10 @@ async def _search_pools(
         larger = 4 * candidates
         if session.points.limits.query_limit is not None:
             larger = min(larger, session.points.limits.query_limit)
-        for i, pool in zip(waiting, await session.points.query(requests), strict=True):
-            chosen[i] = await session.calls.run(_choose, all_codes[i], pool, options, session.fingerprint.dimension)
+        for i, pool in zip(waiting, found, strict=True):
+            chosen[i] = await session.calls.run(
+                _choose, questions[i].codes, pool, options, session.fingerprint.dimension
+            )
             if len(pool) < candidates:
                 continue
             n_documents = len({point.payload["document_id"] for point in chosen[i]})
@@ -301,7 +320,7 @@ async def _search_pools(
                 cut_off.append(i)
         waiting, candidates = again, larger
     if int(options.group_by_document) > 1 and options.diversity is None and not options.uses_words:
-        await _fill_groups(session, all_codes, options, condition, cut_off, chosen)
+        await _fill_groups(session, questions, options, condition, cut_off, chosen)
     ids = [str(point.id) for points in chosen.values() for point in points]
     records = await session.points.retrieve(ids, with_codes=options.with_codes)
     return [
@@ -310,17 +329,17 @@ async def _search_pools(
             for point in chosen[i]
             if str(point.id) in records  # deleted since it was found
         ]
-        for i in range(len(queries))
+        for i in range(len(questions))
     ]
 
 
 async def _fill_groups(
     session: Session,
-    all_codes: Codes,
+    questions: Sequence[_Question],
     options: SearchOptions,
     condition: models.Filter | None,
     incomplete: Sequence[int],
-    chosen: dict[int, list[Any]],
+    chosen: dict[int, list[_Scored]],
 ) -> None:
     """Search within each chosen document: its other good chunks may lie beyond the candidates."""
     most = int(options.group_by_document)
@@ -332,37 +351,38 @@ async def _fill_groups(
     if not places:
         return
     within = replace(options, k=most, candidates=None, group_by_document=False)
-    candidates = _candidates(session, within)
+    ranking = await session.points.ranking(_candidates(session, within), k=most)
     requests = []
     for i, document_id in places:
         must: list[Any] = [models.FieldCondition(key="document_id", match=models.MatchValue(value=document_id))]
         if condition is not None:
             must.append(condition)
-        requests += await _requests(
-            session,
-            [""],
-            all_codes[[i]],
-            within,
-            models.Filter(must=must),
-            candidates,
-            limit=most,
-            with_payload=["document_id"],
+        requests.append(
+            build_query(
+                questions[i].vector,
+                ranking,
+                k=most,
+                filter=models.Filter(must=must),
+                score_threshold=options.score_threshold,
+                with_payload=["document_id"],
+            )
         )
-    groups: dict[int, list[list[Any]]] = {i: [] for i in incomplete}
+    groups: dict[int, list[list[_Scored]]] = {i: [] for i in incomplete}
     for (i, _), points in zip(places, await session.points.query(requests), strict=True):
-        if points:
-            groups[i].append(points)
+        scored = _scored(questions[i], points, options)
+        if scored:
+            groups[i].append(scored)
     for i in incomplete:
         # Within a document, more may have been found than its best among the candidates.
-        groups[i].sort(key=lambda points: -float(points[0].score))
+        groups[i].sort(key=lambda points: -points[0].score)
         chosen[i] = [point for points in groups[i] for point in points]
 
 
-def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension: int) -> list[Any]:
+def _choose(query: Codes, pool: Sequence[_Scored], options: SearchOptions, dimension: int) -> list[_Scored]:
     """Order a pool by diversity, group it by document, and cut it."""
-    ordered: Iterable[Any] = pool
+    ordered: Iterable[_Scored] = pool
     if options.diversity is not None and pool:
-        codes = np.stack([read_codes(point.vector, dimension) for point in pool])
+        codes = np.stack([read_stored_codes(point.vector, dimension) for point in pool])
         # The engine computes with 32 bits, and what a choice is made by should not depend on the engine.
         scores = [point.score for point in pool] if options.uses_words else cosine_similarity(query, codes)
         order = order_by_diversity(scores, codes, float(options.diversity), fused=options.uses_words)
@@ -370,7 +390,7 @@ def _choose(query: Codes, pool: Sequence[Any], options: SearchOptions, dimension
     if not options.group_by_document:
         return list(islice(ordered, options.k))
     most = int(options.group_by_document)
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[_Scored]] = {}
     for point in ordered:
         document_id = point.payload["document_id"]
         if document_id not in groups and len(groups) == options.k:
@@ -438,7 +458,21 @@ def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, in
     return passage
 
 
-async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vectors: bool = True) -> Codes:
+async def _questions(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[_Question]:
+    """Check queries, and embed those that are not embedded yet."""
+    all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
+    squared_norm = session.fingerprint.squared_norm
+    return [
+        _Question(
+            codes,
+            QueryVector.of(codes, squared_norm) if options.uses_vectors else None,
+            _words(query) if options.uses_words else None,
+        )
+        for query, codes in zip(queries, all_codes, strict=True)
+    ]
+
+
+async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vectors: bool) -> Codes:
     """Return the codes of each query; zeros where vectors have no part in the search."""
     if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
         raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")

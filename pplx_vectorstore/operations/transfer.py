@@ -88,9 +88,11 @@ async def copy(source: Session, target: Session) -> int:
 
 
 async def _stored_pages(session: Session) -> AsyncIterator[Page]:
-    dimension = session.fingerprint.dimension
+    dimension, squared_norm = session.fingerprint.dimension, session.fingerprint.squared_norm
     async for records in session.points.scroll(None, with_codes=True, page=_ROWS):
-        codes = np.stack([read_codes(record.vector, dimension) for record in records])
+        codes = np.stack(
+            [read_codes(record.vector, record.payload or {}, dimension, squared_norm) for record in records]
+        )
         yield [dict(record.payload or {}) for record in records], codes
 
 
@@ -103,7 +105,8 @@ async def _write_pages(session: Session, pages: AsyncIterator[Page]) -> int:
         async for payloads, codes in pages:
             if not is_empty:
                 await _require_own_chunk_ids(session, payloads)
-            await upsert(session, copy_points(payloads, codes, session.points.tenant))
+            points = copy_points(payloads, codes, session.fingerprint.squared_norm, session.points.tenant)
+            await upsert(session, points)
             total += len(payloads)
             if not is_empty:  # an empty collection has no other versions, however many documents come
                 for payload in payloads:

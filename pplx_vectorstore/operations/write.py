@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
+from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import (
     AlignmentError,
     DuplicateDocumentError,
@@ -27,8 +28,10 @@ from pplx_vectorstore.operations.manage import delete_documents, list_documents
 from pplx_vectorstore.operations.places import plan_extension
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import (
+    Vectors,
     chunk_point_id,
     content_hash,
+    equalize_codes,
     hash_document,
     hash_of_piece,
     iter_points,
@@ -36,7 +39,7 @@ from pplx_vectorstore.points import (
     point_bytes,
 )
 from pplx_vectorstore.progress import Advance, show_progress
-from pplx_vectorstore.quantization import Codes, Quantizer, quantize
+from pplx_vectorstore.quantization import Codes, Quantizer
 from pplx_vectorstore.reports import AddReport, SyncReport
 
 _GROUP_DOCUMENTS = 256
@@ -141,9 +144,9 @@ class _Written:
     def __init__(self, advance: Advance | None) -> None:
         self.report = SyncReport()
         self._advance = advance
-        self._pending: tuple[Awaitable[None], SyncReport] | None = None
+        self._pending: tuple[Awaitable[int], SyncReport] | None = None
 
-    def follow(self, work: Awaitable[None], report: SyncReport) -> None:
+    def follow(self, work: Awaitable[int], report: SyncReport) -> None:
         self._pending = work, report
 
     async def settle(self) -> None:
@@ -152,12 +155,12 @@ class _Written:
             return
         work, report = self._pending
         try:
-            await work
+            bent = await work
         except Exception:
             self._pending = None
             raise
         self._pending = None
-        self.report = _sum(self.report, report)
+        self.report = _sum(self.report, replace(report, bent_chunks=bent))
         if self._advance is not None:
             handled = self.report.documents + self.report.unchanged_documents + self.report.relabelled_documents
             self._advance.documents(handled, self.report.chunks)
@@ -259,15 +262,19 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
     return [one for one in group if not by_id.get(one.document.id, 0) == by_hash.get(one.hash, 0) == len(one.chunks)]
 
 
-async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> None:
+async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> int:
     """Upsert the group's chunks, then delete what earlier versions of its documents left.
 
     Stale is what was there before, under another hash: never what another process writes meanwhile.
+
+    Returns:
+        Chunks whose direction was bent.
     """
+    all_vectors = await _equalize(session, group, all_codes)
     points = (
         point
-        for one, codes in zip(group, all_codes, strict=True)
-        for point in iter_points(one.document, one.chunks, codes, one.hash, session.points.tenant)
+        for one, vectors in zip(group, all_vectors, strict=True)
+        for point in iter_points(one.document, one.chunks, vectors, one.hash, session.points.tenant)
     )
     ids = field_any("document_id", [one.document.id for one in group])
     new = {one.hash for one in group}
@@ -279,19 +286,21 @@ async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequ
             for stale in in_batches(sorted(before.keys() - new), session.points.limits.condition_size or len(before)):
                 must: Any = [*cast("list[Any]", ids.must), *cast("list[Any]", field_any("document_hash", stale).must)]
                 await session.points.delete(models.Filter(must=must))
+    return sum(vectors.n_bent for vectors in all_vectors)
 
 
-async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> None:
-    """Upsert the group's chunks beside what is stored of its documents."""
+async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> int:
+    """Upsert the group's chunks beside what is stored of its documents; return how many were bent."""
+    all_vectors = await _equalize(session, group, all_codes)
     async with session.write_lock:
         extension = await plan_extension(session, [(one.document, one.chunks) for one in group])
         points = (
             point
-            for one, codes, places in zip(group, all_codes, extension.places, strict=True)
+            for one, vectors, places in zip(group, all_vectors, extension.places, strict=True)
             for point in iter_points(
                 one.document,
                 one.chunks,
-                codes,
+                vectors,
                 one.hash if places.are_whole else hash_of_piece(one.hash),
                 session.points.tenant,
                 places,
@@ -300,6 +309,15 @@ async def _extend_group(session: Session, group: list[_Prepared], all_codes: Seq
         await upsert(session, points)
         for some in in_batches(extension.superseded, session.points.limits.condition_size or _UPSERT_POINTS):
             await session.points.delete(models.Filter(must=[models.HasIdCondition(has_id=list(some))]))
+    return sum(vectors.n_bent for vectors in all_vectors)
+
+
+async def _equalize(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> list[Vectors]:
+    """Bring vectors to the collection's norm, before anything of the group is written."""
+    all_vectors = await session.calls.run(equalize_codes, all_codes, session.fingerprint.squared_norm)
+    for one, vectors in zip(group, all_vectors, strict=True):
+        vectors.require_directions(one.document.id)
+    return all_vectors
 
 
 async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:
@@ -419,7 +437,7 @@ def _given_codes(session: Session, one: _Prepared) -> Codes:
     if vectors.dtype == np.int8:
         codes = vectors.copy()
     else:
-        codes = quantize(vectors, cast("Quantizer", session.fingerprint.quantizer))
+        codes = quantize(vectors, cast("Quantizer", session.fingerprint.quantizer), session.fingerprint.squared_norm)
     codes[[is_blank(chunk.text) for chunk in one.chunks]] = 0  # a blank chunk is never found
     return codes
 

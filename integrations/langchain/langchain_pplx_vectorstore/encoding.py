@@ -11,7 +11,7 @@ import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
 from langchain_pplx_vectorstore.embeddings import PplxEmbeddings
-from pplx_vectorstore import Encoder, PrecomputedEncoder, quantize_absmax
+from pplx_vectorstore import Encoder, PrecomputedEncoder, crest_factor_for, quantize_to_norm
 from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.errors import AlignmentError, InvalidInputError
 from pplx_vectorstore.quantization import Codes
@@ -35,15 +35,16 @@ def as_encoder(embeddings: Embeddings) -> Encoder:
 
 
 class EmbeddingsEncoder:
-    """Other embeddings as an encoder: every chunk by itself, its floats scaled to int8 by absmax.
+    """Other embeddings as an encoder: every chunk by itself, its floats scaled to int8 of one norm.
 
     Args:
-        embeddings: Asked once, to learn the dimension.
+        embeddings: Asked once, to learn the dimension and how far components stand out.
     """
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._embeddings = embeddings
-        like = PrecomputedEncoder(_name(embeddings), len(embeddings.embed_query("dimension")))
+        sample: npt.NDArray[np.float64] = np.asarray([embeddings.embed_query("dimension")], dtype=np.float64)
+        like = PrecomputedEncoder(_name(embeddings), sample.shape[1], crest_factor=crest_factor_for(sample))
         self.spec = like.spec
         self.fingerprint = replace(like.fingerprint, backend="langchain")
 
@@ -101,7 +102,7 @@ class EmbeddingsEncoder:
             sizes = sorted({len(vector) for vector in vectors})
             raise AlignmentError(f"{self.spec.name} gave {len(vectors)} vectors of {sizes} components for {expected}")
         floats: npt.NDArray[np.float64] = np.asarray(vectors, dtype=np.float64).reshape(expected)
-        return quantize_absmax(floats)
+        return quantize_to_norm(floats, self.spec.squared_norm)
 
 
 def _texts(documents: Sequence[Sequence[str]]) -> list[str]:

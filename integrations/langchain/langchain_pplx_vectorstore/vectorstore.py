@@ -31,9 +31,10 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
+from pplx_vectorstore.equal_norms import as_codes
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
-from pplx_vectorstore.quantization import Codes, as_codes
+from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.shared_store import SharedStore, open_in_thread
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from langchain_pplx_vectorstore import PplxEmbeddings
 from langchain_pplx_vectorstore.encoding import EmbeddingsEncoder, as_encoder
 from pydantic import ValidationError
 
-from pplx_vectorstore import cosine_similarity, load_encoder, quantize_absmax
+from pplx_vectorstore import cosine_similarity, load_encoder, quantize_to_norm
 from pplx_vectorstore.errors import (
     AlignmentError,
     EncodingError,
@@ -219,7 +219,7 @@ async def test_other_embeddings_are_scaled_to_int8_and_never_asked_for_blanks():
     codes = encoder.encode_documents(documents)
     assert embeddings.asked == [["a", "b", "c"]]
     floats = np.array(embeddings.embed_documents(["a", "b", "c"]))
-    np.testing.assert_array_equal(np.concatenate(codes)[[0, 2, 3]], quantize_absmax(floats))
+    np.testing.assert_array_equal(np.concatenate(codes)[[0, 2, 3]], quantize_to_norm(floats))
     assert [one.shape for one in codes] == [(3, 8), (0, 8), (1, 8)]
     assert not codes[0][1].any()
     again = await encoder.aencode_documents(documents)

@@ -19,7 +19,7 @@ from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_text_splitters import MarkdownHeaderTextSplitter, RecursiveCharacterTextSplitter
 from qdrant_client import QdrantClient, models
 
-from pplx_vectorstore import VectorStore, cosine_similarity, quantize_absmax
+from pplx_vectorstore import VectorStore, cosine_similarity, quantize_to_norm
 from pplx_vectorstore.errors import (
     DuplicateDocumentError,
     EncodingError,
@@ -349,7 +349,7 @@ async def test_mmr_is_langchains_own(open_store, lambda_mult):
 
     store = open_store(Given(size=16))
     store.add_texts([str(row) for row in range(30)])
-    codes = quantize_absmax(vectors)
+    codes = quantize_to_norm(vectors)
     for query in (0, 7, 22):
         ranked = np.argsort(-cosine_similarity(codes[query], codes), kind="stable")[:20]
         chosen = maximal_marginal_relevance(codes[query].astype(float), codes[ranked].astype(float), lambda_mult, 6)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypedDict, Unpack, cast
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
@@ -29,11 +30,11 @@ from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
+from pplx_vectorstore.equal_norms import as_codes
 from pplx_vectorstore.errors import EncodingError, InvalidInputError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.points import possible_point_ids
-from pplx_vectorstore.quantization import as_codes
 from pplx_vectorstore.query import build_filter as build_core_filter
 from pplx_vectorstore.query import check_share, choose_candidates
 from pplx_vectorstore.shared_store import SharedStore, open_in_thread
@@ -529,6 +530,7 @@ def _encoder_of(embed_model: BaseEmbedding) -> core.Encoder:
             "pplx_vectorstore there is PplxEmbedding.from_encoder"
         )
     name = f"llama_index:{embed_model.class_name()}:{embed_model.model_name}"
-    encoder = core.PrecomputedEncoder(name, len(embed_model.get_query_embedding("dimension")))
+    sample = np.asarray([embed_model.get_query_embedding("dimension")], dtype=np.float64)
+    encoder = core.PrecomputedEncoder(name, sample.shape[1], crest_factor=core.crest_factor_for(sample))
     encoder.fingerprint = replace(encoder.fingerprint, backend="llama_index")
     return cast("core.Encoder", encoder)

@@ -26,8 +26,8 @@ from llama_index.embeddings.pplx_vectorstore.grouping import group_nodes, start_
 
 import pplx_vectorstore as core
 from pplx_vectorstore.documents import is_blank
+from pplx_vectorstore.equal_norms import as_codes
 from pplx_vectorstore.errors import InvalidDocumentError
-from pplx_vectorstore.quantization import as_codes
 
 NODE_KEY = "_node"
 """Metadata key under which a chunk keeps what is LlamaIndex's alone, as JSON."""
