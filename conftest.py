@@ -96,6 +96,17 @@ def hash_encoder():
 
 
 @pytest.fixture(scope="session")
+def as_stored():
+    """What a store keeps of codes, and what its scores are cosines with: ``as_stored(codes)`` → int8, of one norm.
+
+    Of a model that is laid out as by default, as `hash_encoder` and `PrecomputedEncoder` are.
+    """
+    from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
+
+    return lambda codes: equalize_norms(codes, squared_norm_of(codes.shape[1]))
+
+
+@pytest.fixture(scope="session")
 def tests_folder():
     return TESTS
 

@@ -110,7 +110,7 @@ def quality_ratios(data: Path, xquad: Path) -> dict[str, float]:
         judged = quality.judge(run, encoder, late, independent, [0.0])
         gain = {form: metrics["nDCG@10"] for form, metrics in judged["forms"].items()}
         alone = judged["weights"]["0.0"]["nDCG@10"]
-        found[f"quality, {name}: nDCG@10, float over two stages"] = gain["float"] / gain["two stages"]
+        found[f"quality, {name}: nDCG@10, float over search"] = gain["float"] / gain["search"]
         found[f"quality, {name}: nDCG@10, float over int8"] = gain["float"] / gain["int8"]
         found[f"quality, {name}: nDCG@10, independent over the blend"] = alone / gain["int8"]
     return found

@@ -18,7 +18,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 OURS, OURS_TOO, CONTEXT, GREY = "#3f51b5", "#7986cb", "#e65100", "#9e9e9e"
 STYLES = {
     "ours": (OURS, "o"),
-    "ours, plain Hamming": (OURS_TOO, "o"),
+    "ours, by bits": (OURS_TOO, "o"),
+    "ours, by plain bits": ("#b39ddb", "o"),
+    "bits and formula": ("#90a4ae", "d"),
     "float32": ("#212121", "s"),
     "float32, ef_construct 200": ("#6d4c41", "x"),
     "float32 + scalar int8": ("#00897b", "^"),

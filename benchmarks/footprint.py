@@ -33,7 +33,8 @@ import psutil  # type: ignore[import-untyped] # ships no types
 from harness import CHUNKS_PER_DOCUMENT, read_corpora, write_results
 
 from pplx_vectorstore import CollectionConfig, Document, PrecomputedEncoder, VectorStore
-from pplx_vectorstore.quantization import Codes, quantize_absmax
+from pplx_vectorstore.equal_norms import quantize_to_norm
+from pplx_vectorstore.quantization import Codes
 
 SHOWN_DIMENSIONS = (256, 384, 1024, 2560)
 SMALL = 2_000
@@ -99,7 +100,7 @@ def compute_disk(dimension: int, n: int, payload: float, words: float) -> dict[s
         "point ids": 21 + 8,  # the mapping to a UUID; the version
         "payload": payload + 128 / 2 + 16,  # uncompressed, in blocks of 128 bytes; the pointer to it
         "text index": text_index_bytes(words),
-        "other indexes": 2 * number + of_integer + sum(20 + of + per_document(16 + of) + 4 for of in keyword_lengths()),
+        "other indexes": number + of_integer + sum(20 + of + per_document(16 + of) + 4 for of in keyword_lengths()),
     }
 
 
@@ -116,7 +117,7 @@ def compute_memory(dimension: int, n: int, words: float) -> dict[str, float]:
         "graph": graph_bytes(n),
         "point ids": 16 + 32 + 4,  # UUID by point; point by UUID; the version
         "text index": text_index_bytes(words),
-        "other indexes": 2 * number + of_integer + keywords,
+        "other indexes": number + of_integer + keywords,
     }
 
 
@@ -209,7 +210,7 @@ def cut(text: str, characters: int, n: int, rng: np.random.Generator) -> list[st
 
 def make_codes(n: int, dimension: int, rng: np.random.Generator, clusters: int = 100) -> Codes:
     centres = np.random.default_rng(0).normal(size=(clusters, dimension))
-    return quantize_absmax(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, dimension)))
+    return quantize_to_norm(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, dimension)))
 
 
 def sample_chunks(text: str, characters: int) -> tuple[float, float]:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pplx_vectorstore import Document
-from pplx_vectorstore.quantization import Codes, quantize_absmax
+from pplx_vectorstore.equal_norms import quantize_to_norm
+from pplx_vectorstore.quantization import Codes
 
 DIMENSION = 384  # of all-minilm-l6-v2, into whose collections the made-up vectors go
 CHUNKS_PER_DOCUMENT = 10
@@ -28,7 +29,7 @@ _WORDS = ("byte", "chunk", "code", "cosine", "for", "in", "is", "of", "query", "
 def make_codes(n: int, rng: np.random.Generator, clusters: int = 100) -> Codes:
     """Make int8 codes that lie around centres, as embeddings do: shape (n, DIMENSION)."""
     centres = np.random.default_rng(0).normal(size=(clusters, DIMENSION))
-    return quantize_absmax(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, DIMENSION)))
+    return quantize_to_norm(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, DIMENSION)))
 
 
 def make_documents(n: int, rng: np.random.Generator) -> Iterator[Document]:

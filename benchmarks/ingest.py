@@ -41,7 +41,7 @@ from pydantic import PrivateAttr
 from qdrant_client import QdrantClient, models
 
 from pplx_vectorstore import Chunk, Chunker, Document, PrecomputedEncoder, VectorStore, load_encoder
-from pplx_vectorstore.quantization import quantize_absmax
+from pplx_vectorstore.equal_norms import quantize_to_norm
 
 MODEL = "all-minilm-l6-v2"
 COLLECTION = "documents"
@@ -180,7 +180,7 @@ def finish(start: float, corpus: Corpus, store: VectorStore, close: Callable[[],
     written = perf_counter()
     store.optimize()
     indexed = perf_counter()
-    codes = quantize_absmax(corpus.vectors[-1:])[0]
+    codes = quantize_to_norm(corpus.vectors[-1:])[0]
     _, last, _ = corpus.rows()[-1]
     require_found(last.text, [hit.text for hit in store.search(codes, k=1)])
     require_count(corpus, store.count())

@@ -1,4 +1,4 @@
-"""Retrieval quality: independent, late and blended chunk vectors; floats, int8, bits, and the two-stage search.
+"""Retrieval quality: independent, late and blended chunk vectors; floats, int8, bits, and the search of the store.
 
 DATA is the folder of the public brandonstarxel/chunking_evaluation repository's evaluation data (corpora/*.md and
 questions.csv): five documents, 472 questions. A chunk's relevance to a question is the share that it holds of the
@@ -186,16 +186,16 @@ def judge(
     own = encoder.spec.context_weight
     print_head("share of context")
     for weight in sorted({*weights, own}):
-        codes = quantize(blend(contextual, alone, weight), encoder.spec.quantizer)
+        codes = quantize(blend(contextual, alone, weight), encoder.spec.quantizer, encoder.spec.squared_norm)
         by_weight[str(weight)] = run.metrics(rank(-cosine_similarity(query_codes, codes)))
         print_row(f"{weight}{' (the model’s own)' if weight == own else ''}", by_weight[str(weight)])
     vectors = blend(contextual, alone, own)
-    codes = quantize(vectors, encoder.spec.quantizer)
+    codes = quantize(vectors, encoder.spec.quantizer, encoder.spec.squared_norm)
     forms = {
         "float": rank(-cosines(queries, vectors)),
         "int8": rank(-cosine_similarity(query_codes, codes)),
         "bits alone": rank(hamming_distance(pack_bits(query_codes), pack_bits(codes))),
-        "two stages": search(run, encoder, codes, query_codes),
+        "search": search(run, encoder, codes, query_codes),
     }
     print()
     print_head("form, at that share")

@@ -1,4 +1,4 @@
-"""How much of an exact search the two-stage search finds, on real text with all-minilm-l6-v2.
+"""How much of an exact search the store's search finds, on real text with all-minilm-l6-v2.
 
 Indexes the corpora of the public brandonstarxel/chunking_evaluation repository in chunks of two sizes and
 searches for its 472 questions. recall@10 counts the hits whose int8 cosine is at least that of the tenth

@@ -1,9 +1,11 @@
-"""The two-stage search against the ways of keeping vectors in Qdrant that people use instead.
+"""This library's two ways of searching against the ways of keeping vectors in Qdrant that people use instead.
 
 Every contender holds the same vectors in the same engine (embedded, in this process), built by the same number of
-threads, without payload but for the one number that the two-stage search needs; all are open at once and take turns
-with the same questions, k = 10. Requests are made beforehand and sent to the engine directly: what
-`VectorStore.search` adds is in search_overhead.py. Vectors and questions: see vectors.py.
+threads, without payload; all are open at once and take turns with the same questions, k = 10. "ours" walks the graph by
+the codes, which is what the library chooses for as many vectors as these; "ours, by bits" searches the same index by
+the bits. "bits and formula" is what the library did before all its vectors had one norm: each point carries the norm of
+its codes, and a formula turns the distances of the candidates into cosines. Requests are made beforehand and sent to
+the engine directly: what `VectorStore.search` adds is in search_overhead.py. Vectors and questions: see vectors.py.
 
 recall@10 is the share of hits that are at least as near as the tenth best of all, by brute force: once by the cosine of
 the float vectors, once by the cosine of their int8 codes. p50 and p95 are of all rounds together, the spread is that of
@@ -29,7 +31,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +39,11 @@ import qdrant_edge as edge
 from harness import print_aim, take_turns, write_results
 from vectors import Floats, Vectors, expand, real_vectors
 
-from pplx_vectorstore.collection import CollectionConfig, own_indexes, vector_params
-from pplx_vectorstore.engines.translation import edge_payload_schema, edge_query, edge_vector_params
-from pplx_vectorstore.quantization import Codes, quantize_absmax
-from pplx_vectorstore.query import build_query
+from pplx_vectorstore.collection import CollectionConfig, vector_params
+from pplx_vectorstore.engines.translation import edge_query, edge_vector_params
+from pplx_vectorstore.equal_norms import quantize_to_norm, squared_norm_of
+from pplx_vectorstore.quantization import Codes, norms, quantize_absmax
+from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 K = 10
 AIM_RECALL = 0.98
@@ -71,15 +74,17 @@ class Contender(NamedTuple):
 
     Attributes:
         params: How the engine keeps them, given the dimension.
-        two_stage: Whether they are stored and searched by this library's layout.
+        way: How they are stored and searched: "codes" and "bits" are this library's, "formula" was, "floats" is cosine.
         settings: What searches are tried with: candidates for ours, hnsw_ef or (hnsw_ef, oversampling) for others.
         graph_reads: Which part the graph walk reads: "vectors" or "quantized".
+        shares: Whose index is searched, if not its own.
     """
 
     params: Callable[[int], edge.EdgeVectorParams]
-    two_stage: bool
+    way: Literal["codes", "bits", "formula", "floats"]
     settings: Sequence[Any]
     graph_reads: str
+    shares: str | None = None
 
 
 def ours(config: CollectionConfig | None = None) -> Callable[[int], edge.EdgeVectorParams]:
@@ -103,24 +108,27 @@ def peer(
 
 
 EFS = (16, 32, 64, 128, 256, 512, 1024)
+BEAMS = (16, 32, 48, 64, 100, 200, 400)
 CANDIDATES = (40, 60, 100, 200, 400, 800)
 PINNED = edge.Memory.Pinned
 
 CONTENDERS = {
-    "ours": Contender(ours(), True, CANDIDATES, "quantized"),
-    "ours, plain Hamming": Contender(ours(CollectionConfig(query_encoding="binary")), True, CANDIDATES, "quantized"),
-    "float32": Contender(peer(), False, EFS, "vectors"),
+    "ours": Contender(ours(), "codes", BEAMS, "vectors"),
+    "ours, by bits": Contender(ours(), "bits", CANDIDATES, "quantized", shares="ours"),
+    "ours, by plain bits": Contender(ours(CollectionConfig(query_encoding="binary")), "bits", CANDIDATES, "quantized"),
+    "bits and formula": Contender(ours(), "formula", CANDIDATES, "quantized"),
+    "float32": Contender(peer(), "floats", EFS, "vectors"),
     # Built with the beam of ours: the engine's default is half of that.
-    "float32, ef_construct 200": Contender(peer(hnsw=edge.HnswIndexConfig(16, 200, 10_000)), False, EFS, "vectors"),
+    "float32, ef_construct 200": Contender(peer(hnsw=edge.HnswIndexConfig(16, 200, 10_000)), "floats", EFS, "vectors"),
     "float32 + scalar int8": Contender(
         peer(edge.ScalarQuantizationConfig(edge.ScalarType.Int8, memory=PINNED)),
-        False,
+        "floats",
         [(ef, 2.0) for ef in EFS],
         "quantized",
     ),
     "float32 + binary": Contender(
         peer(edge.BinaryQuantizationConfig(memory=PINNED)),
-        False,
+        "floats",
         [(64, 2.0), (64, 4.0), (128, 8.0), (256, 16.0), (512, 32.0)],
         "quantized",
     ),
@@ -132,12 +140,12 @@ CONTENDERS = {
             ),
             hnsw=edge.HnswIndexConfig(16, 200, 10_000),
         ),
-        False,
+        "floats",
         [(64, 2.0), (64, 4.0), (64, 6.0), (128, 8.0), (256, 16.0), (512, 32.0)],
         "quantized",
     ),
-    "float16": Contender(peer(datatype=edge.VectorStorageDatatype.Float16), False, EFS, "vectors"),
-    "turbo8": Contender(peer(datatype=edge.VectorStorageDatatype.Turbo8), False, EFS, "vectors"),
+    "float16": Contender(peer(datatype=edge.VectorStorageDatatype.Float16), "floats", EFS, "vectors"),
+    "turbo8": Contender(peer(datatype=edge.VectorStorageDatatype.Turbo8), "floats", EFS, "vectors"),
 }
 
 
@@ -161,7 +169,8 @@ def main() -> None:
     parser.add_argument("--memory-run", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_run:
-        print(json.dumps(memory_of(*arguments.memory_run)))
+        (name,) = arguments.contenders
+        print(json.dumps(memory_of(CONTENDERS[name], *arguments.memory_run)))
         return
     results = {}
     for workload in workloads(arguments.data, arguments.real, arguments.points):
@@ -180,8 +189,8 @@ def workloads(data: Path, real: int, points: Sequence[int]) -> Iterator[Workload
 
 
 def workload(name: str, vectors: Vectors) -> Workload:
-    codes = np.concatenate([quantize_absmax(rows) for rows in np.array_split(vectors.points, 64)])
-    return Workload(name, vectors, codes, quantize_absmax(vectors.queries))
+    codes = np.concatenate([quantize_to_norm(rows) for rows in np.array_split(vectors.points, 64)])
+    return Workload(name, vectors, codes, quantize_to_norm(vectors.queries))
 
 
 def compare(workload: Workload, names: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -194,16 +203,22 @@ def compare(workload: Workload, names: Sequence[str], rounds: int) -> dict[str, 
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            results[name] = build(Path(folder) / name, CONTENDERS[name], workload)
-            print(f"{name:24}built in {results[name]['build_seconds']:.0f} s", flush=True)
-        for name in names:
-            results[name]["memory_bytes"] = run_memory(Path(folder) / name, name, workload)
-        shards = {name: edge.EdgeShard.load(str(Path(folder) / name)) for name in names}
+            other = CONTENDERS[name].shares
+            if other is None:
+                results[name] = build(Path(folder) / name, CONTENDERS[name], workload)
+                print(f"{name:24}built in {results[name]['build_seconds']:.0f} s", flush=True)
+            else:
+                results[name] = dict(results[other])
+        paths = {name: Path(folder) / (CONTENDERS[name].shares or name) for name in names}
+        for name, path in paths.items():
+            results[name]["memory_bytes"] = run_memory(path, name, workload)
+        opened = {path: edge.EdgeShard.load(str(path)) for path in set(paths.values())}
+        shards = {name: opened[path] for name, path in paths.items()}
         try:
             settings = [(name, setting) for name in names for setting in CONTENDERS[name].settings]
             curves = measure(shards, settings, workload, exact, rounds)
         finally:
-            for shard in shards.values():
+            for shard in opened.values():
                 shard.close()
     for name in names:
         results[name]["searches"] = curves[name]
@@ -222,15 +237,12 @@ def build(path: Path, contender: Contender, workload: Workload) -> dict[str, Any
     )
     path.mkdir()
     shard = edge.EdgeShard.create(str(path), config)
-    if contender.two_stage:
-        schema = edge_payload_schema(own_indexes(without_links=True)["norm"])
+    if contender.way == "formula":
+        schema = edge.FloatIndexParams(enable_hnsw=False)
         shard.update(edge.UpdateOperation.create_field_index("norm", schema))
     start = perf_counter()
     for first in range(0, n, BATCH):
-        points = (
-            our_points(workload.codes, first) if contender.two_stage else their_points(workload.vectors.points, first)
-        )
-        shard.update(edge.UpdateOperation.upsert_points(points))
+        shard.update(edge.UpdateOperation.upsert_points(points_of(contender, workload, first)))
     written = perf_counter()
     shard.optimize()
     shard.flush()
@@ -250,17 +262,21 @@ def build(path: Path, contender: Contender, workload: Workload) -> dict[str, Any
     }
 
 
-def our_points(codes: Codes, first: int) -> list[edge.Point]:
-    rows = codes[first : first + BATCH].astype(np.int16)
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+def points_of(contender: Contender, workload: Workload, first: int) -> list[edge.Point]:
+    """Make the points of a batch as a contender stores them."""
+    floats = workload.vectors.points[first : first + BATCH]
+    if contender.way == "floats":
+        return [edge.Point(first + i, {VECTOR: row.tolist()}) for i, row in enumerate(floats)]
+    payloads: list[dict[str, float] | None] = [None] * len(floats)
+    codes = workload.codes[first : first + BATCH]
+    if contender.way == "formula":
+        codes = quantize_absmax(floats)
+        payloads = [{"norm": norm} for norm in norms(codes).tolist()]
+    rows = (codes.astype(np.int16) + 128).tolist()
     return [
-        edge.Point(first + i, {VECTOR: (row + 128).tolist()}, {"norm": float(norm)})
-        for i, (row, norm) in enumerate(zip(rows, norms, strict=True))
+        edge.Point(first + i, {VECTOR: row}, payload)
+        for i, (row, payload) in enumerate(zip(rows, payloads, strict=True))
     ]
-
-
-def their_points(points: Floats, first: int) -> list[edge.Point]:
-    return [edge.Point(first + i, {VECTOR: row.tolist()}) for i, row in enumerate(points[first : first + BATCH])]
 
 
 def part_of(path: str) -> str:
@@ -268,12 +284,37 @@ def part_of(path: str) -> str:
 
 
 def requests_of(contender: Contender, setting: Any, queries: Floats, query_codes: Codes) -> list[Request]:
-    if contender.two_stage:
-        return [edge_query(build_query(row, k=K, candidates=setting, with_payload=False)) for row in query_codes]
+    if contender.way == "formula":
+        return [formula_request(row, setting) for row in quantize_absmax(queries)]
+    if contender.way != "floats":
+        ranking = Ranking(candidates=setting, by_bits=contender.way == "bits")
+        vectors = [QueryVector.of(row, squared_norm_of(len(row))) for row in query_codes]
+        return [edge_query(build_query(vector, ranking, k=K, with_payload=False)) for vector in vectors]
     hnsw_ef, oversampling = setting if isinstance(setting, tuple) else (setting, None)
     quantization = oversampling and edge.QuantizationSearchParams(rescore=True, oversampling=oversampling)
     params = edge.SearchParams(hnsw_ef=hnsw_ef, quantization=quantization)
     return [Request(limit=K, query=edge.Query.Nearest(row.tolist(), VECTOR), params=params) for row in queries]
+
+
+def formula_request(codes: Codes, candidates: int) -> Request:
+    """Search by the bits, rescore by Euclid, and turn the distance d of vectors of any norm into the cosine.
+
+    From ``d² = |q|² + |x|² - 2 q·x`` follows ``q·x / (|q| |x|) = (|q|² + |x|² - d²) / (2 |q| |x|)``.
+    """
+    e = edge.Expression
+    norm = float(norms(codes))
+    rescored = edge.Prefetch(
+        prefetches=[],
+        limit=candidates,
+        query=edge.Query.Nearest((codes.astype(np.int16) + 128).tolist(), VECTOR),
+        params=edge.SearchParams(
+            hnsw_ef=2 * candidates, quantization=edge.QuantizationSearchParams(rescore=True, oversampling=1.0)
+        ),
+    )
+    distance, length = e.Variable("$score"), e.Variable("norm")
+    squares = e.Sum([e.Constant(norm**2), e.Mult([length, length]), e.Neg(e.Mult([distance, distance]))])
+    cosine = edge.Formula(e.Div(squares, e.Mult([e.Constant(2 * norm), length]), 0.0), {})
+    return Request(limit=K, query=cosine, prefetches=[rescored])
 
 
 class Truth(NamedTuple):
@@ -371,8 +412,7 @@ def run_memory(path: Path, name: str, workload: Workload) -> dict[str, int]:
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def memory_of(path: Path, queries: Path) -> dict[str, int]:
-    contender = CONTENDERS[path.name]
+def memory_of(contender: Contender, path: Path, queries: Path) -> dict[str, int]:
     with np.load(queries) as arrays:
         # The setting in the middle: about where recalls are compared.
         setting = contender.settings[len(contender.settings) // 2]

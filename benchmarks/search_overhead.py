@@ -15,13 +15,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import qdrant_edge as edge
-from harness import CHUNKS_PER_DOCUMENT, make_codes, make_documents, middle_half, print_aim, take_turns, write_results
+from harness import (
+    CHUNKS_PER_DOCUMENT,
+    DIMENSION,
+    make_codes,
+    make_documents,
+    middle_half,
+    print_aim,
+    take_turns,
+    write_results,
+)
 
 from pplx_vectorstore import VectorStore, load_encoder
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.engines.translation import edge_query
+from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.quantization import Codes
-from pplx_vectorstore.query import build_query, choose_candidates
+from pplx_vectorstore.query import QueryVector, Ranking, build_query, choose_candidates
 
 K = 10
 BATCH = 32
@@ -98,8 +108,8 @@ def raw_shard(store: VectorStore) -> Any:
 
 def raw_request(codes: Codes) -> edge.QueryRequest:
     """Return the request that the store sends for these codes."""
-    request = build_query(codes, k=K, candidates=choose_candidates(K, None))
-    return edge_query(request)
+    ranking = Ranking(candidates=choose_candidates(K, None), by_bits=False)
+    return edge_query(build_query(QueryVector.of(codes, squared_norm_of(DIMENSION)), ranking, k=K))
 
 
 def read_point(point: edge.ScoredPoint) -> tuple[object, float, object]:

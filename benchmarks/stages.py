@@ -1,10 +1,10 @@
-"""Where a two-stage search spends its time, and what the width of its beam does.
+"""Where a search by the bits spends its time, what the width of its beam does, and what searching by the codes takes.
 
 The same index and questions as ours in search.py. *Stages*: the request is built up from its parts, each sent alone to
-the engine: the walk through the graph with ten hits; as many hits as there are candidates; these rescored by the
-codes; the same as a first stage, handed on to a second one that does nothing; and the whole, whose second stage
-computes the cosine. *Beams*: median latency at two recalls (exact int8 cosine, between numbers of candidates
-linearly) for beams of one to three times the candidates; this library's is two.
+the engine: the walk through the graph with ten hits; as many hits as there are candidates; the ten best of these by
+their codes, which is the whole search. Beside it, the search by the codes with the same number of candidates. *Beams*:
+median latency at two recalls (exact cosine of the codes, between numbers of candidates linearly) for beams of one to
+three times the candidates; this library's is two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
@@ -22,10 +22,12 @@ from qdrant_client import models
 from search import CONTENDERS, REAL, K, Request, Workload, build, latency_at, timed, true_cosines, workloads
 
 from pplx_vectorstore.engines.translation import edge_query
+from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.quantization import Codes
-from pplx_vectorstore.query import build_query
+from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 CANDIDATES = 100  # the default
+BY_CODES = "by the codes"
 BEAMS = (1.0, 1.5, 2.0, 3.0)
 BEAM_CANDIDATES = (20, 40, 60, 80, 100, 130, 160, 200)
 RECALLS = (0.98, 0.99)
@@ -73,41 +75,34 @@ def measure(shard: edge.EdgeShard, workload: Workload, rounds: int) -> dict[str,
 
 
 def stage_requests(query_codes: Codes) -> dict[str, list[Request]]:
-    """Build the parts, each of which contains the one before it, for all questions."""
-    requests = [build_query(row, k=K, candidates=CANDIDATES, with_payload=False) for row in query_codes]
+    """Build the parts, each of which contains the one before it, and the search by the codes, for all questions."""
+    by_bits = [request_of(row, CANDIDATES, by_bits=True) for row in query_codes]
     return {
-        "walk": [first_stage(request, limit=K, rescore=False) for request in requests],
-        "hand on": [first_stage(request, limit=CANDIDATES, rescore=False) for request in requests],
-        "rescore": [first_stage(request, limit=CANDIDATES, rescore=True) for request in requests],
-        "second stage": [edge_query(with_formula(request, "$score")) for request in requests],
-        "cosine": [edge_query(request) for request in requests],
+        "walk": [edge_query(without_rescoring(request, limit=K)) for request in by_bits],
+        "hand on": [edge_query(without_rescoring(request, limit=CANDIDATES)) for request in by_bits],
+        "compare codes": [edge_query(request) for request in by_bits],
+        BY_CODES: [edge_query(request_of(row, CANDIDATES, by_bits=False)) for row in query_codes],
     }
 
 
-def first_stage(request: models.QueryRequest, *, limit: int, rescore: bool) -> Request:
-    """Take the first stage out of a search."""
-    stage = only_prefetch(request)
-    quantization = stage.params.quantization.model_copy(update={"rescore": rescore})
-    params = stage.params.model_copy(update={"quantization": quantization})
-    alone = stage.model_copy(update={"params": params, "limit": limit})
-    return edge_query(models.QueryRequest.model_construct(**dict(alone), with_payload=False))
+def request_of(codes: Codes, candidates: int, *, by_bits: bool) -> models.QueryRequest:
+    vector = QueryVector.of(codes, squared_norm_of(len(codes)))
+    return build_query(vector, Ranking(candidates=candidates, by_bits=by_bits), k=K, with_payload=False)
 
 
-def only_prefetch(request: models.QueryRequest) -> Any:
-    (stage,) = cast("list[models.Prefetch]", request.prefetch)
-    return stage
+def without_rescoring(request: models.QueryRequest, *, limit: int) -> models.QueryRequest:
+    quantization = models.QuantizationSearchParams(rescore=False, oversampling=1.0)
+    return with_params(request, quantization=quantization).model_copy(update={"limit": limit})
 
 
-def with_formula(request: models.QueryRequest, formula: str) -> models.QueryRequest:
-    return request.model_copy(update={"query": models.FormulaQuery.model_construct(formula=formula)})
+def with_params(request: models.QueryRequest, **changes: Any) -> models.QueryRequest:
+    assert request.params is not None
+    return request.model_copy(update={"params": request.params.model_copy(update=changes)})
 
 
 def whole(codes: Codes, candidates: int, beam: float) -> Request:
     """Build a search with a beam of so many times the candidates."""
-    request = build_query(codes, k=K, candidates=candidates, with_payload=False)
-    stage = only_prefetch(request)
-    params = stage.params.model_copy(update={"hnsw_ef": round(beam * candidates)})
-    return edge_query(request.model_copy(update={"prefetch": [stage.model_copy(update={"params": params})]}))
+    return edge_query(with_params(request_of(codes, candidates, by_bits=True), hnsw_ef=round(beam * candidates)))
 
 
 def medians(shard: edge.EdgeShard, requests: Mapping[str, Sequence[Request]], rounds: int) -> dict[str, float]:
@@ -122,7 +117,7 @@ def print_table(name: str, result: Mapping[str, Any]) -> None:
     print(f"\n{name}, {CANDIDATES} candidates\n\n| up to | ms | more |\n|---|---|---|")
     before = 0.0
     for label, ms in result["stages_ms"].items():
-        print(f"| {label} | {ms:.3f} | {ms - before:.3f} |")
+        print(f"| {label} | {ms:.3f} | {'' if label == BY_CODES else f'{ms - before:.3f}'} |")
         before = ms
     print("\n| beam | " + " | ".join(f"ms at recall {recall}" for recall in RECALLS) + " |\n|" + "---|" * 3)
     for beam, found in result["ms_at_recall_by_beam"].items():

@@ -40,6 +40,7 @@ _CREST_STEP = math.sqrt(2)
 _CREST_RESERVE = 1.1
 _SCALINGS = 4
 _COLUMNS = 128
+_BLOCKS = 4
 _CANDIDATES = 32
 _MANY = 500
 
@@ -246,11 +247,16 @@ def _complete(sizes: npt.NDArray[np.int32], beyond: npt.NDArray[np.float32], mis
     """
     if abs(missing) > _MANY:
         missing -= _move_many(sizes, beyond, missing)
-    # Any components would do; among so many, there are enough of all sizes.
-    some, rest = sizes[:_COLUMNS].tolist(), beyond[:_COLUMNS].tolist()
-    near = [i for i, by in enumerate(rest) if 1 - room <= abs(by) <= 0.5][:_CANDIDATES]
-    near.sort(key=lambda i: -abs(rest[i]))
-    chosen, met = _choose([_moves(some[i], (1 if rest[i] >= 0 else -1,)) for i in near], missing)
+    met = False
+    for first in range(0, min(len(sizes), _BLOCKS * _COLUMNS), _COLUMNS):
+        # Any components would do; among so many, there are enough of all sizes, nearly always.
+        some, rest = sizes[first : first + _COLUMNS].tolist(), beyond[first : first + _COLUMNS].tolist()
+        near = [i for i, by in enumerate(rest) if 1 - room <= abs(by) <= 0.5][:_CANDIDATES]
+        near.sort(key=lambda i: -abs(rest[i]))
+        chosen, met = _choose([_moves(some[i], (1 if rest[i] >= 0 else -1,)) for i in near], missing)
+        if met:
+            break
+    near = [first + i for i in near]
     if not met:
         # By moves of any components in either direction, or as near as they come.
         near = np.flatnonzero(np.abs(beyond) <= 0.5)[: 2 * _CANDIDATES].tolist()

@@ -7,6 +7,7 @@ from typing import Any
 
 from qdrant_client import models
 
+from pplx_vectorstore.collection import LOSS_FIELD
 from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.access import field_any, in_batches
@@ -18,6 +19,9 @@ from pplx_vectorstore.reports import StoredDocument
 FilterLike = models.Filter | Mapping[str, Any] | None
 
 _CONDITION_SIZE = 500
+BENT = models.Filter(must=[models.FieldCondition(key=LOSS_FIELD, range=models.Range(gt=0))])
+"""Matches chunks whose stored direction lost more than 0.001 of cosine."""
+
 _FIRST = models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
 
 
