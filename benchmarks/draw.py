@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -62,6 +63,45 @@ def draw_context() -> Figure:
     axes.legend(loc="upper left", fontsize=8, frameon=False)
     axes.set_ylim(top=0.62)
     return figure
+
+
+def draw_one_norm() -> Figure:
+    """Draw a query and two vectors as they are, and brought to one norm: which is nearer changes."""
+    figure, all_axes = plt.subplots(1, 2, figsize=(8, 3.9), sharey=True, layout="constrained")
+    query = (78.0, 1.0)  # degrees, norm
+    vectors = {"a": (55.0, 1.75, OURS), "b": (28.0, 0.75, CONTEXT)}
+    for axes, one_norm in zip(all_axes, (False, True), strict=True):
+        axes.plot(0, 0, "k.", ms=5)
+        tip = place_of(*query)
+        if one_norm:
+            arc = [place_of(90 * step / 50, 1.0) for step in range(51)]
+            axes.plot(*zip(*arc, strict=True), color=GREY, linewidth=0.8, linestyle=":")
+        draw_arrow(axes, tip, "black", "query")
+        for line, (name, (angle, norm, colour)) in enumerate(vectors.items()):
+            end = place_of(angle, 1.0 if one_norm else norm)
+            draw_arrow(axes, end, colour, name)
+            axes.plot([tip[0], end[0]], [tip[1], end[1]], color=colour, linewidth=1, linestyle="--")
+            distance = f"from the query to {name}: {math.dist(tip, end):.2f}"
+            axes.text(0.72, 0.12 - 0.12 * line, distance, color=colour, fontsize=9)
+        axes.set_aspect("equal")
+        axes.set_xlim(-0.05, 1.55)
+        axes.set_ylim(-0.1, 1.6)
+        axes.axis("off")
+    all_axes[0].set_title("norms as they come: b is nearer to the query,\nthough a's direction is", fontsize=10)
+    all_axes[1].set_title("one norm: the nearer the direction,\nthe smaller the distance", fontsize=10)
+    return figure
+
+
+def place_of(angle: float, norm: float) -> tuple[float, float]:
+    """Return the point at so many degrees and that distance from the origin."""
+    return norm * math.cos(math.radians(angle)), norm * math.sin(math.radians(angle))
+
+
+def draw_arrow(axes: Axes, tip: tuple[float, float], colour: str, label: str) -> None:
+    """Draw a vector from the origin."""
+    axes.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6})
+    beyond = 1 + 0.09 / math.hypot(*tip)
+    axes.text(beyond * tip[0], beyond * tip[1], label, color=colour, fontsize=10, ha="center", va="center")
 
 
 def draw_search() -> Figure:
@@ -189,6 +229,7 @@ def draw_encode() -> Figure:
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     "late-chunking.svg": draw_context,
+    "one-norm.svg": draw_one_norm,
     "search.svg": draw_search,
     "memory.svg": draw_memory,
     "quality.svg": draw_quality,

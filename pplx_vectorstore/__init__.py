@@ -1,4 +1,4 @@
-"""Contextual retrieval on Qdrant: late-chunked int8 vectors with two-stage search.
+"""Contextual retrieval on Qdrant: late-chunked int8 vectors, found by their bits or codes.
 
 Names are loaded on first use, so importing the package loads no torch, transformers or qdrant_client.
 """

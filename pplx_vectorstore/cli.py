@@ -213,6 +213,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what an index holds and how it was made."""
+    from pplx_vectorstore.operations.manage import BENT
+
     with reported_errors(), _connect(store) as client:
         recorded = _require_fingerprint(client, store, collection)
         facts: dict[str, Any] = {"store": without_password(store), "collection": collection}
@@ -221,7 +223,11 @@ def info(
             facts["tenants"] = len(tenants)
         else:
             opened = _reader(client, collection, recorded, tenant)
-            facts |= {"documents": sum(1 for _ in opened.documents()), "chunks": opened.count()}
+            facts |= {
+                "documents": sum(1 for _ in opened.documents()),
+                "chunks": opened.count(),
+                "bent chunks": opened.count(BENT),
+            }
         facts |= asdict(recorded)
         if not _is_url(store):
             facts["bytes on disk"] = sum(bytes_on_disk(file) for file in Path(store).rglob("*"))

@@ -60,6 +60,11 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
             f"the hosted model took {number(report.usage.requests, 'request')}, "
             f"{number(report.usage.tokens, 'token')}, ${report.usage.cost:.6f}"
         )
+    if report.bent_chunks:
+        typer.echo(
+            f"of {number(report.bent_chunks, 'chunk')} the stored direction is bent by more than 0.001 of cosine: "
+            "a larger crest_factor avoids it"
+        )
     typer.echo(f"{store} now holds {number(chunks, 'chunk')}")
 
 

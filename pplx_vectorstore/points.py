@@ -43,9 +43,6 @@ _METADATA_DIGITS = 16
 
 _OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD}
 
-CODES_FIELDS = (_NORM, _OWN_CODES)
-"""Payload fields that `read_codes` needs."""
-
 SHIFT = 128
 """Added to int8 codes (-128 to 127) to store them as uint8 (0 to 255)."""
 
@@ -342,7 +339,7 @@ def read_codes(vector: object, payload: Mapping[str, Any], dimension: int, squar
 
     Args:
         vector: As stored.
-        payload: With the `CODES_FIELDS`.
+        payload: As stored.
         dimension: Components of a vector.
         squared_norm: That all stored vectors have.
 

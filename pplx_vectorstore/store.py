@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class VectorStore:
-    """A collection of documents whose chunks are embedded in context and found by two-stage search.
+    """A collection of documents whose chunks are embedded in context and found by their bits or their codes.
 
     Threads may share a store. Close it, or use it as a context manager.
 

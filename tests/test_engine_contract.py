@@ -21,11 +21,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from qdrant_client import QdrantClient, models
 
-from pplx_vectorstore.collection import PAYLOAD_INDEXES, TEXT_FIELD, VECTOR_NAME, text_index_params, vector_params
+from pplx_vectorstore.collection import (
+    LOSS_FIELD,
+    PAYLOAD_INDEXES,
+    TEXT_FIELD,
+    VECTOR_NAME,
+    text_index_params,
+    vector_params,
+)
 from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.errors import StoreError
 from pplx_vectorstore.points import SHIFT
-from pplx_vectorstore.query import build_query
+from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -49,9 +57,8 @@ INDEXES = PAYLOAD_INDEXES | {
 
 FACETS = ["document_id", "metadata.tag", "metadata.year", "metadata.flag", "metadata.key"]
 
-# Distances have 24 bits. Against norms as far apart as 1 and 128 · √7 they leave d² accurate to 0.01, and
-# the cosine to 0.01 / (2 · 1 · 339).
-SCORE_TOLERANCE = 5e-5
+# Distances have 24 bits, and their squares are whole numbers: those of 680 or less are 7e-4 apart at least.
+DISTANCE_TOLERANCE = 1e-4
 
 
 class Both:
@@ -114,27 +121,43 @@ class Both:
         found, expected = self.do("facet", key, facet_filter=given_filter, limit=limit, exact=True)
         assert [(hit.value, hit.count) for hit in found.hits] == [(hit.value, hit.count) for hit in expected.hits]
 
-    def assert_same_hits(self, codes, *, k, score_threshold, spare_candidates, **options):
-        """Both find the best of what matches; among equal scores at the end any choice is right."""
-        everything = build_query(codes, k=EVERYTHING, candidates=EVERYTHING, **options)
-        (answer,) = self.memory.query_batch_points("c", requests=[everything])
-        scores = {hit.id: hit.score for hit in answer.points}
+    def assert_same_hits(
+        self, codes, *, k, score_threshold, spare_candidates, exact, by_bits, with_payload, with_codes, **options
+    ):
+        """Both find the nearest of what matches; among equal distances at the end any choice is right.
+
+        The vectors are of any norm: what the engines owe is the distance.
+        """
+        query = QueryVector.of(codes, squared_norm_of(DIMENSION))
+        fields = {"with_payload": with_payload, "with_codes": with_codes}
+        everything = build_query(
+            query, Ranking(candidates=EVERYTHING, by_bits=False), k=EVERYTHING, **fields, **options
+        )
+        (answer,) = self.memory.query_batch_points("c", requests=[without_settings(everything)])
+        distances = {hit.id: hit.score for hit in answer.points}
         contents = as_dict(answer.points)
-        # At least as many candidates as points, so that both searches are exact; just as many may be fewer
-        # than were written since the last indexing, and then the embedded engine ranks by codes, not bits.
-        candidates = max(1, self.memory.count("c").count) + spare_candidates
-        request = build_query(codes, k=k, candidates=candidates, score_threshold=score_threshold, **options)
-        for (answer,) in self.do("query_batch_points", requests=[request]):
+        # At least as many candidates as points, so that all are compared by their codes, and both searches are exact.
+        candidates = max(k, self.memory.count("c").count) + spare_candidates
+        ranking = Ranking(candidates=candidates, by_bits=by_bits, exact=exact)
+        request = build_query(query, ranking, k=k, score_threshold=score_threshold, **fields, **options)
+        most = np.inf if score_threshold is None else query.distance(score_threshold) + DISTANCE_TOLERANCE
+        for client, sent in ((self.embedded, request), (self.memory, without_settings(request))):
+            (answer,) = client.query_batch_points("c", requests=[sent])
             hits = answer.points
             assert len({hit.id for hit in hits}) == len(hits) <= k
-            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+            assert [hit.score for hit in hits] == sorted(hit.score for hit in hits)
             assert as_dict(hits) == {hit.id: contents[hit.id] for hit in hits}
             for hit in hits:
-                assert hit.score == pytest.approx(scores[hit.id], rel=0, abs=SCORE_TOLERANCE)
-            assert score_threshold is None or all(hit.score >= score_threshold for hit in hits)
-            least = hits[-1].score if len(hits) == k else -2 if score_threshold is None else score_threshold
-            better = {point_id for point_id, score in scores.items() if score > least + SCORE_TOLERANCE}
-            assert better <= {hit.id for hit in hits}
+                assert hit.score == pytest.approx(distances[hit.id], rel=0, abs=DISTANCE_TOLERANCE)
+            assert all(hit.score <= most for hit in hits)
+            farthest = hits[-1].score if len(hits) == k else most - DISTANCE_TOLERANCE
+            nearer = {point_id for point_id, distance in distances.items() if distance < farthest - DISTANCE_TOLERANCE}
+            assert nearer <= {hit.id for hit in hits}
+
+
+def without_settings(request):
+    """The emulation always scans, and warns of settings."""
+    return request.model_copy(update={"params": None})
 
 
 def as_dict(records):
@@ -146,11 +169,12 @@ def as_dict(records):
 
 
 def make_point(point_id, codes, payload):
-    """As the store does it, where zeros have no vector; but the norm has few digits, see NUMBERS."""
+    """As the store does it, where zeros have no vector; but the numbers have few digits, see NUMBERS."""
     wide = np.asarray(codes, dtype=np.int64)
     norm = round(float(np.sqrt(wide @ wide)), 8)
     vector = {VECTOR_NAME: (wide + SHIFT).tolist()} if norm else {}
-    return models.PointStruct(id=point_id, vector=vector, payload={**payload, "norm": norm})
+    own = {"norm": norm} | ({LOSS_FIELD: round(norm / 128, 6)} if wide[0] > 0 else {})
+    return models.PointStruct(id=point_id, vector=vector, payload={**payload, **own})
 
 
 # --- payloads ------------------------------------------------------------------------------------------
@@ -231,6 +255,7 @@ FIELDS = [
     "metadata.absent",
     "metadata",
     "norm",
+    LOSS_FIELD,
 ]
 WILDCARDS = ["metadata.a[]", "metadata.b[].p", "metadata.objects[].p", "metadata.objects[].q[]"]
 PHRASES = st.builds(str.join, st.sampled_from([" ", ","]), st.lists(st.sampled_from([*WORDS, "BETA", "x"]), max_size=2))
@@ -354,6 +379,7 @@ SEARCHES = st.fixed_dictionaries(
         "filter": st.none() | ALONE | FILTERS,
         "score_threshold": st.sampled_from([None, None, -1, -0.5, 0, 0.3]),
         "exact": st.booleans(),
+        "by_bits": st.booleans(),
         "spare_candidates": st.sampled_from([0, EVERYTHING]),
         "with_payload": SELECTORS,
         "with_codes": st.booleans(),

@@ -1,6 +1,7 @@
 """Search arguments → one request, and dicts → filters. What requests find is in test_store.py."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,26 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from pplx_vectorstore.collection import VECTOR_NAME
+from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
+from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.quantization import cosine_similarity
-from pplx_vectorstore.query import build_filter, build_query, choose_candidates, is_empty
-
-
-def evaluate(node, variables):
-    """Compute a score formula in Python floats."""
-    if isinstance(node, str):
-        return variables[node]
-    if isinstance(node, models.SumExpression):
-        return sum(evaluate(inner, variables) for inner in node.sum)
-    if isinstance(node, models.MultExpression):
-        return math.prod(evaluate(inner, variables) for inner in node.mult)
-    if isinstance(node, models.NegExpression):
-        return -evaluate(node.neg, variables)
-    if isinstance(node, models.DivExpression):
-        right = evaluate(node.div.right, variables)
-        return evaluate(node.div.left, variables) / right if right else node.div.by_zero_default
-    return float(node)
+from pplx_vectorstore.query import (
+    QueryVector,
+    Ranking,
+    build_filter,
+    build_hamming,
+    build_query,
+    choose_candidates,
+    is_empty,
+    map_filters,
+)
 
 
 def equal(path, value):
@@ -56,42 +51,114 @@ def test_candidates_must_be_a_whole_number_of_at_least_k(candidates):
         choose_candidates(10, candidates)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 6, 64, 1024]))
-def test_the_formula_turns_euclidean_distance_into_the_cosine(seed, dimension):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([8, 64, 1024]), st.integers(1, 128))
+def test_distances_from_vectors_of_one_norm_become_cosines_and_back(seed, dimension, largest):
     rng = np.random.default_rng(seed)
-    query, stored = rng.integers(-128, 128, size=(2, dimension)).astype(np.int8)
-    query[0], stored[0] = query[0] or 1, stored[0] or 1
-    formula = build_query(query, k=1, candidates=1).query.formula
-    variables = {
-        "$score": float(np.linalg.norm(query.astype(float) - stored)),
-        "norm": float(np.linalg.norm(stored.astype(float))),
-    }
-    assert evaluate(formula, variables) == pytest.approx(float(cosine_similarity(query, stored[None])[0]), abs=1e-9)
+    codes, query = rng.integers(-largest, largest, size=(2, dimension), endpoint=True).clip(-128, 127).astype(np.int8)
+    codes[0], query[0] = codes[0] or 1, query[0] or 1
+    wide = equalize_norms(codes[None], squared_norm_of(dimension))[0].astype(float)
+    vector = QueryVector.of(query, int(wide @ wide))
+    # What the engine compares is the query times a whole number, and shifted like what is stored.
+    compared = np.array(vector.values) - 128
+    factor = compared[0] // query[0]
+    assert np.array_equal(compared, query.astype(int) * factor)
+    assert 64 <= np.abs(compared).max() <= 128
+    assert vector.norm == pytest.approx(float(np.linalg.norm(compared)), abs=1e-9)
+    distance = float(np.linalg.norm(compared - wide))
+    cosine = float(cosine_similarity(query, wide.astype(np.int8)[None])[0])
+    assert vector.cosine(distance) == pytest.approx(cosine, abs=1e-9)
+    assert vector.distance(cosine) == pytest.approx(distance, rel=1e-9, abs=1e-3)
 
 
-def test_a_norm_of_zero_scores_zero():
-    formula = build_query(np.array([3, 4], np.int8), k=1, candidates=1).query.formula
-    assert evaluate(formula, {"$score": 5.0, "norm": 0.0}) == 0.0
+def test_cosines_of_rounded_distances_keep_to_their_bounds():
+    vector = QueryVector.of(np.array([127, 0], np.int8), 127**2)
+    assert vector.cosine(0.0) == 1.0
+    assert vector.cosine(254.0) == -1.0
+    assert vector.cosine(254.0001) == -1.0
+    assert QueryVector.of(np.array([100, 1], np.int8), 127**2).cosine(26.99) == 1.0
+    assert vector.distance(2.0) == 0.0
 
 
-def test_a_request_ranks_by_bits_then_rescores_by_codes():
+@pytest.mark.parametrize("component", [1, -1, 5, 63, 64, -127, -128])
+def test_a_query_fits_the_bytes_that_it_is_compared_as(component):
+    codes = np.array([component, 0, 1, -1], np.int8)
+    vector = QueryVector.of(codes, 127**2)
+    assert min(vector.values) >= 0
+    assert max(vector.values) <= 255
+    assert vector.values[1] == 128
+
+
+NEAREST = QueryVector.of(np.array([-128, 0, 127], np.int8), 127**2)
+
+
+@pytest.mark.parametrize(("by_bits", "beam", "oversampling"), [(True, 80, 40 / 3), (False, 40, None)])
+def test_a_request_ranks_by_bits_or_by_codes(by_bits, beam, oversampling):
     condition = models.Filter(must=[equal("metadata.a", 1)])
-    codes = np.array([-128, 0, 127], np.int8)
-    request = build_query(codes, k=3, candidates=40, filter=condition, score_threshold=0.5)
-    (first,) = request.prefetch
-    assert first.query.nearest == [0, 128, 255]
-    assert (first.using, first.limit, first.filter) == (VECTOR_NAME, 40, condition)
-    assert first.params.hnsw_ef >= 40
-    assert not first.params.exact
-    quantization = first.params.quantization
-    assert (quantization.ignore, quantization.rescore, quantization.oversampling) == (False, True, 1.0)
-    assert (request.limit, request.score_threshold, request.with_payload) == (3, 0.5, True)
+    ranking = Ranking(candidates=40, by_bits=by_bits)
+    request = build_query(NEAREST, ranking, k=3, filter=condition, score_threshold=0.5, with_codes=True)
+    assert request.prefetch is None
+    assert request.query.nearest == [0, 128, 255]
+    assert (request.using, request.limit, request.filter) == (VECTOR_NAME, 3, condition)
+    assert (request.with_payload, request.with_vector) == (True, True)
+    # A little farther than asked for: the engine computes with 32 bits.
+    assert NEAREST.distance(0.5) < request.score_threshold < NEAREST.distance(0.5) * (1 + 1e-5)
+    assert request.params.hnsw_ef == beam
+    assert not request.params.exact
+    quantization = request.params.quantization
+    assert (quantization.ignore, quantization.rescore) == (not by_bits, True)
+    assert quantization.oversampling == oversampling
 
 
-def test_an_exact_request_uses_neither_bits_nor_graph():
-    (first,) = build_query(np.array([1], np.int8), k=1, candidates=5, exact=True).prefetch
-    assert first.params.exact
-    assert first.params.quantization.ignore
+@pytest.mark.parametrize("by_bits", [True, False])
+def test_an_exact_request_uses_neither_bits_nor_graph(by_bits):
+    request = build_query(NEAREST, Ranking(candidates=5, by_bits=by_bits, exact=True), k=1)
+    assert request.params.exact
+    assert request.params.quantization.ignore
+
+
+@pytest.mark.parametrize("by_bits", [True, False])
+def test_a_beam_is_no_wider_than_the_server_accepts(by_bits):
+    ranking = Ranking(candidates=100, by_bits=by_bits, most_hnsw_ef=30)
+    assert build_query(NEAREST, ranking, k=10).params.hnsw_ef == 30
+    assert build_hamming(NEAREST, 100, most_hnsw_ef=30).params.hnsw_ef == 30
+    assert build_query(NEAREST, replace(ranking, most_hnsw_ef=1000), k=10).params.hnsw_ef <= 200
+
+
+def test_a_hybrid_request_fuses_as_many_candidates_of_both_rankings():
+    condition = models.Filter(must=[equal("metadata.a", 1)])
+    ranking = Ranking(candidates=40, by_bits=True)
+    request = build_query(NEAREST, ranking, k=3, filter=condition, score_threshold=0.2, text="words")
+    vectors, words = request.prefetch
+    assert (vectors.query.nearest, vectors.limit, vectors.filter) == (NEAREST.values, 40, condition)
+    assert vectors.params.quantization.oversampling == 1.0
+    assert (words.query.text, words.using, words.limit, words.filter) == ("words", TEXT_FIELD, 40, condition)
+    assert (request.query.fusion, request.limit, request.score_threshold) == (models.Fusion.RRF, 3, 0.2)
+    weighted = build_query(NEAREST, ranking, k=3, text="words", lexical_weight=0.25)
+    assert weighted.query.rrf.weights == [1.5, 0.5]
+
+
+def test_words_alone_are_one_ranking():
+    request = build_query(None, Ranking(candidates=40, by_bits=False), k=3, text="words", lexical_weight=1)
+    assert (request.query.text, request.using, request.limit, request.prefetch) == ("words", TEXT_FIELD, 3, None)
+
+
+def test_a_request_by_the_bits_alone_compares_no_codes():
+    condition = models.Filter(must=[equal("metadata.a", 1)])
+    request = build_hamming(NEAREST, 40, filter=condition)
+    assert (request.query.nearest, request.limit, request.filter) == (NEAREST.values, 40, condition)
+    assert (request.params.quantization.ignore, request.params.quantization.rescore) == (False, False)
+    assert request.with_payload is False
+
+
+def test_filters_are_changed_in_every_stage_that_reads_points():
+    ranking = Ranking(candidates=40, by_bits=True)
+    own = models.Filter(must=[equal("tenant", "a")])
+    single = build_query(NEAREST, ranking, k=3)
+    fused = build_query(NEAREST, ranking, k=3, text="words")
+    assert map_filters(single, lambda _: own).filter == own
+    assert [stage.filter for stage in map_filters(fused, lambda _: own).prefetch] == [own, own]
+    assert single.filter is None
+    assert [stage.filter for stage in fused.prefetch] == [None, None]
 
 
 def test_no_filter_stays_none_and_a_ready_filter_passes():

@@ -30,6 +30,12 @@ def codes():
 
 
 @pytest.fixture
+def stored(codes, as_stored):
+    """The codes as they are ranked by."""
+    return as_stored(codes)
+
+
+@pytest.fixture
 def filled(new_store, codes):
     """A store of 30 documents of 6 chunks; chunk j of document i has the words "common", "doc<i>", "chunk<j>"."""
     return fill(new_store(DIMENSION), codes)
@@ -75,10 +81,10 @@ def fuse(*rankings):
     return scores
 
 
-def test_hybrid_fuses_the_rankings_by_cosine_and_by_words(filled, codes):
+def test_hybrid_fuses_the_rankings_by_cosine_and_by_words(filled, stored):
     question = "doc7 chunk3"
     (query,) = filled._session.encoder.encode_queries([question])
-    by_cosine = np.argsort(-cosine_similarity(query, codes), kind="stable")[:20]
+    by_cosine = np.argsort(-cosine_similarity(query, stored), kind="stable")[:20]
     hits = filled.search(question, k=5, candidates=20, hybrid=True)
     # Of the chunks that hold a word of the question, the one with both comes first; the others tie.
     expected = fuse(by_cosine, [7 * PER_DOCUMENT + 3])
@@ -127,10 +133,10 @@ def test_hybrid_takes_codes_that_are_there_already(filled, codes, monkeypatch):
         filled.search(EncodedQuery(" ", query), hybrid=True)
 
 
-def test_rankings_have_shares_in_a_hybrid_search(filled, codes):
+def test_rankings_have_shares_in_a_hybrid_search(filled, stored):
     question = "doc7 chunk3"
     (query,) = filled._session.encoder.encode_queries([question])
-    by_cosine = np.argsort(-cosine_similarity(query, codes), kind="stable")[:20]
+    by_cosine = np.argsort(-cosine_similarity(query, stored), kind="stable")[:20]
     both = 7 * PER_DOCUMENT + 3
     ranks = {}
     for share in (0.02, 0.3, 0.5, 0.7, 0.98):
@@ -186,21 +192,21 @@ def best_of_documents(query, codes, k, most):
 
 
 @pytest.mark.parametrize("most", [True, 1, 2, 6, 99])
-def test_grouping_gives_the_best_chunks_of_the_best_documents(filled, codes, most):
+def test_grouping_gives_the_best_chunks_of_the_best_documents(filled, codes, stored, most):
     for query in codes[::37]:
         hits = filled.search(query, k=4, group_by_document=most)
-        expected = best_of_documents(query, codes, 4, int(most))
-        scores = cosine_similarity(query, codes)
+        expected = best_of_documents(query, stored, 4, int(most))
+        scores = cosine_similarity(query, stored)
         # Of two chunks at the same cosine, to 32 bits, either may come first.
         np.testing.assert_allclose(scores[rows(hits)], scores[expected], rtol=0, atol=1e-6)
         assert [document for document, _ in places(hits)] == [row // PER_DOCUMENT for row in expected]
         assert len(set(rows(hits))) == len(hits)
 
 
-def test_grouping_asks_for_more_candidates_until_there_are_enough_documents(filled, codes):
+def test_grouping_asks_for_more_candidates_until_there_are_enough_documents(filled, codes, stored):
     hits = filled.search(codes[0], k=N_DOCUMENTS, candidates=N_DOCUMENTS, group_by_document=True)
     assert len({hit.document_id for hit in hits}) == N_DOCUMENTS
-    assert rows(hits) == best_of_documents(codes[0], codes, N_DOCUMENTS, 1)
+    assert rows(hits) == best_of_documents(codes[0], stored, N_DOCUMENTS, 1)
     assert len(filled.search(codes[0], k=50, group_by_document=True)) == N_DOCUMENTS
 
 
@@ -231,24 +237,24 @@ def mmr(query, codes, pool, k, diversity):
 
 
 @pytest.mark.parametrize("diversity", [0, 0.3, 0.7, 1])
-def test_diversity_is_maximal_marginal_relevance_over_the_codes(filled, codes, diversity):
+def test_diversity_is_maximal_marginal_relevance_over_the_codes(filled, codes, stored, diversity):
     for query in codes[[0, 50, 111]]:
-        pool = np.argsort(-cosine_similarity(query, codes), kind="stable")[:40]
+        pool = np.argsort(-cosine_similarity(query, stored), kind="stable")[:40]
         hits = filled.search(query, k=8, candidates=40, diversity=diversity)
         found = filled.search(query, k=40, candidates=40)
-        assert rows(hits) == mmr(query, codes, rows(found), 8, diversity)
-        np.testing.assert_allclose([hit.score for hit in hits], cosine_similarity(query, codes)[rows(hits)], atol=1e-6)
+        assert rows(hits) == mmr(query, stored, rows(found), 8, diversity)
+        np.testing.assert_allclose([hit.score for hit in hits], cosine_similarity(query, stored)[rows(hits)], atol=1e-6)
         if diversity == 0:
             assert set(rows(hits)) <= set(pool.tolist())
 
 
-def test_diversity_and_grouping_together(filled, codes):
+def test_diversity_and_grouping_together(filled, codes, stored):
     query = codes[0] // 2 + codes[100] // 2  # of itself and another, a stored vector would be as near as far
     hits = filled.search(query, k=5, candidates=60, diversity=0.4, group_by_document=True)
     assert len({hit.document_id for hit in hits}) == len(hits) == 5
     pool = rows(filled.search(query, k=60, candidates=60))
     first_of = {}
-    for row in mmr(query, codes, pool, 60, 0.4):
+    for row in mmr(query, stored, pool, 60, 0.4):
         first_of.setdefault(row // PER_DOCUMENT, row)
     assert rows(hits) == list(first_of.values())[:5]
 
@@ -337,7 +343,7 @@ def test_context_of_many_hits_in_a_batch(filled, codes):
 
 
 @pytest.mark.parametrize("query_encoding", ["scalar8bits", "binary"])
-def test_explain_gives_the_ranks_of_each_stage(new_store, codes, engine, query_encoding):
+def test_explain_gives_the_ranks_of_each_stage(new_store, codes, stored, engine, query_encoding):
     filled = fill(new_store(DIMENSION, config=CollectionConfig(query_encoding=query_encoding)), codes)
     filled.optimize()
     query = codes[77]
@@ -345,17 +351,16 @@ def test_explain_gives_the_ranks_of_each_stage(new_store, codes, engine, query_e
     hits = filled.search(query, k=5, candidates=40)
     assert [one.hit for one in explained.hits] == hits
     assert explained.candidates == 40
-    euclid = np.linalg.norm(codes.astype(float) - query.astype(float), axis=1)
-    cosine = cosine_similarity(query, codes)
+    assert explained.way == "codes"  # 64 bits tell too little
+    cosine = cosine_similarity(query, stored)
     if query_encoding == "binary":  # ties among whole numbers leave a choice
-        hamming, unsure = hamming_distance(pack_bits(query), pack_bits(codes)), 0.0
+        hamming, unsure = hamming_distance(pack_bits(query), pack_bits(stored)), 0.0
     else:  # a differing bit counts as much as the query's component, of which the engine keeps 8 bits
         weights = query.astype(float) + 1  # it takes the bits of value - 127, and the query alike
-        hamming = (np.abs(weights) * ((codes >= 0) != (query >= 0))).sum(axis=1)
+        hamming = (np.abs(weights) * ((stored >= 0) != (query >= 0))).sum(axis=1)
         unsure = np.abs(weights).max() / 127 * math.sqrt(DIMENSION)
     for one, row in zip(explained.hits, rows(hits), strict=True):
-        assert one.cosine_rank == 1 + np.count_nonzero(cosine > cosine[row])
-        assert one.euclid_rank == 1 + np.count_nonzero(euclid < euclid[row])
+        assert one.exact_rank == 1 + np.count_nonzero(cosine > cosine[row])
         if engine == "edge":
             at_least = 1 + np.count_nonzero(hamming < hamming[row] - unsure)
             assert at_least <= one.hamming_rank <= np.count_nonzero(hamming <= hamming[row] + unsure)
@@ -363,9 +368,9 @@ def test_explain_gives_the_ranks_of_each_stage(new_store, codes, engine, query_e
         assert {one.hamming_rank for one in explained.hits} == {None}
 
 
-def test_explain_names_what_the_first_stage_missed(filled, codes):
+def test_explain_names_what_the_first_stage_missed(filled, codes, stored):
     filled.optimize()
-    exact = cosine_similarity(codes[5], codes)
+    exact = cosine_similarity(codes[5], stored)
     best = set(np.argsort(-exact, kind="stable")[:10].tolist())
     narrow = filled.explain(codes[5], k=10, candidates=10)
     found = set(rows([one.hit for one in narrow.hits]))

@@ -23,6 +23,7 @@ from pplx_vectorstore import (
     cosine_similarity,
     quantize_to_norm,
 )
+from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.errors import (
     DuplicateDocumentError,
     InvalidDocumentError,
@@ -66,26 +67,45 @@ MAKERS = {"random": random_codes, "clustered": clustered_codes, "duplicates": du
 
 
 @pytest.fixture
-def assert_exact(as_stored):
-    """Compare hits to brute force: ``assert_exact(hits, query, codes, k, kept=None, threshold=None)``."""
-    return lambda hits, query, codes, *rest, **options: _assert_exact(hits, query, as_stored(codes), *rest, **options)
+def score_error(as_stored):
+    """How far scores may be from exact cosines with codes as they are stored: ``score_error(codes)``.
+
+    Scores take every vector for one of the collection's norm. Whole numbers of a few components cannot always meet it.
+    """
+
+    def bound(codes):
+        target = squared_norm_of(codes.shape[1])
+        missed = np.abs(np.square(as_stored(codes[codes.any(axis=1)]).astype(int)).sum(axis=1) - target)
+        # From (|q|² + C² - d²) / (2 |q| C): a query is at least 64 long, the vectors of few components are 127.
+        return 1e-6 + 1.5 * missed.max(initial=0) / target
+
+    return bound
 
 
-def _assert_exact(hits, query, codes, k, kept=None, threshold=None, prefix="c"):
-    """Compare to codes as they are stored; among equal scores, any choice is right."""
-    scores = cosine_similarity(query, codes)
-    allowed = codes.any(axis=1) & (np.ones(len(codes), bool) if kept is None else kept)
-    if threshold is not None:
-        allowed &= scores >= threshold
-    expected = np.sort(scores[allowed])[::-1][:k]
-    rows = [int(hit.id.removeprefix(prefix)) for hit in hits]
-    got = np.array([hit.score for hit in hits])
-    assert len(set(rows)) == len(rows) == len(expected)
-    assert allowed[rows].all()
-    # First: each hit's score is that of its own codes. Then: nothing better was left out.
-    np.testing.assert_allclose(got, scores[rows], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
-    assert (np.diff(got) <= 0).all()
+@pytest.fixture
+def assert_exact(as_stored, score_error):
+    """Compare hits to brute force: ``assert_exact(hits, query, codes, k, kept=None, threshold=None)``.
+
+    Over codes as they are stored; among equal scores, any choice is right.
+    """
+
+    def check(hits, query, codes, k, kept=None, threshold=None, prefix="c"):
+        unsure = score_error(codes)
+        scores = cosine_similarity(query, as_stored(codes))
+        allowed = codes.any(axis=1) & (np.ones(len(codes), bool) if kept is None else kept)
+        if threshold is not None:
+            allowed &= scores >= threshold
+        expected = np.sort(scores[allowed])[::-1][:k]
+        rows = [int(hit.id.removeprefix(prefix)) for hit in hits]
+        got = np.array([hit.score for hit in hits])
+        assert len(set(rows)) == len(rows) == len(expected)
+        assert allowed[rows].all()
+        # First: each hit's score is that of its own codes. Then: nothing better was left out.
+        np.testing.assert_allclose(got, scores[rows], rtol=0, atol=unsure)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=unsure)
+        assert (np.diff(got) <= 0).all()
+
+    return check
 
 
 # --- search is exact ---------------------------------------------------------------------------------
@@ -133,13 +153,16 @@ def test_search_stays_exact_through_indexing_writing_and_deleting(new_store, ass
     k=st.integers(1, 50),
     threshold=st.none() | st.sampled_from([-0.503, 0.001, 0.707]),
 )
-def test_any_codes_are_found_as_by_brute_force(new_store, assert_exact, as_stored, rows, query, k, threshold):
+def test_any_codes_are_found_as_by_brute_force(
+    new_store, assert_exact, score_error, as_stored, rows, query, k, threshold
+):
     codes, query = np.array(rows, np.int8), np.array(query, np.int8)
     store = new_store(6)
     store.add(as_documents(codes, per_document=3))
     hits = store.search(query, k=k, score_threshold=threshold)
-    near = threshold is not None and np.abs(cosine_similarity(query, as_stored(codes)) - threshold).min() < 1e-5
-    if not near:  # within float32 of the threshold either side is right
+    unsure = 10 * score_error(codes)
+    near = threshold is not None and np.abs(cosine_similarity(query, as_stored(codes)) - threshold).min() < unsure
+    if not near:  # as close to the threshold, either side is right
         assert_exact(hits, query, codes, k, threshold=threshold)
 
 
