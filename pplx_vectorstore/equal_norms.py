@@ -21,6 +21,7 @@ from pplx_vectorstore.quantization import (
     quantize_absmax,
     quantize_tanh,
     require_finite,
+    scale_largest_to_one,
 )
 
 LARGEST = 127
@@ -39,9 +40,11 @@ _ROWS = 512
 _CREST_STEP = math.sqrt(2)
 _CREST_RESERVE = 1.1
 _SCALINGS = 4
+# The last few units are made up by some of 32 components, looked for among 128 at a time, up to four times.
+_CANDIDATES = 32
 _COLUMNS = 128
 _BLOCKS = 4
-_CANDIDATES = 32
+# More units than these need more components.
 _MANY = 500
 
 Numbers = npt.NDArray[Any]
@@ -130,11 +133,9 @@ def quantize_to_norm(vectors: Floats, squared_norm: int | None = None) -> Codes:
     """
     codes = quantize_absmax(vectors)
     squared_norm = squared_norm or squared_norm_of(vectors.shape[-1])
-    largest = np.abs(vectors).max(axis=-1, initial=0).astype(np.float64)
-    unit = np.divide(vectors, largest[..., None], out=np.zeros(vectors.shape), where=largest[..., None] > 0)
     # With the largest component at 1: it fits where C over the norm is at most 127.
-    fits = (largest > 0) & (LARGEST**2 * np.square(unit).sum(axis=-1) >= squared_norm)
-    codes[fits] = equalize_norms(unit[fits], squared_norm)
+    fits = LARGEST**2 * np.square(scale_largest_to_one(vectors)).sum(axis=-1, dtype=np.float64) >= squared_norm
+    codes[fits] = equalize_norms(vectors[fits], squared_norm)
     return codes
 
 
@@ -171,18 +172,21 @@ def equalize_norms(vectors: Numbers, squared_norm: int) -> Codes:
     enlarged, which bends the direction: `direction_loss` tells how much.
 
     Args:
-        vectors: Codes (int8) or finite floats, shape (n, dimension).
+        vectors: Codes (int8) or floats, shape (n, dimension).
         squared_norm: C².
 
     Returns:
         int8, same shape; the squared norm of each row is C², or as near as its components permit. A row of int8 that
         has it already stays as it is, and the zero vector stays zero.
+
+    Raises:
+        EncodingError: A value is NaN or infinite.
     """
     equal = np.zeros(vectors.shape, np.int8)
     for first in range(0, len(vectors), _ROWS):
         some = vectors[first : first + _ROWS]
         into = equal[first : first + _ROWS]
-        floats = some.astype(np.float32)
+        floats = (some if some.dtype == np.int8 else scale_largest_to_one(some)).astype(np.float32)
         squares = np.einsum("ij,ij->i", floats, floats, dtype=np.float64)
         if some.dtype == np.int8:
             done = squares == squared_norm

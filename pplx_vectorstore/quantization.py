@@ -62,12 +62,21 @@ def quantize_absmax(vectors: Floats) -> Codes:
     array([[  64, -127,   32],
            [   0,    0,    0]], dtype=int8)
     """
+    # Dividing first keeps the product in range even where `vectors` is near the float's maximum.
+    codes: Codes = np.rint(scale_largest_to_one(vectors) * 127).astype(np.int8)
+    return codes
+
+
+def scale_largest_to_one(vectors: Floats) -> Floats:
+    """Divide each vector by its largest component, whatever its sign; the zero vector stays.
+
+    Raises:
+        EncodingError: A value is NaN or infinite.
+    """
     require_finite(vectors)
     largest = np.max(np.abs(vectors), axis=-1, keepdims=True, initial=0)
-    # Dividing first keeps the product in range even where `vectors` is near the float's maximum.
-    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
-    codes: Codes = np.rint(scaled * 127).astype(np.int8)
-    return codes
+    scaled: Floats = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
+    return scaled
 
 
 def pack_bits(codes: Codes, bitorder: BitOrder = "big") -> PackedBits:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from pplx_vectorstore import __version__
-from pplx_vectorstore.collection import METADATA_KEY, VECTOR_NAME, Fingerprint, vector_params
+from pplx_vectorstore.collection import METADATA_KEY, VECTOR_NAME, Fingerprint, keeps_codes_in_memory, vector_params
 from pplx_vectorstore.errors import SchemaMismatchError
 
 FINGERPRINT = Fingerprint(
@@ -16,6 +16,7 @@ FINGERPRINT = Fingerprint(
     min_context=512,
     context_weight=1.0,
     source="perplexity-ai/pplx-embed-context-v1-0.6b",
+    squared_norm=802_816,
 )
 OTHERS = {
     "model": "all-minilm-l6-v2",
@@ -40,15 +41,16 @@ def test_a_foreign_collection_is_refused(metadata):
         Fingerprint.from_metadata(metadata, "docs")
 
 
-@pytest.mark.parametrize("schema", [0, 2, None, "1"])
+@pytest.mark.parametrize("schema", [0, 1, 3, None, "2"])
 def test_another_schema_version_is_refused(schema):
     metadata = FINGERPRINT.to_metadata()
     metadata[METADATA_KEY] |= {"schema": schema, "library": "9.9"}
-    with pytest.raises(SchemaMismatchError, match=r"schema version .* \(written by pplx-vectorstore 9\.9\)"):
+    with pytest.raises(SchemaMismatchError, match=r"schema version .* \(written by pplx-vectorstore 9\.9\)") as caught:
         Fingerprint.from_metadata(metadata, "docs")
+    assert "Index the documents again, into a new collection or folder" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", sorted(OTHERS))
+@pytest.mark.parametrize("field", sorted([*OTHERS, "squared_norm", "backend"]))
 def test_altered_metadata_is_refused(field):
     metadata = FINGERPRINT.to_metadata()
     del metadata[METADATA_KEY][field]
@@ -77,10 +79,9 @@ def test_backends_may_differ_and_the_service_does_not_tell_its_revision(backend)
     other.require_same(FINGERPRINT, "docs")
 
 
-def test_metadata_from_before_backends_were_recorded():
-    metadata = FINGERPRINT.to_metadata()
-    del metadata[METADATA_KEY]["backend"]
-    assert Fingerprint.from_metadata(metadata, "docs").backend == "torch"
+def test_encoders_may_be_laid_out_for_another_norm():
+    """The collection's norm is what counts; vectors of any are brought to it."""
+    FINGERPRINT.require_same(replace(FINGERPRINT, squared_norm=401_408), "docs")
 
 
 def test_same_is_accepted_wherever_the_checkpoint_lies():
@@ -98,7 +99,7 @@ def test_same_weights_are_accepted_under_another_name():
 
 
 def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
-    """Shifted codes keep Euclid but not the cosine (design, section 5)."""
+    """Shifted codes keep Euclid but not the cosine."""
     from qdrant_client import models
 
     (name,) = params = vector_params(384)
@@ -109,3 +110,22 @@ def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
     assert isinstance(params[name].quantization_config, models.BinaryQuantization)
     assert params[name].quantization_config.binary.query_encoding == models.BinaryQuantizationQueryEncoding.SCALAR8BITS
     assert params[name].hnsw_config == models.HnswConfigDiff(ef_construct=200)
+
+
+@pytest.mark.parametrize(
+    ("memory", "on_disk", "expected"),
+    [
+        (None, None, False),
+        (None, True, False),
+        (None, False, True),
+        ("cold", None, False),
+        ("cached", None, True),
+        ("pinned", True, True),
+        ("cold", False, False),
+    ],
+)
+def test_codes_are_in_memory_where_the_collection_keeps_them_there(memory, on_disk, expected):
+    from qdrant_client import models
+
+    params = models.VectorParams(size=8, distance="Euclid", on_disk=on_disk, memory=memory)
+    assert keeps_codes_in_memory(params) is expected

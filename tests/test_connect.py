@@ -13,7 +13,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from pplx_vectorstore import AsyncVectorStore, CollectionConfig, Document, VectorStore
-from pplx_vectorstore.collection import METADATA_KEY, PAYLOAD_INDEXES, VECTOR_NAME, vector_params
+from pplx_vectorstore.collection import LOSS_FIELD, METADATA_KEY, PAYLOAD_INDEXES, VECTOR_NAME, vector_params
 from pplx_vectorstore.engines.server import make_client
 from pplx_vectorstore.errors import (
     InvalidInputError,
@@ -320,7 +320,7 @@ def test_a_collection_is_made_as_configured(new_store, sent):
     }
     recorded = body["metadata"][METADATA_KEY]
     assert recorded == {
-        "schema": 1,
+        "schema": 2,
         "library": recorded["library"],
         "tenants": False,
         "text_index": False,
@@ -412,9 +412,9 @@ def test_without_create_there_must_be_one(connect, server, sent):
 def test_what_a_killed_process_left_out_is_completed(new_store, server, sent, hash_encoder):
     metadata = hash_encoder(DIMENSION).fingerprint.to_metadata()
     server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
-    server.client.create_payload_index("c", "norm", "float")
+    server.client.create_payload_index("c", LOSS_FIELD, "float")
     new_store(DIMENSION, collection="c")
-    assert indexed(sent).keys() == {"text", *PAYLOAD_INDEXES} - {"norm"}
+    assert indexed(sent).keys() == {"text", *PAYLOAD_INDEXES} - {LOSS_FIELD}
     assert server.client.get_collection("c").payload_schema.keys() == {"text", *PAYLOAD_INDEXES}
 
 
@@ -493,7 +493,7 @@ OF_ANOTHER = {
         {"quantizer": "tanh", "window_tokens": 4096, "min_context": 0, "context_weight": 0.5},
         ["quantizer 'tanh'", "window_tokens 4096", "min_context 0", "context_weight 0.5"],
     ),
-    "schema": ({"schema": 2, "library": "9.9"}, [r"has schema version 2 \(written by pplx-vectorstore 9\.9\)"]),
+    "schema": ({"schema": 1, "library": "0.9"}, [r"has schema version 1 \(written by pplx-vectorstore 0\.9\)"]),
 }
 
 
@@ -659,11 +659,14 @@ def test_an_own_client_is_closed_when_opening_fails(connect, server, engine, mon
 # --- bits that cannot be trusted yet -----------------------------------------------------------------
 
 
+WIDE = 384  # components; shorter vectors are never searched by their bits
+
+
 @pytest.fixture
-def searched(new_store, sent, change_answers, monkeypatch):
-    """The first stage of a search among 150 chunks, on a server that says so of itself: ``searched("yellow", 6)``."""
+def said(change_answers, monkeypatch):
+    """What the server says of collection "c": its status, and its indexing threshold in KB."""
     monkeypatch.setattr(access, "_STATE_AGE", 0.0)
-    said = {}
+    said = {"status": "green", "threshold": 36}
 
     def tell(answer):
         answer["result"]["status"] = said["status"]
@@ -671,8 +674,16 @@ def searched(new_store, sent, change_answers, monkeypatch):
         return answer
 
     change_answers("GET", "/collections/c", tell)
-    said |= {"status": "green", "threshold": 6}
-    store = new_store(DIMENSION, collection="c")
+    return said
+
+
+@pytest.fixture
+def searched(new_store, sent, said):
+    """A search among 150 chunks, on a server that says so of itself: ``searched("yellow", 36)``."""
+    return search_of(new_store(WIDE, collection="c"), sent, said)
+
+
+def search_of(store, sent, said):
     store.add(Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(150))
 
     def search(status, threshold, **options):
@@ -682,47 +693,83 @@ def searched(new_store, sent, change_answers, monkeypatch):
         assert hits[0].document_id == "d7"
         (body,) = [request.body for request in sent if request.path.endswith("/query/batch")]
         (search,) = body["searches"]
-        (first,) = [search["prefetch"]] if isinstance(search["prefetch"], dict) else search["prefetch"]
-        return first
+        return search
 
     return search
 
 
+BY_CODES = {"ignore": True, "rescore": True}
+
+
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_while_the_server_optimizes_bits_are_ignored(searched):
-    first = searched("yellow", 6)
-    assert first["limit"] == 800
-    assert first["params"]["hnsw_ef"] == 1600
-    assert first["params"]["quantization"] == {"ignore": True}
+    search = searched("yellow", 36)
+    assert search["limit"] == 10
+    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES}
     for status in ("grey", "red"):
-        assert searched(status, 6) == first
+        assert searched(status, 36) == search
 
 
 def test_when_all_is_indexed_the_search_is_by_bits(searched):
-    first = searched("green", 6)
-    assert first["limit"] == 100
-    assert first["params"] == {
+    search = searched("green", 36)
+    assert search["limit"] == 10
+    assert search["params"] == {
         "hnsw_ef": 200,
         "exact": False,
-        "quantization": {"ignore": False, "rescore": True, "oversampling": 1.0},
+        "quantization": {"ignore": False, "rescore": True, "oversampling": 10.0},
     }
 
 
 @pytest.mark.parametrize("threshold", [None, 0, 10_000])
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_where_large_segments_stay_unindexed_bits_are_ignored(searched, threshold):
-    assert searched("green", threshold)["params"]["quantization"] == {"ignore": True}
+    assert searched("green", threshold)["params"]["quantization"] == BY_CODES
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_a_segment_below_the_threshold_must_be_ranked_whole(searched):
-    # 6 KB are 96 codes of 64 bytes.
-    assert searched("green", 6, k=1, candidates=96)["params"]["quantization"]["ignore"] is False
-    assert searched("green", 6, k=1, candidates=95)["params"]["quantization"] == {"ignore": True}
+    # 36 KB are 96 codes of 384 bytes.
+    assert searched("green", 36, k=1, candidates=96)["params"]["quantization"]["ignore"] is False
+    assert searched("green", 36, k=1, candidates=95)["params"]["quantization"] == BY_CODES
+
+
+@pytest.mark.parametrize(
+    ("dimension", "memory", "ignored"),
+    [
+        (WIDE, "cold", False),
+        (WIDE, None, False),
+        (WIDE, "cached", True),
+        (WIDE, "pinned", True),
+        (WIDE - 1, "cold", True),
+        (64, None, True),
+    ],
+)
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_short_vectors_and_codes_in_memory_are_searched_by_the_codes(new_store, sent, said, dimension, memory, ignored):
+    config = None if memory is None else CollectionConfig(codes_memory=memory)
+    search = search_of(new_store(dimension, collection="c", config=config), sent, said)
+    assert search("green", 36, k=1, candidates=1000)["params"]["quantization"]["ignore"] is ignored
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_more_candidates_per_hit_than_the_server_allows_are_searched_by_the_codes(new_store, server, sent, said):
+    server.strict_mode = {"enabled": True, "search_max_oversampling": 5.0}
+    search = search_of(new_store(WIDE, collection="c"), sent, said)
+    assert search("green", 36, k=10, candidates=101)["params"]["quantization"] == BY_CODES
+    by_bits = search("green", 36, k=20, candidates=100)["params"]["quantization"]
+    assert by_bits == {"ignore": False, "rescore": True, "oversampling": 5.0}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_hybrid_search_chooses_the_same_way(searched):
+    for status, ignored in (("green", False), ("yellow", True)):
+        vectors, words = searched(status, 36, hybrid=True)["prefetch"]
+        assert (vectors["limit"], words["limit"]) == (100, 100)
+        assert vectors["params"]["quantization"]["ignore"] is ignored
 
 
 def test_the_state_is_asked_for_again_after_a_while_and_after_a_write(new_store, sent, monkeypatch):
-    store = new_store(DIMENSION, collection="c")
+    store = new_store(WIDE, collection="c")
     documents = [Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(3)]
     store.add(documents)
 

@@ -26,6 +26,7 @@ DIMENSIONS = (128, 256, 384, 1024, 2560)
 # Root mean square of the codes of pplx-embed-context-v1-0.6b: norms of 383 to 519 at 1,024 dimensions.
 PPLX_SCALE = 0.115
 
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
@@ -74,6 +75,14 @@ def test_codes_of_the_norm_stay_as_they_are(rng):
     codes = quantize_to_norm(rng.normal(size=(50, 384)))
     np.testing.assert_array_equal(equalize_norms(codes, squared_norm_of(384)), codes)
     np.testing.assert_array_equal(recover_codes(codes, norms(codes), squared_norm_of(384)), codes)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1e20, 1e300])
+def test_floats_of_any_scale_are_told_by_their_direction(rng, scale):
+    vectors = rng.normal(size=(5, 128))
+    np.testing.assert_array_equal(quantize_to_norm(scale * vectors), quantize_to_norm(vectors))
+    with pytest.raises(EncodingError, match="NaN"):
+        equalize_norms(np.full((1, 8), np.nan), squared_norm_of(8))
 
 
 def test_zero_vectors_stay_zero_and_none_are_fine():

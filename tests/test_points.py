@@ -1,5 +1,6 @@
 """Chunks and codes → points, and back."""
 
+import base64
 import uuid
 from dataclasses import replace
 
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 from qdrant_client import models
 
 from pplx_vectorstore import Chunk, Document
-from pplx_vectorstore.collection import VECTOR_NAME, Fingerprint
-from pplx_vectorstore.errors import AlignmentError
+from pplx_vectorstore.collection import LOSS_FIELD, VECTOR_NAME, Fingerprint
+from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.points import (
     content_hash,
     copy_points,
     derive_point_id,
+    equalize_codes,
     hash_document,
     iter_points,
     point_bytes,
@@ -24,7 +26,10 @@ from pplx_vectorstore.points import (
     read_chunk,
     read_codes,
     read_hit,
+    read_stored_codes,
 )
+
+SQUARED_NORM = 127**2
 
 FINGERPRINT = Fingerprint(
     model="m",
@@ -35,12 +40,18 @@ FINGERPRINT = Fingerprint(
     min_context=64,
     context_weight=1.0,
     source="m",
+    squared_norm=SQUARED_NORM,
 )
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
-def make_points(document, codes, document_hash="h"):
-    return list(iter_points(document, document.chunks, np.asarray(codes, np.int8), document_hash))
+def make_points(document, codes, document_hash="h", squared_norm=SQUARED_NORM, tenant=None):
+    (vectors,) = equalize_codes([np.asarray(codes, np.int8)], squared_norm)
+    return list(iter_points(document, document.chunks, vectors, document_hash, tenant))
+
+
+def codes_of(point, dimension=4, squared_norm=SQUARED_NORM):
+    return read_codes(point.vector, point.payload, dimension, squared_norm)
 
 
 def test_ids_never_change():
@@ -108,6 +119,10 @@ def test_the_hash_does_not_change_with_where_the_model_lies():
     assert hash_of(CHUNKS, fingerprint=replace(FINGERPRINT, source="elsewhere")) == hash_of(CHUNKS)
 
 
+def test_the_hash_does_not_change_with_the_norm_that_vectors_are_brought_to():
+    assert hash_of(CHUNKS, fingerprint=replace(FINGERPRINT, squared_norm=200**2)) == hash_of(CHUNKS)
+
+
 def test_the_hash_changes_with_vectors_that_came_ready_made():
     vectors = [np.array([[1, 2, 3, 4]] * len(CHUNKS), dtype) for dtype in (np.int8, np.float32)]
     vectors.append(vectors[0] + np.int8(1))
@@ -138,20 +153,32 @@ def test_tenants_have_points_of_their_own():
     document = Document(id="d", chunks=["one", Chunk(text="two", id="mine")])
     codes = np.ones((2, 4), np.int8)
     hash_ = hash_of(document.chunks)
-    of_none, of_a, of_b = (
-        list(iter_points(document, document.chunks, codes, hash_, tenant)) for tenant in (None, "a", "b")
-    )
+    of_none, of_a, of_b = (make_points(document, codes, hash_, tenant=tenant) for tenant in (None, "a", "b"))
     assert len({point.id for points in (of_none, of_a, of_b) for point in points}) == 6
     assert [point.payload["tenant"] for point in of_a] == ["a", "a"]
     assert "tenant" not in of_none[0].payload
-    (moved,) = copy_points([of_a[1].payload], codes[:1], "b")
+    (moved,) = copy_points([of_a[1].payload], codes[:1], SQUARED_NORM, "b")
     assert (moved.id, moved.payload, moved.vector) == (of_b[1].id, of_b[1].payload, of_b[1].vector)
+
+
+def test_a_copy_has_the_norm_of_its_own_collection():
+    document = Document(id="d", chunks=["one", "two"])
+    # The second is so much longer than the first collection's norm that its own codes are kept beside it.
+    codes = np.array([[3, 4, 0, 0], [-128, -1, 0, 127]], np.int8)
+    points = make_points(document, codes, squared_norm=50**2)
+    for squared_norm in (50**2, 100**2, 127**2):
+        copies = list(copy_points([point.payload for point in points], codes, squared_norm, None))
+        expected = make_points(document, codes, squared_norm=squared_norm)
+        assert [(one.id, one.vector, one.payload) for one in copies] == [
+            (one.id, one.vector, one.payload) for one in expected
+        ]
+        assert [codes_of(one, squared_norm=squared_norm).tolist() for one in copies] == codes.tolist()
 
 
 @given(text=TEXTS, key=TEXTS)
 def test_the_estimate_of_a_points_bytes_is_no_less_than_what_is_sent(text, key):
     document = Document(id="d", chunks=[text], metadata={key: [text, 1.5]})
-    (point,) = iter_points(document, document.chunks, np.full((1, 4), 127, np.int8), hash_of(document.chunks))
+    (point,) = make_points(document, np.full((1, 4), 127, np.int8), hash_of(document.chunks))
     sent = models.PointStruct(**point.model_dump()).model_dump_json().encode()
     assert point_bytes(point) >= len(sent)
 
@@ -162,9 +189,9 @@ def test_a_point_holds_all_of_a_chunk():
         chunks=[Chunk(text="one", start=2, end=5, metadata={"a": 2, "c": [1]}), Chunk(text="two", id="mine")],
         metadata={"a": 1, "b": {"x": None}},
     )
-    first, second = make_points(document, [[3, 4, 0, 0], [-128, -1, 0, 127]])
+    first, second = make_points(document, [[3, 4, 0, 0], [-80, 0, 0, 60]], squared_norm=50**2)
     assert first.id == derive_point_id("d", 0)
-    assert first.vector == {VECTOR_NAME: [131, 132, 128, 128]}
+    assert first.vector == {VECTOR_NAME: [158, 168, 128, 128]}
     assert first.payload == {
         "text": "one",
         "document_id": "d",
@@ -177,9 +204,43 @@ def test_a_point_holds_all_of_a_chunk():
         "metadata": {"a": 2, "b": {"x": None}, "c": [1]},
     }
     assert second.id == point_id_of("mine")
-    assert second.vector == {VECTOR_NAME: [0, 127, 128, 255]}
+    assert second.vector == {VECTOR_NAME: [88, 128, 128, 158]}
+    assert second.payload["norm"] == 100.0
     assert second.payload["id"] == "mine"
     assert second.payload["metadata"] == {"a": 1, "b": {"x": None}}
+
+
+def test_what_the_norm_cannot_tell_of_the_codes_is_kept_beside_it():
+    own = [-128, -1, 0, 127]
+    (point,) = make_points(Document(id="d", chunks=["x"]), [own], squared_norm=50**2)
+    assert base64.b64decode(point.payload["own_codes"]) == np.array(own, np.int8).tobytes()
+    assert LOSS_FIELD not in point.payload
+    stored = read_stored_codes(point.vector, 4).astype(int)
+    assert abs(int(stored @ stored) - 50**2) <= 2 * np.abs(stored).max()
+    assert codes_of(point, squared_norm=50**2).tolist() == own
+
+
+def test_a_bent_direction_is_told_and_one_that_would_be_lost_is_refused():
+    document = Document(id="d", chunks=["straight", "bent"])
+    squared_norm = 28**2 * 1024
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-20, 21, size=(2, 1024)).astype(np.int8)
+    codes[1, 7] = 125
+    straight, bent = make_points(document, codes, squared_norm=squared_norm)
+    assert LOSS_FIELD not in straight.payload
+    stored = read_stored_codes(bent.vector, 1024).astype(float)
+    cosine = stored @ codes[1] / np.linalg.norm(stored) / np.linalg.norm(codes[1].astype(float))
+    assert bent.payload[LOSS_FIELD] == pytest.approx(1 - cosine, abs=1e-6)
+    assert 0.001 < 1 - cosine < 0.1
+    assert codes_of(bent, 1024, squared_norm).tolist() == codes[1].tolist()
+
+    codes = rng.integers(-1, 2, size=(2, 1024)).astype(np.int8)
+    codes[1, 7] = 125
+    (vectors,) = equalize_codes([codes], squared_norm)
+    with pytest.raises(EncodingError, match=r"vector of chunk 1 of document 'd' .*crest_factor=\d+"):
+        vectors.require_directions("d")
+    with pytest.raises(EncodingError, match="of document 'd'"):
+        list(copy_points([straight.payload, bent.payload], codes, squared_norm, None))
 
 
 def test_the_callers_metadata_is_not_touched():
@@ -201,14 +262,15 @@ def test_codes_come_back(rows):
     document = Document(id="d", chunks=["x"] * len(rows))
     codes = np.array(rows, np.int8).reshape(len(rows), 4)
     for point, row in zip(make_points(document, codes), codes, strict=True):
-        back = read_codes(point.vector, 4)
+        back = codes_of(point)
         assert back.dtype == np.int8
         assert back.tolist() == row.tolist()
 
 
 @pytest.mark.parametrize("vector", [None, {}, {"other": [1.0]}, []])
 def test_a_point_without_codes_reads_as_zeros(vector):
-    assert read_codes(vector, 3).tolist() == [0, 0, 0]
+    assert read_codes(vector, {"norm": 0.0}, 3, SQUARED_NORM).tolist() == [0, 0, 0]
+    assert read_stored_codes(vector, 3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("n_codes", [0, 1, 3])
@@ -223,7 +285,7 @@ def test_more_chunks_than_are_converted_at_once_keep_their_codes():
     points = make_points(document, codes)
     assert [point.payload["chunk_index"] for point in points] == list(range(600))
     assert [point.payload["text"] for point in points] == [str(i) for i in range(600)]
-    assert np.array_equal(np.stack([read_codes(point.vector, 4) for point in points]), codes)
+    assert np.array_equal(np.stack([codes_of(point) for point in points]), codes)
 
 
 def test_points_read_back_as_chunks_and_hits():
@@ -234,9 +296,3 @@ def test_points_read_back_as_chunks_and_hits():
     hit = read_hit(second.id, second.payload, 0.5)
     assert (hit.id, hit.document_id, hit.chunk_count, hit.metadata) == (second.id, "d", 2, {"a": 1})
     assert (hit.start, hit.end, hit.codes) == (None, None, None)
-
-
-@pytest.mark.parametrize(("score", "kept"), [(1.0000001, 1.0), (-1.0000001, -1.0), (0.25, 0.25)])
-def test_a_hits_score_is_a_cosine(score, kept):
-    (point,) = make_points(Document(id="d", chunks=["x"]), [[1, 0, 0, 0]])
-    assert read_hit(point.id, point.payload, score).score == kept

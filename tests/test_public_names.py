@@ -32,12 +32,15 @@ PUBLIC_NAMES = {
     "VectorStore",
     "__version__",
     "cosine_similarity",
+    "crest_factor_for",
+    "equalize_norms",
     "export_onnx",
     "hamming_distance",
     "load_encoder",
     "pack_bits",
     "quantize_absmax",
     "quantize_tanh",
+    "quantize_to_norm",
     "truncate",
     "unpack_bits",
 }
@@ -46,6 +49,7 @@ PUBLIC_NAMES = {
 ORDER = [
     ["_version", "errors", "coroutines"],
     ["quantization", "documents", "pooling"],
+    ["equal_norms"],
     ["models", "windows", "reports"],
     ["chunking", "tokenization", "collection"],
     ["encoders"],

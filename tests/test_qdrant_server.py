@@ -20,9 +20,9 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from pplx_vectorstore.collection import vector_params
+from pplx_vectorstore.collection import LOSS_FIELD, vector_params
 from pplx_vectorstore.engines.edge import EdgeClient
-from pplx_vectorstore.query import build_query
+from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 
 def load_helper(name):
@@ -39,10 +39,19 @@ qdrant_server = load_helper("qdrant_server")
 Faults, QdrantServer = qdrant_server.Faults, qdrant_server.QdrantServer
 
 NAME = "documents"
-METADATA = {"pplx_vectorstore": {"schema": 1, "revision": None, "label": "Ünïcode 文"}}
+METADATA = {"pplx_vectorstore": {"schema": 2, "revision": None, "label": "Ünïcode 文"}}
 TEXTS = ["grüne Wiesen", "文字 and words", "words, words 🦉", "", 'tab\t"quote" \\ \u2028']
 CODES = np.random.default_rng(5).integers(-127, 128, size=(5, 8)).astype(np.int8)
-QUERY = build_query(CODES[1], k=3, candidates=4)
+SQUARED_NORM = 127**2
+
+
+def search(row, *, by_bits=False, exact=False, **options):
+    """A search for a vector; by the bits all are candidates, since no index covers them."""
+    ranking = Ranking(candidates=5, by_bits=by_bits, exact=exact)
+    return build_query(QueryVector.of(CODES[row], SQUARED_NORM), ranking, **options)
+
+
+QUERY = search(1, k=3)
 
 
 def point_id(i):
@@ -54,7 +63,7 @@ def make_point(i):
     payload = {
         "text": TEXTS[i],
         "document_id": f"d{i % 2}",
-        "norm": float(np.sqrt(codes @ codes)),
+        LOSS_FIELD: float(np.sqrt(codes @ codes)) / 1000,
         "metadata": {"year": 2020 + i, "gone": None, "tags": ["ä", None], "deep": {"empty": {}}},
     }
     # Of the fourth point all codes are zero: it has no vector.
@@ -69,7 +78,7 @@ def where(field, value):
 def write(client):
     """The same writes on any client, each kind at least once."""
     client.create_collection(NAME, vectors_config=vector_params(8), metadata=METADATA)
-    client.create_payload_index(NAME, field_name="norm", field_schema="float")
+    client.create_payload_index(NAME, field_name=LOSS_FIELD, field_schema="float")
     client.create_payload_index(NAME, field_name="document_id", field_schema="keyword")
     tenant = models.KeywordIndexParams(type="keyword", is_tenant=True)
     client.create_payload_index(NAME, field_name="tenant", field_schema=tenant)
@@ -147,7 +156,9 @@ FUSED = models.QueryRequest(
     with_payload=["text"],
     with_vector=True,
 )
-NESTED = models.QueryRequest(prefetch=[QUERY.prefetch[0], FUSED.prefetch[1]], query=QUERY.query, limit=5)
+NESTED = models.QueryRequest(
+    prefetch=[models.Prefetch(prefetch=FUSED.prefetch, query=FUSED.query, limit=4), WORDS], query=FUSED.query, limit=5
+)
 YOUNG = models.Filter(
     must=[models.FieldCondition(key="metadata.year", range=models.Range(gte=2021))],
     must_not=[models.HasIdCondition(has_id=[point_id(4)])],
@@ -161,22 +172,23 @@ READS = {
     ),
     "scroll": lambda client: plain(client.scroll(NAME, limit=10, with_vectors=True)),
     "scroll page": lambda client: plain(
-        client.scroll(NAME, limit=2, offset=point_id(1), with_payload=["text", "norm"])
+        client.scroll(NAME, limit=2, offset=point_id(1), with_payload=["text", LOSS_FIELD])
     ),
     "scroll filter": lambda client: plain(client.scroll(NAME, scroll_filter=YOUNG, limit=2)),
     "count": lambda client: client.count(NAME, exact=True).count,
     "count filter": lambda client: client.count(NAME, count_filter=where("tenant", "ä"), exact=True).count,
-    "count bool": lambda client: client.count(NAME, count_filter=where("norm", True), exact=True).count,
+    "count bool": lambda client: client.count(NAME, count_filter=where(LOSS_FIELD, True), exact=True).count,
     "facet": lambda client: client.facet(NAME, key="document_id", exact=True),
     "facet filter": lambda client: client.facet(NAME, key="tenant", facet_filter=YOUNG, limit=1, exact=True),
     "search": lambda client: plain(client.query_batch_points(NAME, requests=[QUERY])),
     "search exact": lambda client: plain(
-        client.query_batch_points(
-            NAME, requests=[build_query(CODES[2], k=2, candidates=5, filter=YOUNG, score_threshold=-1, exact=True)]
-        )
+        client.query_batch_points(NAME, requests=[search(2, k=2, filter=YOUNG, score_threshold=-1, exact=True)])
     ),
+    "search by bits": lambda client: plain(client.query_batch_points(NAME, requests=[search(2, k=2, by_bits=True)])),
     "search many": lambda client: plain(client.query_batch_points(NAME, requests=[QUERY, NEAREST_ALONE, QUERY])),
-    "search fused": lambda client: plain(client.query_batch_points(NAME, requests=[FUSED, NESTED])),
+    "search fused": lambda client: plain(
+        client.query_batch_points(NAME, requests=[FUSED, NESTED, search(1, k=3, text="words")])
+    ),
 }
 
 
@@ -209,7 +221,7 @@ def test_a_collection_tells_what_the_engine_tells(same):
     assert remote.config.metadata == direct.config.metadata == METADATA
     assert remote.config.params.vectors == direct.config.params.vectors == vector_params(8)
     assert remote.payload_schema == direct.payload_schema
-    assert set(remote.payload_schema) == {"norm", "document_id", "tenant", "text"}
+    assert set(remote.payload_schema) == {LOSS_FIELD, "document_id", "tenant", "text"}
     assert (remote.points_count, remote.status) == (direct.points_count, "green") == (5, "green")
 
 

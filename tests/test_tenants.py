@@ -116,7 +116,7 @@ class Interleaving:
             tenant = payload["tenant"]
             own_id = payload.get("id")
             chunk_id = own_id or point.id
-            codes = read_codes(point.vector, DIMENSION)
+            codes = read_codes(point.vector, point.payload, DIMENSION, self.encoder.fingerprint.squared_norm)
             found[tenant, chunk_id] = (
                 *(payload[name] for name in COMPARED),
                 as_json(payload["metadata"]),
@@ -407,7 +407,7 @@ class Interleaving:
         assert len(returned) == min(k, len(scores))
         assert {*returned, *missed} <= scores.keys()
         for one in explanation.hits:
-            for rank in (one.hamming_rank, one.euclid_rank, one.cosine_rank):
+            for rank in (one.hamming_rank, one.exact_rank):
                 assert rank is None or rank <= len(scores)
         if candidates == EVERYTHING:
             assert (explanation.recall, explanation.missed) == (1.0, ())
