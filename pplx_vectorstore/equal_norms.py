@@ -18,6 +18,7 @@ from pplx_vectorstore.quantization import (
     Codes,
     Floats,
     Quantizer,
+    norms,
     quantize_absmax,
     quantize_tanh,
     require_finite,
@@ -31,7 +32,7 @@ CREST_FACTOR = LARGEST / 28
 """Largest component over the root mean square that fits by default, about 4.5: then C is 28 √dimension."""
 
 NOTABLE_LOSS = 0.001
-"""What a cosine may lose by storing before it is reported."""
+"""What storing may cost of a cosine before it is reported (`storage_loss`)."""
 
 MOST_LOSS = 0.1
 """What it may lose before a vector is refused."""
@@ -169,7 +170,7 @@ def equalize_norms(vectors: Numbers, squared_norm: int) -> Codes:
 
     Rounding misses it by a little; then components whose rounding was the closest call go to their other neighbour
     until nothing is missing: seldom more than three of them. Components that do not fit int8 are clipped and the others
-    enlarged, which bends the direction: `direction_loss` tells how much.
+    enlarged, which bends the direction: `storage_loss` tells how much.
 
     Args:
         vectors: Codes (int8) or floats, shape (n, dimension).
@@ -343,6 +344,22 @@ def recover_codes(stored: Codes, norms: Floats, squared_norm: int) -> Codes:
     factors = np.asarray(norms, np.float64) / math.sqrt(squared_norm)
     codes: Codes = np.clip(np.rint(stored * factors[:, None]), -128, 127).astype(np.int8)
     return codes
+
+
+def storage_loss(vectors: Numbers, stored: Codes, squared_norm: int) -> npt.NDArray[np.float64]:
+    """Return how far scores of what is stored may be off: by the direction, and by a norm that could not be met.
+
+    A norm of ``(1 - e) C`` moves a cosine to ``e + (1 - e) cos``. Vectors of few components that are not zero have no
+    others to enlarge where these are clipped.
+
+    Args:
+        vectors: Shape (n, dimension).
+        stored: int8, same shape, from `equalize_norms`.
+        squared_norm: C².
+    """
+    lengths = norms(stored)
+    short = np.where(lengths > 0, np.abs(1 - lengths / math.sqrt(squared_norm)), 0.0)
+    return direction_loss(vectors, stored) + short
 
 
 def direction_loss(vectors: Numbers, codes: Codes) -> npt.NDArray[np.float64]:

@@ -22,9 +22,9 @@ from pplx_vectorstore.equal_norms import (
     MOST_LOSS,
     NOTABLE_LOSS,
     crest_factor_for,
-    direction_loss,
     equalize_norms,
     recover_codes,
+    storage_loss,
 )
 from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.quantization import Codes, norms
@@ -157,7 +157,7 @@ class Vectors(NamedTuple):
         stored: int8, same shape, of the collection's norm.
         norms: float64: of `codes`.
         are_recovered: bool: whether the norm is enough to get `codes` back.
-        losses: float64: by how much the cosine of both falls short of 1.
+        losses: float64: what storing cost of their cosines, from `storage_loss`.
     """
 
     codes: Codes
@@ -222,7 +222,7 @@ def equalize_codes(documents: Sequence[Codes], squared_norm: int) -> list[Vector
     codes = np.concatenate(documents)
     stored, lengths = equalize_norms(codes, squared_norm), norms(codes)
     are_recovered = (recover_codes(stored, lengths, squared_norm) == codes).all(axis=1)
-    together = Vectors(codes, stored, lengths, are_recovered, direction_loss(codes, stored))
+    together = Vectors(codes, stored, lengths, are_recovered, storage_loss(codes, stored, squared_norm))
     stops = np.cumsum([len(of_document) for of_document in documents]).tolist()
     return [together.part(first, stop) for first, stop in zip([0, *stops], stops, strict=False)]
 

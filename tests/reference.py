@@ -18,7 +18,7 @@ class Reference:
         separator: The separator token, or None.
         frame: The tokens put at a sequence's start and end, as two lists of their names.
         context_weight: Share of the contextual vector.
-        quantizer: "tanh" or "absmax".
+        quantizer: "tanh" or "norm".
     """
 
     def __init__(self, folder, forward, *, separator, frame, context_weight, quantizer):
@@ -80,17 +80,50 @@ class Reference:
         return ids, spans
 
     def codes(self, vectors):
-        """Quantize float vectors, in torch rather than numpy."""
+        """Quantize float vectors, in torch rather than numpy.
+
+        For "norm", scaling and rounding is all that is done: the squared norm is met but for a little.
+        """
         vectors = torch.tensor(vectors)
         if self.quantizer == "tanh":
             return torch.clamp(torch.round(torch.tanh(vectors) * 127), -128, 127).to(torch.int8).numpy()
+        return torch.round(self.scaled(vectors)).to(torch.int8).numpy()
+
+    def scaled(self, vectors):
+        """Scale to one norm; where a component would not fit, so that the largest is 127."""
         largest = vectors.abs().amax(dim=-1, keepdim=True)
-        scaled = torch.where(largest > 0, 127 * vectors / largest, torch.zeros(()))
-        return torch.round(scaled).to(torch.int8).numpy()
+        norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        factor = torch.minimum(squared_norm_of(vectors) ** 0.5 / norm, 127 / largest)
+        return torch.where(largest > 0, factor * vectors, torch.zeros(()))
+
+    def assert_codes(self, codes, vectors):
+        """Compare a library's codes with those of the reference's float vectors.
+
+        They agree up to one unit, where rounding ties. To meet the squared norm exactly, the library moves a few
+        components to their other neighbour.
+        """
+        expected = self.codes(vectors)
+        assert codes.shape == expected.shape
+        assert codes.dtype == np.int8
+        differing = np.abs(codes.astype(int) - expected.astype(int))
+        assert differing.max(initial=0) <= 1
+        if self.quantizer == "norm":
+            # Rounding errors add up like the root of their number, and so does what it takes to make up for them.
+            assert np.count_nonzero(differing, axis=1).max(initial=0) <= 8 + 1.5 * codes.shape[1] ** 0.5
+            whole = torch.tensor(vectors)
+            target = squared_norm_of(whole)
+            unclipped = torch.linalg.vector_norm(self.scaled(whole), dim=-1).numpy() > 0.999 * target**0.5
+            assert (np.square(codes[unclipped].astype(int)).sum(axis=1) == target).all()
+            assert not codes[(vectors == 0).all(axis=1)].any()
 
     @property
     def dimension(self):
         return self.forward.dimension
+
+
+def squared_norm_of(vectors):
+    """28 times the root of the dimension is the norm, 127 at least; squared."""
+    return max(127**2, 28**2 * vectors.shape[-1])
 
 
 class Forward:

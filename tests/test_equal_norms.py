@@ -17,6 +17,7 @@ from pplx_vectorstore.equal_norms import (
     quantize,
     recover_codes,
     squared_norm_of,
+    storage_loss,
 )
 from pplx_vectorstore.errors import EncodingError, InvalidInputError
 from pplx_vectorstore.points import equalize_codes
@@ -135,7 +136,7 @@ def test_any_codes_have_one_norm_when_stored_and_come_back_as_they_were(codes):
         assert (values is None) == (not codes[row].any())
         if vectors.losses[row] < 0.001 and codes[row].any():
             # As near as can be: of vectors of few different components, parity may leave a little.
-            assert abs(squares(vectors.stored[row]) - squared_norm) <= 2e-4 * squared_norm
+            assert abs(squares(vectors.stored[row]) - squared_norm) <= 1e-3 * squared_norm
         assert ("loss" in fields) == (vectors.losses[row] > 0.001)
 
 
@@ -159,6 +160,18 @@ def test_outliers_are_clipped_and_what_that_costs_is_bounded(rng, dimension, out
     assert (squares(kept) == fitting).all()
     # Nothing is clipped; rounding alone costs, the more the smaller the others get.
     assert direction_loss(floats, kept).max() < {5: 3e-4, 10: 1e-3, 20: 2.5e-3}[outlier]
+
+
+def test_a_norm_that_cannot_be_met_is_a_loss_too():
+    # Two components of one size: clipped, they nearly keep their direction, but nothing is there to be enlarged.
+    vectors = np.zeros((1, 384))
+    vectors[0, :2] = 1
+    squared_norm = squared_norm_of(384)
+    stored = equalize_norms(vectors, squared_norm)
+    assert direction_loss(vectors, stored)[0] < 0.01
+    assert storage_loss(vectors, stored, squared_norm)[0] > 0.6
+    fitting = squared_norm_of(384, crest_factor_for(vectors))
+    assert storage_loss(vectors, equalize_norms(vectors, fitting), fitting)[0] < 0.002
 
 
 def test_floats_that_do_not_fit_are_not_bent_by_quantizing(rng):
