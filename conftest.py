@@ -4,6 +4,8 @@ import os
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports onnxruntime, as the library does it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Before anything imports torch: on a busy machine, threads that wait for each other take four times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -842,6 +843,24 @@ class TestOptions:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(MissingExtraError, match=r"pip install 'pplx-vectorstore\[onnx\]'"):
             load_onnx(str(exported))
+
+    def test_nothing_is_reported_to_its_makers(self, exported, tmp_path):
+        # Left alone, ONNX Runtime of version 1.29 or newer writes a device id into the user's cache and sends events.
+        code = (
+            "import os, sys; from pplx_vectorstore import load_encoder\n"
+            "load_encoder(sys.argv[1], backend='onnx').encode_queries(['a question'])\n"
+            "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        for given, seen in ((None, "1"), ("0", "0")):
+            if given is not None:
+                environment["ORT_DISABLE_TELEMETRY"] = given
+            command = [sys.executable, "-c", code, str(exported)]
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            assert run.stdout.split() == [seen]
+            if given is None:
+                assert files_below(tmp_path) == []
 
     def test_without_torch(self, exported, monkeypatch, sentences):
         expected = load_onnx(str(exported)).encode_queries(sentences)

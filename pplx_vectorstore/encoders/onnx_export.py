@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pplx_vectorstore.encoders.checkpoints import EXPORT_FILE, Checkpoint, locate_checkpoint, read_origin
 from pplx_vectorstore.encoders.late_chunking import TokenModel
 from pplx_vectorstore.encoders.onnx_model import load_onnx_model
+from pplx_vectorstore.encoders.onnx_runtime import import_onnxruntime
 from pplx_vectorstore.encoders.torch_model import load_stock_model, load_torch_model
 from pplx_vectorstore.equal_norms import quantize
 from pplx_vectorstore.errors import EncodingError, InvalidInputError, MissingExtraError
@@ -80,6 +81,7 @@ def export_onnx(
     for package in ("onnx", "onnxruntime", "onnxscript", "torch"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("exporting to ONNX", "export")
+    import_onnxruntime()  # before a package that exports does
     checkpoint = locate_checkpoint(model, revision)
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -178,6 +180,7 @@ def _export(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def _quantize(file: Path) -> Path:
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = file.with_name("model_quantized.onnx")

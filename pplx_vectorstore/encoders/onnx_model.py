@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pplx_vectorstore.encoders.batching import pad_rows
 from pplx_vectorstore.encoders.checkpoints import Checkpoint
-from pplx_vectorstore.errors import AlignmentError, InvalidInputError, MissingExtraError, ModelFileError
+from pplx_vectorstore.encoders.onnx_runtime import import_onnxruntime
+from pplx_vectorstore.errors import AlignmentError, InvalidInputError, ModelFileError
 from pplx_vectorstore.models import KNOWN_MODELS
 from pplx_vectorstore.pooling import Span, pool_rows
 from pplx_vectorstore.windows import TokenIds
@@ -104,10 +105,7 @@ def load_onnx_model(checkpoint: Checkpoint, path: Path, *, device: str) -> OnnxT
         MissingExtraError: onnxruntime is not installed.
         ModelFileError: The file is broken or not a token model.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("backend='onnx'", "onnx") from error
+    onnxruntime = import_onnxruntime()
     providers = _choose_providers(device, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _count_threads()
