@@ -29,6 +29,8 @@ Messages say what was expected, what came, and the way out.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PplxVectorStoreError(Exception):
     """Base of every error raised by this library.
@@ -39,6 +41,17 @@ class PplxVectorStoreError(Exception):
     """
 
     report: object | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the error says and carries, whatever its class is made from."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[PplxVectorStoreError], arguments: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInputError(PplxVectorStoreError, ValueError):

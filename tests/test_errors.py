@@ -1,9 +1,11 @@
+import copy
 import inspect
+import pickle
 import re
 
 import pytest
 
-from pplx_vectorstore import errors
+from pplx_vectorstore import SyncReport, Usage, errors
 
 CLASSES = [
     value
@@ -38,3 +40,16 @@ def test_missing_extra_says_what_to_install():
     assert error.extra == "torch"
     assert "a local model" in str(error)
     assert "pip install 'pplx-vectorstore[torch]'" in str(error)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda error: error.__name__)
+def test_errors_survive_the_way_to_another_process(kind):
+    error = kind("a local model", "torch") if kind is errors.MissingExtraError else kind("what came")
+    error.report = SyncReport(documents=3, usage=Usage(tokens=7))
+    error.add_note("Written before this: 3 documents")
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is kind
+        assert (str(again), again.args) == (str(error), error.args)
+        assert again.report == error.report
+        assert again.__notes__ == error.__notes__
+        assert vars(again) == vars(error)
