@@ -4,8 +4,7 @@
 fewer random directions; longer ones get noise, so that no dimension follows from others. The queries are 200 of that
 module's questions. *Made*: around 2,000 centres, with queries of the same kind. As many vectors of each dimension as
 leave a graph to be walked (below 10 MB of codes, Qdrant compares all). recall@10 is judged by the exact cosine of the
-float vectors and of the stored codes, for both ways: "codes" is what the store chooses for so few; "bits" what it would
-choose for many on disk.
+float vectors and of the stored codes, for both ways: which of them the store chooses depends on the dimension.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from vectors import Floats, Vectors, expand, real_vectors
 
 from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.equal_norms import squared_norm_of
+from pplx_vectorstore.operations.access import MANY_BITS
 from pplx_vectorstore.query import QueryVector, Ranking, build_query, choose_candidates
 
 SIZES = {128: 100_000, 256: 60_000, 384: 60_000, 1024: 20_000, 2560: 10_000}
@@ -47,7 +47,11 @@ def main() -> None:
                 cells = f"{recalls['float']:.4f} | {recalls['int8']:.4f}"
                 print(f"| {kind} | {dimension} | {n:,} | {way} | {cells} |", flush=True)
     write_results("dimensions", results)
-    worst = min(found["codes"]["int8"] for of_kind in results.values() for found in of_kind.values())
+    worst = min(
+        found["bits" if int(dimension) >= MANY_BITS else "codes"]["int8"]
+        for of_kind in results.values()
+        for dimension, found in of_kind.items()
+    )
     print_aim("the store's choice, the worst of all, by the codes' cosine", f"{worst:.4f}", f"≥ {AIM}", worst >= AIM)
 
 
@@ -80,7 +84,7 @@ def measure(work: Workload) -> dict[str, dict[str, float]]:
         "int8": true_cosines(work.query_codes.astype(np.float32), work.codes),
     }
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder) / "ours", CONTENDERS["ours"], work)
+        build(Path(folder) / "ours", CONTENDERS["ours, by bits"], work)
         shard = edge.EdgeShard.load(str(Path(folder) / "ours"))
         try:
             found = {way: [hits(shard, request) for request in requests(work, way)] for way in ("codes", "bits")}

@@ -43,7 +43,7 @@ def main() -> None:
     results = {}
     for workload in workloads(arguments.data, arguments.real, arguments.points):
         with tempfile.TemporaryDirectory() as folder:
-            build(Path(folder) / "ours", CONTENDERS["ours"], workload)
+            build(Path(folder) / "ours", CONTENDERS["ours, by bits"], workload)
             shard = edge.EdgeShard.load(str(Path(folder) / "ours"))
             try:
                 results[workload.name] = measure(shard, workload, arguments.rounds)

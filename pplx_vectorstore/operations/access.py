@@ -23,8 +23,10 @@ _PAGE = 1000
 _IDS_AT_ONCE = 1000
 _UPDATES = 1000
 _UPDATE_BYTES = 4 * 2**20
-# Components of the shortest vectors that are searched by their bits.
+# Components of the shortest vectors that are searched by their bits, and of the shortest that are so even where the
+# codes are in memory (benchmarks/search.py).
 _LEAST_BITS = 384
+MANY_BITS = 768
 # Bytes of codes up to which the embedded engine searches by them: the system's page cache holds them.
 _CACHED_BYTES = 2**30
 # Seconds for which a server's word on its index is believed.
@@ -232,29 +234,30 @@ class PointAccess:
     async def ranking(self, candidates: int, *, k: int) -> Ranking:
         """Choose the way in: by the bits, or by the codes.
 
-        By the codes where they are in memory, which takes less time; where vectors are so short that their signs say
-        too little; and where bits cannot be trusted: of points that no index covers, all bits are 1. Else by the
-        bits: of codes on disk, walking the graph by them would read many times as many.
+        By the codes where bits cannot be trusted: of points that no index covers, all bits are 1. Where vectors are so
+        short that their signs say too little. And, of vectors of middle length, where the codes are in memory: only for
+        long ones is walking by the bits the faster way even then. Else by the bits; of codes on disk, it reads no more
+        than the candidates.
 
         Args:
             candidates: Points that are to be compared by their codes.
             k: Hits wanted.
         """
+        dimension = self._codes.size
         by_bits = (
-            self._codes.size >= _LEAST_BITS
-            and not keeps_codes_in_memory(self._codes)
+            dimension >= _LEAST_BITS
+            and (dimension >= MANY_BITS or not await self._are_codes_in_memory())
             and (self.limits.oversampling is None or candidates <= self.limits.oversampling * k)
-            and not await self._fit_memory()
             and await self.has_bits(candidates)
         )
         return Ranking(candidates=candidates, by_bits=by_bits, most_hnsw_ef=self.limits.hnsw_ef)
 
-    async def _fit_memory(self) -> bool:
-        """Tell whether the codes are so few that the embedded engine will have them in memory."""
+    async def _are_codes_in_memory(self) -> bool:
+        """Tell whether codes are kept there, or are so few that the embedded engine will have them there."""
         if self.capabilities.kind != "embedded":
-            return False
+            return keeps_codes_in_memory(self._codes)
         coverage = await self._calls("coverage", self.collection)
-        return bool(coverage.points * self._codes.size <= _CACHED_BYTES)
+        return keeps_codes_in_memory(self._codes) or coverage.points * self._codes.size <= _CACHED_BYTES
 
     async def has_bits(self, candidates: int) -> bool:
         """Tell whether ranking by bits means anything now.
