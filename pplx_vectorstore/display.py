@@ -62,8 +62,8 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
         )
     if report.bent_chunks:
         typer.echo(
-            f"of {number(report.bent_chunks, 'chunk')} the stored direction is bent by more than 0.001 of cosine: "
-            "a larger crest_factor avoids it"
+            f"of {number(report.bent_chunks, 'chunk')} the stored codes lost more than 0.001 of cosine "
+            "(see outliers, on the documentation's page on storage)"
         )
     typer.echo(f"{store} now holds {number(chunks, 'chunk')}")
 

@@ -34,6 +34,8 @@ CREST_FACTOR = LARGEST / 28
 NOTABLE_LOSS = 0.001
 """What storing may cost of a cosine before it is reported (`storage_loss`)."""
 
+_UNNOTED_LOSS = 2e-4  # about three times what rounding costs
+
 MOST_LOSS = 0.1
 """What it may lose before a vector is refused."""
 
@@ -77,8 +79,14 @@ def crest_factor_for(vectors: Floats) -> float:
 
     Args:
         vectors: Floating point, shape (n, dimension).
+
+    Raises:
+        EncodingError: A value is NaN or infinite.
+        InvalidInputError: Another shape.
     """
-    rows = vectors[vectors.any(axis=1)].astype(np.float64)
+    if vectors.ndim != 2:
+        raise InvalidInputError(f"vectors must be of shape (n, dimension), not {vectors.shape}")
+    rows = scale_largest_to_one(vectors[vectors.any(axis=1)]).astype(np.float64)
     root_mean_square = np.sqrt(np.mean(np.square(rows), axis=1))
     largest = float(np.max(np.abs(rows).max(axis=1, initial=0) / root_mean_square, initial=0))
     crest_factor = CREST_FACTOR
@@ -116,7 +124,8 @@ def quantize(vectors: Floats, quantizer: Quantizer, squared_norm: int | None = N
 def quantize_to_norm(vectors: Floats, squared_norm: int | None = None) -> Codes:
     """Scale each vector to one norm and round, so that nothing has to be rounded again when it is stored.
 
-    A vector whose largest component would not fit is scaled by `quantize_absmax` instead: no direction is bent.
+    A vector whose largest component would not fit is clipped where that costs next to nothing, and else scaled by
+    `quantize_absmax` instead: no direction is bent.
 
     Args:
         vectors: Floating point, shape (n, dimension).
@@ -137,6 +146,10 @@ def quantize_to_norm(vectors: Floats, squared_norm: int | None = None) -> Codes:
     # With the largest component at 1: it fits where C over the norm is at most 127.
     fits = LARGEST**2 * np.square(scale_largest_to_one(vectors)).sum(axis=-1, dtype=np.float64) >= squared_norm
     codes[fits] = equalize_norms(vectors[fits], squared_norm)
+    others = np.flatnonzero(~fits & codes.any(axis=-1))
+    clipped = equalize_norms(vectors[others], squared_norm)
+    nearly = storage_loss(scale_largest_to_one(vectors[others]), clipped, squared_norm) < _UNNOTED_LOSS
+    codes[others[nearly]] = clipped[nearly]
     return codes
 
 
@@ -182,7 +195,12 @@ def equalize_norms(vectors: Numbers, squared_norm: int) -> Codes:
 
     Raises:
         EncodingError: A value is NaN or infinite.
+        InvalidInputError: Another dtype or shape.
     """
+    if vectors.ndim != 2 or (vectors.dtype != np.int8 and vectors.dtype.kind != "f"):
+        raise InvalidInputError(
+            f"vectors must be int8 or floats of shape (n, dimension), not {vectors.dtype} of shape {vectors.shape}"
+        )
     equal = np.zeros(vectors.shape, np.int8)
     for first in range(0, len(vectors), _ROWS):
         some = vectors[first : first + _ROWS]

@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -172,18 +172,22 @@ class Vectors(NamedTuple):
         return int(np.count_nonzero(self.losses > NOTABLE_LOSS))
 
     def require_directions(self, document_id: str) -> None:
-        """Refuse vectors whose direction would not survive.
+        """Refuse vectors of a document, as `refuse_direction` does."""
+        for row in np.flatnonzero(self.losses > MOST_LOSS).tolist():
+            self.refuse_direction(row, document_id, row)
+
+    def refuse_direction(self, row: int, document_id: str, chunk_index: int) -> NoReturn:
+        """Refuse a vector that would lose too much.
 
         Raises:
             EncodingError: Names the chunk, and the crest factor that would do.
         """
-        for row in np.flatnonzero(self.losses > MOST_LOSS):
-            crest_factor = math.ceil(crest_factor_for(self.codes[[row]].astype(np.float64)))
-            raise EncodingError(
-                f"the vector of chunk {row} of document {document_id!r} has components too far above the others for "
-                f"this collection: stored, its cosine with itself would be {1 - self.losses[row]:.2f}. Make the "
-                f"encoder with crest_factor={crest_factor}, and index into a new collection"
-            )
+        crest_factor = math.ceil(crest_factor_for(self.codes[[row]].astype(np.float64)))
+        raise EncodingError(
+            f"the vector of chunk {chunk_index} of document {document_id!r} has components too far above the others "
+            f"for this collection: stored, its cosine with itself would be {1 - self.losses[row]:.2f}. Make the "
+            f"encoder with crest_factor={crest_factor}, and index into a new collection"
+        )
 
     def part(self, first: int, stop: int) -> Vectors:
         """Return those of some chunks."""
@@ -291,8 +295,8 @@ def copy_points(
     if len(payloads) != len(codes):
         raise AlignmentError(f"{len(codes)} vectors for {len(payloads)} chunks")
     (vectors,) = equalize_codes([codes], squared_norm)
-    for row, stored in enumerate(payloads):
-        vectors.part(row, row + 1).require_directions(stored["document_id"])
+    for row in np.flatnonzero(vectors.losses > MOST_LOSS).tolist():
+        vectors.refuse_direction(row, payloads[row]["document_id"], payloads[row]["chunk_index"])
     for stored, (vector, fields) in zip(payloads, vectors.rows(), strict=True):
         payload = {name: value for name, value in stored.items() if name not in _OF_STORAGE} | fields
         if tenant is not None:

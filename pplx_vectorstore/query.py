@@ -34,8 +34,8 @@ def choose_candidates(k: int, candidates: int | None) -> int:
 
     Args:
         k: Hits wanted, at least 1.
-        candidates: Points that the stage of the bits hands to the exact stage, at least k; None for the
-            default.
+        candidates: Points to be compared by their codes, or the width of the beam that walks by these, at least k;
+            None for the default.
 
     Raises:
         InvalidInputError: One is not a whole number in range.
@@ -126,12 +126,14 @@ class QueryVector:
 
     def cosine(self, distance: float) -> float:
         """Return the cosine with a stored vector at that Euclidean distance."""
-        # The engine's 32-bit arithmetic may pass the bounds by one part in ten million.
-        return min(1.0, max(-1.0, (self._squares - distance * distance) / self._product))
+        # Both sides are whole numbers, so the square is one too: rounding undoes the engine's 32-bit root. Where a norm
+        # could not be met exactly, the result may pass the bounds.
+        return min(1.0, max(-1.0, (self._squares - round(distance * distance)) / self._product))
 
-    def distance(self, cosine: float) -> float:
-        """Return the Euclidean distance from a stored vector of that cosine; 0 for what is above 1."""
-        return math.sqrt(max(0.0, self._squares - self._product * cosine))
+    def largest_distance(self, cosine: float) -> float:
+        """Return a Euclidean distance that everything of at least that cosine is below, with a little room."""
+        # The engine leaves out what is at the distance itself, and computes with 32 bits.
+        return math.sqrt(max(0.0, self._squares - self._product * cosine) + 0.5) * (1 + _DISTANCE_ROOM)
 
     @property
     def _squares(self) -> float:
@@ -199,7 +201,7 @@ def build_query(
     # search; model_construct skips it, and every value here is ours.
     if text is None and query is not None:
         if score_threshold is not None:
-            rest["score_threshold"] = query.distance(score_threshold) * (1 + _DISTANCE_ROOM)
+            rest["score_threshold"] = query.largest_distance(score_threshold)
         return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
     lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": TEXT_FIELD, "filter": filter}

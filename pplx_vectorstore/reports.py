@@ -45,8 +45,9 @@ class AddReport:
         documents: Documents embedded and written, those without chunks included.
         chunks: Chunks written.
         blank_chunks: Those among them that hold white space alone: kept, but never found.
-        bent_chunks: Those whose stored codes lost more than 0.001 of cosine, because a component was too far above the
-            others (an encoder with a larger ``crest_factor`` avoids it).
+        bent_chunks: Those whose stored codes lost more than 0.001 of cosine: because a component was too far above the
+            others and was clipped, which a larger ``crest_factor`` of the encoder avoids, or because that is so large
+            that all others became coarse.
         empty_documents: Ids of documents without any chunk: nothing of them can be found.
         usage: What the encoder was billed for meanwhile, if it is of a hosted model.
     """

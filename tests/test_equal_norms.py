@@ -184,6 +184,24 @@ def test_floats_that_do_not_fit_are_not_bent_by_quantizing(rng):
     assert direction_loss(floats, codes).max() < 1.5e-3
 
 
+def test_floats_that_hardly_stand_out_are_rounded_once(rng):
+    floats = rng.normal(size=(50, 1024))
+    floats[:, 3] = 4.7
+    codes = quantize_to_norm(floats)
+    assert (squares(codes) == squared_norm_of(1024)).all()
+    assert direction_loss(floats, codes).max() < 2e-4
+
+
+def test_what_is_no_table_of_vectors_is_refused():
+    for wrong in (np.zeros(8), np.zeros((2, 8), np.int64)):
+        with pytest.raises(InvalidInputError, match=r"int8 or floats of shape \(n, dimension\)"):
+            equalize_norms(wrong, squared_norm_of(8))
+    with pytest.raises(InvalidInputError, match="must be of shape"):
+        crest_factor_for(np.zeros(8))
+    with pytest.raises(EncodingError, match="NaN"):
+        crest_factor_for(np.full((1, 8), np.nan))
+
+
 def test_crest_factors_come_in_steps_so_that_another_sample_gives_the_same(rng):
     usual = rng.normal(size=(20, 384))
     assert crest_factor_for(usual) == CREST_FACTOR

@@ -6,9 +6,16 @@ The right answer is numpy's: the cosine of the query with what is stored, over w
 import numpy as np
 import pytest
 
-from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore, cosine_similarity, equalize_norms
+from pplx_vectorstore import (
+    Document,
+    PrecomputedEncoder,
+    VectorStore,
+    cosine_similarity,
+    equalize_norms,
+    quantize_to_norm,
+)
 from pplx_vectorstore.equal_norms import squared_norm_of
-from pplx_vectorstore.errors import EncodingError
+from pplx_vectorstore.errors import EncodingError, InvalidInputError
 from pplx_vectorstore.operations import access
 from pplx_vectorstore.operations.manage import BENT
 from pplx_vectorstore.quantization import quantize_tanh
@@ -90,6 +97,7 @@ def way(request, monkeypatch):
     """How the embedded engine searches what is indexed: by the codes, as always where they are few, or by the bits."""
     if request.param == "bits":
         monkeypatch.setattr(access, "_CACHED_BYTES", 0)
+        monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
     return request.param
 
 
@@ -228,11 +236,19 @@ def test_a_direction_is_never_bent_without_a_word(new_store, rng):
         store.sync([Document(id="b", chunks=["x"] * 30, vectors=vectors)])
     assert store.count() == 30
 
-    wide = new_store(dimension, encoder=PrecomputedEncoder("made", dimension, crest_factor=20))
+    wide = new_store(dimension, encoder=PrecomputedEncoder("made", dimension, crest_factor=18))
     report = wide.sync([Document(id="b", chunks=["x"] * 30, vectors=vectors)])
     assert report.bent_chunks == 0
     (hit,) = wide.search(np.eye(dimension, dtype=np.int8)[9], k=1)
     assert hit.chunk_index == 4
+
+    with pytest.raises(EncodingError, match="chunk 4 of document 'b'"):
+        wide.copy_to(store)
+    with pytest.raises(InvalidInputError, match="tanh, norm, sign, not 'absmax'"):
+        PrecomputedEncoder("made", dimension, quantizer="absmax")
+    coarse = new_store(dimension, encoder=PrecomputedEncoder("made", dimension, crest_factor=40))
+    report = coarse.sync([Document(id="c", chunks=["x"] * 30, vectors=rng.normal(size=(30, dimension)))])
+    assert report.bent_chunks == 30
 
 
 def test_a_query_is_compared_as_it_is_however_far_its_components_stand_out(new_store, rng):
@@ -244,6 +260,21 @@ def test_a_query_is_compared_as_it_is_however_far_its_components_stand_out(new_s
     assert library.recall(-128 * axes.astype(np.int16).astype(np.int8)) == 1.0
 
 
+@EACH_WAY
+def test_a_write_between_the_choice_and_the_search_does_no_harm(library, queries, way, engine, monkeypatch):
+    points = library.store._session.points
+    query = points.query
+
+    async def after_a_write(requests):
+        if library.held["document-00000"][0]["label"] == "new":
+            monkeypatch.setattr(points, "query", query)
+            library.relabel(1.0, "meanwhile")
+        return await query(requests)
+
+    monkeypatch.setattr(points, "query", after_a_write)
+    assert library.recall(queries) >= 0.99
+
+
 def test_the_least_score_cuts_where_the_scores_say(new_store, rng):
     codes = quantize_tanh(0.1 * clustered(rng, 400, 128))
     library = Library(new_store(128, encoder=PrecomputedEncoder("made", 128, quantizer="tanh")))
@@ -253,5 +284,19 @@ def test_the_least_score_cuts_where_the_scores_say(new_store, rng):
         for least in (hits[20].score, hits[20].score + 1e-4, -1.0, 0.0, 1.0, 2.0):
             some = library.store.search(query, k=50, score_threshold=least)
             assert [hit.id for hit in some] == [hit.id for hit in hits if hit.score >= least]
-        (same,) = library.store.search(codes[3], k=1, score_threshold=0.99)
-        assert same.document_id == "document-00000"
+    (same,) = library.store.search(codes[3], k=1, score_threshold=0.99)
+    assert same.document_id == "document-00000"
+
+
+def test_a_vector_is_found_by_itself_with_its_own_score_as_the_least(new_store, rng):
+    for dimension in (128, 1024):
+        codes = quantize_to_norm(rng.normal(size=(40, dimension)))
+        store = new_store(dimension, encoder=PrecomputedEncoder("made", dimension))
+        store.add([Document(id="a", chunks=["x"] * 40, vectors=codes)])
+        for row in range(0, 40, 8):
+            (hit,) = store.search(codes[row], k=1)
+            assert (hit.score, hit.chunk_index) == (1.0, row)
+            least = cosine_similarity(codes[row], codes)
+            assert [one.chunk_index for one in store.search(codes[row], score_threshold=1.0)] == [row]
+            several = store.search(codes[row], k=40, score_threshold=float(np.sort(least)[-5]))
+            assert len(several) == 5

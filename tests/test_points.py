@@ -211,13 +211,14 @@ def test_a_point_holds_all_of_a_chunk():
 
 
 def test_what_the_norm_cannot_tell_of_the_codes_is_kept_beside_it():
-    own = [-128, -1, 0, 127]
-    (point,) = make_points(Document(id="d", chunks=["x"]), [own], squared_norm=50**2)
-    assert base64.b64decode(point.payload["own_codes"]) == np.array(own, np.int8).tobytes()
+    squared_norm = 28**2 * 64
+    own = np.random.default_rng(4).integers(-128, 128, size=64).astype(np.int8)
+    (point,) = make_points(Document(id="d", chunks=["x"]), own[None], squared_norm=squared_norm)
+    assert base64.b64decode(point.payload["own_codes"]) == own.tobytes()
     assert LOSS_FIELD not in point.payload
-    stored = read_stored_codes(point.vector, 4).astype(int)
-    assert abs(int(stored @ stored) - 50**2) <= 2 * np.abs(stored).max()
-    assert codes_of(point, squared_norm=50**2).tolist() == own
+    stored = read_stored_codes(point.vector, 64).astype(int)
+    assert stored @ stored == squared_norm < point.payload["norm"] ** 2
+    assert codes_of(point, 64, squared_norm).tolist() == own.tolist()
 
 
 def test_a_bent_direction_is_told_and_one_that_would_be_lost_is_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, cast, get_args
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.equal_norms import CREST_FACTOR
@@ -29,6 +29,8 @@ class PrecomputedEncoder:
     ) -> None:
         if not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1:
             raise InvalidInputError(f"dimension must be a whole number of at least 1, not {dimension!r}")
+        if quantizer not in get_args(Quantizer):
+            raise InvalidInputError(f"quantizer must be one of {', '.join(get_args(Quantizer))}, not {quantizer!r}")
         self.spec = ModelSpec(
             name=model,
             dimension=dimension,

@@ -27,6 +27,8 @@ _UPDATE_BYTES = 4 * 2**20
 # codes are in memory (benchmarks/search.py).
 _LEAST_BITS = 384
 MANY_BITS = 768
+# Bytes of codes up to which Qdrant compares all of a segment rather than walk its graph (full_scan_threshold).
+_FULL_SCAN_BYTES = 10_000 * 1024
 # Bytes of codes up to which the embedded engine searches by them: the system's page cache holds them.
 _CACHED_BYTES = 2**30
 # Seconds for which a server's word on its index is believed.
@@ -231,33 +233,37 @@ class PointAccess:
             results.extend(list(response.points) for response in responses)
         return results
 
-    async def ranking(self, candidates: int, *, k: int) -> Ranking:
+    async def ranking(self, candidates: int, *, n: int) -> Ranking:
         """Choose the way in: by the bits, or by the codes.
 
         By the codes where bits cannot be trusted: of points that no index covers, all bits are 1. Where vectors are so
-        short that their signs say too little. And, of vectors of middle length, where the codes are in memory: only for
-        long ones is walking by the bits the faster way even then. Else by the bits; of codes on disk, it reads no more
-        than the candidates.
+        short that their signs say too little. Where there are so few that Qdrant compares all of them, which by the
+        codes is exact. And, of vectors of middle length, where the codes are in memory: only for long ones is walking
+        by the bits the faster way even then. Else by the bits: of codes on disk, that reads no more than the
+        candidates.
 
         Args:
             candidates: Points that are to be compared by their codes.
-            k: Hits wanted.
+            n: Points that the request asks for.
         """
         dimension = self._codes.size
         by_bits = (
             dimension >= _LEAST_BITS
-            and (dimension >= MANY_BITS or not await self._are_codes_in_memory())
-            and (self.limits.oversampling is None or candidates <= self.limits.oversampling * k)
+            and (self.limits.oversampling is None or candidates <= self.limits.oversampling * n)
             and await self.has_bits(candidates)
+            and not await self._prefers_codes()
         )
         return Ranking(candidates=candidates, by_bits=by_bits, most_hnsw_ef=self.limits.hnsw_ef)
 
-    async def _are_codes_in_memory(self) -> bool:
-        """Tell whether codes are kept there, or are so few that the embedded engine will have them there."""
-        if self.capabilities.kind != "embedded":
-            return keeps_codes_in_memory(self._codes)
-        coverage = await self._calls("coverage", self.collection)
-        return keeps_codes_in_memory(self._codes) or coverage.points * self._codes.size <= _CACHED_BYTES
+    async def _prefers_codes(self) -> bool:
+        """Tell whether the codes are the better way although the bits are right."""
+        in_memory = keeps_codes_in_memory(self._codes)
+        if self.capabilities.kind == "embedded":
+            size = self._codes.size * (await self._calls("coverage", self.collection)).points
+            in_memory = in_memory or size <= _CACHED_BYTES
+        else:
+            size = self._codes.size * ((await self._info()).points_count or 0)
+        return size <= _FULL_SCAN_BYTES or (in_memory and self._codes.size < MANY_BITS)
 
     async def has_bits(self, candidates: int) -> bool:
         """Tell whether ranking by bits means anything now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class SearchOptions:
 
     Attributes:
         k: Hits, or documents where grouped.
-        candidates: Points that reach the exact stage; None to choose.
+        candidates: Points to be compared by their codes, or the width of the beam; None to choose.
         filter: Only points that match.
         score_threshold: Least score of a hit.
         hybrid: Fuse with BM25.
@@ -134,9 +134,8 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
         return []
     candidates = _candidates(session, options)
     if options.is_plain:
-        ranking = await session.points.ranking(candidates, k=options.k)
         found = await _find(
-            session, questions, options, condition, ranking, limit=options.k, with_codes=options.with_codes
+            session, questions, options, condition, candidates, limit=options.k, with_codes=options.with_codes
         )
         hits = [[_read(session, point, point, options) for point in points] for points in found]
     else:
@@ -164,7 +163,7 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
     assert vector is not None  # not hybrid
     candidates = _candidates(session, options)
     k = options.k
-    ranking = await session.points.ranking(candidates, k=k)
+    ranking = await session.points.ranking(candidates, n=k)
     has_bits = await session.points.has_bits(candidates)
     requests = [
         build_query(vector, ranking, k=k, filter=condition),
@@ -245,29 +244,44 @@ async def _find(
     questions: Sequence[_Question],
     options: SearchOptions,
     condition: models.Filter | None,
-    ranking: Ranking,
+    candidates: int,
     *,
     limit: int,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
 ) -> list[list[_Scored]]:
     """Find points for each question, best first; their scores are cosines, unless words have a share in them."""
-    requests = [
-        build_query(
-            question.vector,
-            ranking,
-            k=limit,
-            filter=condition,
-            score_threshold=options.score_threshold,
-            text=question.words,
-            lexical_weight=options.lexical_weight,
-            with_payload=with_payload,
-            with_codes=with_codes,
-        )
-        for question in questions
-    ]
-    found = await session.points.query(requests)
+
+    def requests(ranking: Ranking) -> list[models.QueryRequest]:
+        return [
+            build_query(
+                question.vector,
+                ranking,
+                k=limit,
+                filter=condition,
+                score_threshold=options.score_threshold,
+                text=question.words,
+                lexical_weight=options.lexical_weight,
+                with_payload=with_payload,
+                with_codes=with_codes,
+            )
+            for question in questions
+        ]
+
+    # Fused with words, as many as the candidates are asked for.
+    found = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
     return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+
+
+async def _query(
+    session: Session, requests: Callable[[Ranking], list[models.QueryRequest]], candidates: int, *, n: int
+) -> list[list[Any]]:
+    """Search in the way that is the better one now; again by the codes if a write made bits useless meanwhile."""
+    ranking = await session.points.ranking(candidates, n=n)
+    found = await session.points.query(requests(ranking))
+    if ranking.by_bits and not await session.points.has_bits(candidates):
+        found = await session.points.query(requests(replace(ranking, by_bits=False)))
+    return found
 
 
 def _scored(question: _Question, points: Sequence[Any], options: SearchOptions) -> list[_Scored]:
@@ -287,7 +301,11 @@ async def _search_pools(
     condition: models.Filter | None,
     candidates: int,
 ) -> list[list[Hit]]:
-    """Choose among all candidates of each query; ask for more where they are of too few documents."""
+    """Choose among all candidates of each query; ask for more where they are of too few documents.
+
+    Qdrant's own groups would not do: its embedded engine has none, and a server's stop after a few requests, with fewer
+    documents than there are. Nor would its MMR, which weighs distances, not cosines, against each other.
+    """
     chosen: dict[int, list[_Scored]] = {}
     waiting = list(range(len(questions)))
     cut_off: list[int] = []
@@ -297,7 +315,7 @@ async def _search_pools(
             [questions[i] for i in waiting],
             options,
             condition,
-            await session.points.ranking(candidates, k=candidates),
+            candidates,
             limit=candidates,
             with_payload=["document_id"],
             with_codes=options.diversity is not None,
@@ -350,25 +368,24 @@ async def _fill_groups(
     ]
     if not places:
         return
-    within = replace(options, k=most, candidates=None, group_by_document=False)
-    ranking = await session.points.ranking(_candidates(session, within), k=most)
-    requests = []
-    for i, document_id in places:
-        must: list[Any] = [models.FieldCondition(key="document_id", match=models.MatchValue(value=document_id))]
-        if condition is not None:
-            must.append(condition)
-        requests.append(
+
+    def requests(ranking: Ranking) -> list[models.QueryRequest]:
+        return [
             build_query(
                 questions[i].vector,
                 ranking,
                 k=most,
-                filter=models.Filter(must=must),
+                filter=_within(document_id, condition),
                 score_threshold=options.score_threshold,
                 with_payload=["document_id"],
             )
-        )
+            for i, document_id in places
+        ]
+
+    candidates = _candidates(session, replace(options, k=most, candidates=None, group_by_document=False))
+    found = await _query(session, requests, candidates, n=most)
     groups: dict[int, list[list[_Scored]]] = {i: [] for i in incomplete}
-    for (i, _), points in zip(places, await session.points.query(requests), strict=True):
+    for (i, _), points in zip(places, found, strict=True):
         scored = _scored(questions[i], points, options)
         if scored:
             groups[i].append(scored)
@@ -376,6 +393,12 @@ async def _fill_groups(
         # Within a document, more may have been found than its best among the candidates.
         groups[i].sort(key=lambda points: -points[0].score)
         chosen[i] = [point for points in groups[i] for point in points]
+
+
+def _within(document_id: str, condition: models.Filter | None) -> models.Filter:
+    """Match what a filter matches of a document."""
+    must: list[Any] = [models.FieldCondition(key="document_id", match=models.MatchValue(value=document_id))]
+    return models.Filter(must=must if condition is None else [*must, condition])
 
 
 def _choose(query: Codes, pool: Sequence[_Scored], options: SearchOptions, dimension: int) -> list[_Scored]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
-from pplx_vectorstore.equal_norms import quantize
+from pplx_vectorstore.equal_norms import quantize, storage_loss
 from pplx_vectorstore.errors import (
     AlignmentError,
     DuplicateDocumentError,
@@ -315,8 +315,13 @@ async def _extend_group(session: Session, group: list[_Prepared], all_codes: Seq
 async def _equalize(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> list[Vectors]:
     """Bring vectors to the collection's norm, before anything of the group is written."""
     all_vectors = await session.calls.run(equalize_codes, all_codes, session.fingerprint.squared_norm)
-    for one, vectors in zip(group, all_vectors, strict=True):
-        vectors.require_directions(one.document.id)
+    for i, one in enumerate(group):
+        floats = one.document.vectors
+        if floats is not None and floats.dtype != np.int8:
+            # What quantizing cost is part of what storing costs.
+            losses = storage_loss(floats, all_vectors[i].stored, session.fingerprint.squared_norm)
+            all_vectors[i] = all_vectors[i]._replace(losses=np.where(all_vectors[i].norms > 0, losses, 0.0))
+        all_vectors[i].require_directions(one.document.id)
     return all_vectors
 
 

@@ -178,11 +178,12 @@ def test_an_index_node_leads_to_its_object(open_store, minilm_embedding):
 
 
 def test_other_embeddings_are_kept_apart(open_store, hash_embedding):
-    store = open_store(MockEmbedding(embed_dim=8))
+    embed_model = MockEmbedding(embed_dim=64)
+    store = open_store(embed_model)
     assert store.client.fingerprint.model.startswith("llama_index:MockEmbedding:")
     index = VectorStoreIndex.from_documents(
         [Document(text="some words")],
-        embed_model=MockEmbedding(embed_dim=8),
+        embed_model=embed_model,
         storage_context=StorageContext.from_defaults(vector_store=store),
     )
     assert found(index, "anything", 1) == [("some words", 1.0)]

@@ -18,7 +18,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.vector_stores.pplx_vectorstore import PplxVectorStore
 from qdrant_client import QdrantClient, models
 
-from pplx_vectorstore import cosine_similarity
+from pplx_vectorstore import cosine_similarity, quantize_to_norm
 from pplx_vectorstore.errors import (
     EncodingError,
     InvalidInputError,
@@ -28,7 +28,7 @@ from pplx_vectorstore.errors import (
 )
 
 Mode = VectorStoreQueryMode
-CODES = np.random.default_rng(7).integers(-100, 100, (30, 64)).astype(np.int8)
+CODES = quantize_to_norm(np.random.default_rng(7).uniform(-1, 1, (30, 64)))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def ask(vector=None, k=5, **options):
     return VectorStoreQuery(query_embedding=embedding, similarity_top_k=k, **options)
 
 
-QUERY = (CODES[3].astype(int) + CODES[20]).clip(-128, 127).astype(np.int8)
+QUERY = np.rint(0.6 * CODES[3] + 0.4 * CODES[20]).astype(np.int8)
 
 
 # --- searching -----------------------------------------------------------------------------------------------
