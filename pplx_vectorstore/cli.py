@@ -158,7 +158,7 @@ def search(
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
-    candidates: Annotated[int | None, typer.Option(help="Points that reach the exact stage.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Points to be compared by their codes.")] = None,
     filter_: Annotated[
         str | None, typer.Option("--filter", help='Conditions on the metadata, as JSON: \'{"lang": "en"}\'.')
     ] = None,

@@ -127,7 +127,7 @@ def truncate(vectors: npt.NDArray[Any], dimension: int) -> npt.NDArray[Any]:
     """Keep the first `dimension` components, as Matryoshka-trained (MRL) models allow.
 
     Args:
-        vectors: Any dtype, shape (..., n), n ≥ dimension. Cut floats before quantizing with absmax.
+        vectors: Any dtype, shape (..., n), n ≥ dimension. Cut floats before quantizing to a norm.
         dimension: Components to keep, from 1 to n.
 
     Returns:

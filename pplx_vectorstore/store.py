@@ -255,8 +255,8 @@ class VectorStore:
         Args:
             query: A text, its int8 codes, or an ``EncodedQuery`` of both.
             k: Most hits to return; where grouped, most documents.
-            candidates: Points that the ranking by bits hands to the exact stage, at least k; None for ten
-                per hit and at least 100. With as many as there are chunks, the search is exact. Also how
+            candidates: Points to be compared by their codes, or the width of the beam where these are walked by; at
+                least k; None for ten per hit and at least 100. The more, the nearer to an exact search. Also how
                 many a hybrid search takes of each ranking, and what diversity and grouping choose from.
             filter: ``{"lang": "en", "year": {"$gte": 2020}}`` for metadata conditions (a list stands for
                 any of its values, a dict for inner fields; see ``docs``), or a
@@ -339,7 +339,7 @@ class VectorStore:
         candidates: int | None = None,
         filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
     ) -> Explanation:
-        """Show how a search comes to its hits, and what its first stage costs against an exact scan.
+        """Show how a search comes to its hits, and what it misses of an exact scan.
 
         The exact scan is one among all chunks up to 100,000; beyond, among the 100,000 nearest by
         Euclidean distance.

@@ -231,12 +231,12 @@ def test_a_direction_is_never_bent_without_a_word(new_store, rng):
     assert report.bent_chunks == 10
     assert store.count(BENT) == 10
 
-    vectors[4, 9] = 40
+    vectors[4, 9] = 30
     with pytest.raises(EncodingError, match=r"chunk 4 of document 'b' .* crest_factor=\d+, and index into a new"):
         store.sync([Document(id="b", chunks=["x"] * 30, vectors=vectors)])
     assert store.count() == 30
 
-    wide = new_store(dimension, encoder=PrecomputedEncoder("made", dimension, crest_factor=18))
+    wide = new_store(dimension, encoder=PrecomputedEncoder("made", dimension, crest_factor=17))
     report = wide.sync([Document(id="b", chunks=["x"] * 30, vectors=vectors)])
     assert report.bent_chunks == 0
     (hit,) = wide.search(np.eye(dimension, dtype=np.int8)[9], k=1)

@@ -17,7 +17,7 @@ class SearchOptions(TypedDict, total=False):
     Attributes:
         filter: ``{"lang": "en", "year": {"$gte": 2020}}`` on metadata, or a ``qdrant_client.models.Filter``, whose
             keys begin with ``metadata.``.
-        candidates: Points that the ranking by bits hands to the exact stage.
+        candidates: Points to be compared by their codes.
         hybrid: Fuse the rankings by cosine and by BM25 on the words.
         lexical_weight: Share of BM25 in a hybrid search, 0 to 1; with 1, it ranks alone and nothing is embedded.
         group_by_document: True for the best chunk of each document, or how many of one at most; `k` then counts

@@ -49,7 +49,7 @@ class PplxVectorStore(VectorStore):
     """A vector store that embeds chunks in the context of their document.
 
     Chunks that come in one call and are of one document (`group_by`) go through the model together. They are
-    stored as int8 codes and packed bits, and found by two-stage search with exact cosines. Give one of `folder`,
+    stored as int8 codes and packed bits, and found by either, with exact cosines. Give one of `folder`,
     `url` and `client`. Threads and event loops may share a store. Coroutines that read await a server's answers where
     `url` is given; all others run in threads. Close it, or use it as a context manager.
 

@@ -1,4 +1,4 @@
-"""A vector store for LlamaIndex: int8 codes on Qdrant, found by two-stage search."""
+"""A vector store for LlamaIndex: int8 codes on Qdrant, found by bits or codes."""
 
 from llama_index.vector_stores.pplx_vectorstore.base import PplxVectorStore
 

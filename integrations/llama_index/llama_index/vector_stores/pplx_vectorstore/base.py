@@ -52,7 +52,7 @@ class QueryOptions(TypedDict, total=False):
     """What a query may be told beyond LlamaIndex's own, as a retriever's ``vector_store_kwargs``.
 
     Attributes:
-        candidates: Points that the ranking by bits hands to the exact stage.
+        candidates: Points to be compared by their codes.
         filter: ``{"lang": "en", "year": {"$gte": 2020}}`` on metadata, or a ``qdrant_client.models.Filter``, whose
             keys begin with ``metadata.``; beside LlamaIndex's own filters.
         group_by_document: True for the best node of each source document, or how many of one at most.
