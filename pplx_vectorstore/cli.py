@@ -438,6 +438,7 @@ def _load(
             "window_tokens": recorded.window_tokens,
             "min_context": recorded.min_context,
             "context_weight": recorded.context_weight,
+            "crest_factor": recorded.crest_factor,
         }
         if not str(recorded.revision).startswith(WEIGHTS_PREFIX):
             settings["revision"] = recorded.revision
@@ -446,7 +447,8 @@ def _load(
     settings |= {option: value for option, value in options.items() if value is not None}
     settings |= {"backend": backend, "onnx_file": onnx_file}
     if backend == "api":
-        settings.pop("context_weight", None)  # the service has its own
+        for of_the_service in ("context_weight", "crest_factor"):
+            settings.pop(of_the_service, None)
         if recorded is not None and recorded.quantizer == "sign":
             settings["api"] = ApiOptions(encoding="binary")
     with _busy(console, "loading the model"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError, UnsupportedFilterError
 
 if TYPE_CHECKING:
@@ -118,6 +120,11 @@ class Fingerprint:
     source: str
     squared_norm: int
     backend: str = "torch"
+
+    @property
+    def crest_factor(self) -> float:
+        """Largest component over the root mean square that fits the squared norm."""
+        return LARGEST * math.sqrt(self.dimension / self.squared_norm)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two encoders must agree for their vectors to be the same."""

@@ -138,6 +138,7 @@ class Indexed:
 def by_bits(monkeypatch):
     """Search what is indexed by the bits, as where the codes are too many for memory."""
     monkeypatch.setattr(access, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
 
 
 @pytest.fixture(params=["64 by codes", "384 by codes", "384 by bits"])

@@ -38,6 +38,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
         window_tokens: Tokens that go through the model at once; None for the model's default.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         context_weight: Share of the contextual vector, 0 to 1; None for the model's default.
+        crest_factor: Largest component over the root mean square; None for the model's own or a measured one.
         batch_tokens: Tokens of a batch; None for the device's default.
         query_cache: Queries whose codes are remembered.
         onnx_file: Which file of the checkpoint's onnx folder; None to choose.
@@ -56,6 +57,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
     window_tokens: int | None = None
     min_context: int | None = None
     context_weight: float | None = None
+    crest_factor: float | None = None
     batch_tokens: int | None = None
     query_cache: int = 0
     onnx_file: str | None = None

@@ -45,6 +45,7 @@ class PplxEmbedding(BaseEmbedding):
         window_tokens: Tokens that go through the model at once; None for the model's default.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         context_weight: Share of the contextual vector, 0 to 1; None for the model's default.
+        crest_factor: Largest component over the root mean square; None for the model's own or a measured one.
         batch_tokens: Tokens of a batch; None for the device's default.
         query_cache: Queries whose codes are remembered.
         onnx_file: Which file of the checkpoint's onnx folder; None to choose.
@@ -64,6 +65,7 @@ class PplxEmbedding(BaseEmbedding):
     window_tokens: int | None = None
     min_context: int | None = None
     context_weight: float | None = None
+    crest_factor: float | None = None
     batch_tokens: int | None = None
     query_cache: int = 0
     onnx_file: str | None = None
@@ -95,6 +97,7 @@ class PplxEmbedding(BaseEmbedding):
             window_tokens=made.window_tokens,
             min_context=made.min_context,
             context_weight=made.context_weight,
+            crest_factor=made.crest_factor,
             onnx_file=onnx_file or None,
             **options,
         )
