@@ -82,12 +82,12 @@ def main() -> None:
         "XQuAD": read_xquad(arguments.xquad, arguments.articles),
     }
     results: dict[str, Any] = {"model": arguments.model, "own_weight": encoder.spec.context_weight, "runs": []}
-    for name, dataset in datasets.items():
+    for of, dataset in datasets.items():
         for chunk_tokens in arguments.chunk_tokens:
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
-            run = Run(name, dataset, chunker, chunk_tokens)
+            run = Run(of, dataset, chunker, chunk_tokens)
             print(
-                f"\n## {name}, chunks of at most {chunk_tokens} tokens: {len(run.places):,}, "
+                f"\n## {of}, chunks of at most {chunk_tokens} tokens: {len(run.places):,}, "
                 f"{len(run.asked)} of {len(dataset.questions)} questions\n",
                 flush=True,
             )

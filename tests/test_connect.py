@@ -666,6 +666,7 @@ WIDE = 384  # components; shorter vectors are never searched by their bits
 def said(change_answers, monkeypatch):
     """What the server says of collection "c": its status, and its indexing threshold in KB."""
     monkeypatch.setattr(access, "_STATE_AGE", 0.0)
+    monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
     said = {"status": "green", "threshold": 36}
 
     def tell(answer):
@@ -741,15 +742,47 @@ def test_a_segment_below_the_threshold_must_be_ranked_whole(searched):
         (WIDE, None, False),
         (WIDE, "cached", True),
         (WIDE, "pinned", True),
+        (access.MANY_BITS - 1, "pinned", True),
+        (access.MANY_BITS, "pinned", False),
+        (access.MANY_BITS, "cached", False),
         (WIDE - 1, "cold", True),
         (64, None, True),
     ],
 )
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_short_vectors_and_codes_in_memory_are_searched_by_the_codes(new_store, sent, said, dimension, memory, ignored):
+def test_short_vectors_and_those_of_middle_length_in_memory_are_searched_by_the_codes(
+    new_store, sent, said, dimension, memory, ignored
+):
     config = None if memory is None else CollectionConfig(codes_memory=memory)
     search = search_of(new_store(dimension, collection="c", config=config), sent, said)
     assert search("green", 36, k=1, candidates=1000)["params"]["quantization"]["ignore"] is ignored
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_so_few_that_all_are_compared_are_searched_by_the_codes(searched, monkeypatch):
+    for most, ignored in ((90 * WIDE, True), (90 * WIDE - 1, False)):
+        monkeypatch.setattr(access, "_FULL_SCAN_BYTES", most)
+        assert searched("green", 36)["params"]["quantization"]["ignore"] is ignored
+
+
+def test_a_search_by_bits_that_a_write_made_useless_meanwhile_is_done_again(new_store, server, sent, said, monkeypatch):
+    store = new_store(WIDE, collection="c")
+    store.add(Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(90))
+    answer = server.answer
+
+    def write_meanwhile(method, path, body):
+        if path.endswith("/query/batch"):
+            said["status"] = "yellow"
+        return answer(method, path, body)
+
+    monkeypatch.setattr(server, "answer", write_meanwhile)
+    for options in ({}, {"hybrid": True}, {"group_by_document": 2}):
+        said["status"] = "green"
+        sent.clear()
+        assert store.search("text 7", **options)[0].document_id == "d7"
+        batches = [request.body["searches"] for request in sent if request.path.endswith("/query/batch")]
+        of_vectors = [(one.get("prefetch") or [one])[0] for (one,) in batches]
+        assert [one["params"]["quantization"]["ignore"] for one in of_vectors] == [False, True]
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)

@@ -140,7 +140,7 @@ class Both:
         candidates = max(k, self.memory.count("c").count) + spare_candidates
         ranking = Ranking(candidates=candidates, by_bits=by_bits, exact=exact)
         request = build_query(query, ranking, k=k, score_threshold=score_threshold, **fields, **options)
-        most = np.inf if score_threshold is None else query.distance(score_threshold) + DISTANCE_TOLERANCE
+        most = np.inf if score_threshold is None else query.largest_distance(score_threshold)
         for client, sent in ((self.embedded, request), (self.memory, without_settings(request))):
             (answer,) = client.query_batch_points("c", requests=[sent])
             hits = answer.points
@@ -149,8 +149,8 @@ class Both:
             assert as_dict(hits) == {hit.id: contents[hit.id] for hit in hits}
             for hit in hits:
                 assert hit.score == pytest.approx(distances[hit.id], rel=0, abs=DISTANCE_TOLERANCE)
-            assert all(hit.score <= most for hit in hits)
-            farthest = hits[-1].score if len(hits) == k else most - DISTANCE_TOLERANCE
+            assert all(hit.score <= most + DISTANCE_TOLERANCE for hit in hits)
+            farthest = hits[-1].score if len(hits) == k else most
             nearer = {point_id for point_id, distance in distances.items() if distance < farthest - DISTANCE_TOLERANCE}
             assert nearer <= {hit.id for hit in hits}
 
