@@ -66,15 +66,18 @@ class Library:
         for id_ in ids:
             del self.held[id_]
 
-    def recall(self, queries, store=None):
+    def reopen(self, folder):
+        self.store.close()
+        self.store = VectorStore.open(folder)
+
+    def recall(self, queries):
         """Share of numpy's ten best that a search finds; scores and order are checked on the way."""
-        store = store or self.store
         names = [(id_, i) for id_, (_, vectors) in self.held.items() for i in range(len(vectors))]
         codes = np.concatenate([vectors for _, vectors in self.held.values()])
         exact = cosine_similarity(queries, equalize_norms(codes, squared_norm_of(codes.shape[1])))
         place = {name: column for column, name in enumerate(names)}
         found = 0
-        for hits, cosines in zip(store.search_batch(list(queries), k=K), exact, strict=True):
+        for hits, cosines in zip(self.store.search_batch(list(queries), k=K), exact, strict=True):
             columns = [place[hit.document_id, hit.chunk_index] for hit in hits]
             assert len(set(columns)) == K
             scores = [hit.score for hit in hits]
@@ -129,11 +132,11 @@ def test_new_labels_leave_what_is_found_as_good_as_it_was(library, queries, shar
     library.relabel(share, "third")
     assert library.recall(queries) >= 0.99
     if engine == "edge":
+        library.reopen(folder / "index-0")
+        assert library.recall(queries) >= min(before, 0.99)
+        library.store.optimize()
+        assert library.recall(queries) >= min(before, 0.99)
         library.store.close()
-        with VectorStore.open(folder / "index-0") as again:
-            assert library.recall(queries, again) >= min(before, 0.99)
-            again.optimize()
-            assert library.recall(queries, again) >= min(before, 0.99)
 
 
 @EACH_WAY
@@ -142,9 +145,9 @@ def test_deleting_most_leaves_the_rest_as_findable(library, queries, way, engine
     assert library.store.count() == CHUNKS / 5
     assert library.recall(queries) >= 0.99
     if engine == "edge":
+        library.reopen(folder / "index-0")
+        assert library.recall(queries) >= 0.99
         library.store.close()
-        with VectorStore.open(folder / "index-0") as again:
-            assert library.recall(queries, again) >= 0.99
 
 
 @EACH_WAY
@@ -157,9 +160,9 @@ def test_overwriting_is_found_at_once(library, queries, way, engine, rng, folder
     library.delete(ids[:20])
     assert library.recall(queries) >= 0.99
     if engine == "edge":
+        library.reopen(folder / "index-0")
+        assert library.recall(queries) >= 0.98
         library.store.close()
-        with VectorStore.open(folder / "index-0") as again:
-            assert library.recall(queries, again) >= 0.98
 
 
 @EACH_WAY

@@ -117,7 +117,7 @@ class TestBothQuantizers:
             quantize(vectors, quantizer)
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-    @pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 3, 5)])
+    @pytest.mark.parametrize("shape", [(1, 5), (0, 5), (6, 5)])
     def test_keep_the_shape(self, quantizer, dtype, shape):
         vectors = np.random.default_rng(1).normal(size=shape).astype(dtype)
         codes = quantize(vectors, quantizer)
@@ -128,6 +128,14 @@ class TestBothQuantizers:
         vectors = np.array([[1.0, -2.0]], np.float32)
         quantize(vectors, quantizer)
         assert vectors.tolist() == [[1.0, -2.0]]
+
+
+@pytest.mark.parametrize("quantizer", [quantize_tanh, quantize_absmax])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_those_of_one_vector_at_a_time_take_any_number_of_axes(quantizer, dtype, shape):
+    codes = quantizer(np.random.default_rng(1).normal(size=shape).astype(dtype))
+    assert (codes.shape, codes.dtype) == (shape, np.int8)
 
 
 def test_quantizer_must_be_known():
