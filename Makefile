@@ -49,6 +49,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/slow_server.py
 	$(BIN)/python benchmarks/index_overhead.py $(DATA)
 	$(BIN)/python benchmarks/recall.py $(DATA)
+	$(BIN)/python benchmarks/dimensions.py $(DATA)
 	$(BIN)/python benchmarks/footprint.py $(DATA)
 	$(BIN)/python benchmarks/draw.py
 	$(BIN)/python benchmarks/fill_tables.py

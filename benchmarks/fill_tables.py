@@ -306,6 +306,20 @@ def recall() -> str:
     return table(columns, rows)
 
 
+def dimensions() -> str:
+    """Tabulate the recall of both ways with the default candidates, by dimension."""
+    found = read("dimensions")
+    columns = ["dimensions"]
+    for kind in found:
+        columns += [f"{kind}: by codes", "by bits"]
+    rows = []
+    for dimension, first in next(iter(found.values())).items():
+        cells = [of[dimension] for of in found.values()]
+        recalls = [f"{cell[way]['int8']:.3f}" for cell in cells for way in ("codes", "bits")]
+        rows.append([f"{int(dimension):,} ({first['points']:,} vectors)", *recalls])
+    return table(columns, rows)
+
+
 def precision() -> str:
     """Tabulate what lower precision changes."""
     names = {
@@ -461,6 +475,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "encode memory": encode_memory,
     "context": context,
     "recall": recall,
+    "dimensions": dimensions,
     "precision": precision,
     "overheads": overheads,
     "footprint": footprint,
