@@ -141,15 +141,17 @@ def quantize_to_norm(vectors: Floats, squared_norm: int | None = None) -> Codes:
     >>> np.square(codes.astype(int)).sum(axis=1)
     array([100352, 100352])
     """
-    codes = quantize_absmax(vectors)
     squared_norm = squared_norm or squared_norm_of(vectors.shape[-1])
+    unit = scale_largest_to_one(vectors)
     # With the largest component at 1: it fits where C over the norm is at most 127.
-    fits = LARGEST**2 * np.square(scale_largest_to_one(vectors)).sum(axis=-1, dtype=np.float64) >= squared_norm
-    codes[fits] = equalize_norms(vectors[fits], squared_norm)
-    others = np.flatnonzero(~fits & codes.any(axis=-1))
-    clipped = equalize_norms(vectors[others], squared_norm)
-    nearly = storage_loss(scale_largest_to_one(vectors[others]), clipped, squared_norm) < _UNNOTED_LOSS
-    codes[others[nearly]] = clipped[nearly]
+    fits = LARGEST**2 * np.square(unit).sum(axis=-1, dtype=np.float64) >= squared_norm
+    codes = np.zeros(vectors.shape, np.int8)
+    codes[fits] = equalize_norms(unit[fits], squared_norm)
+    others = np.flatnonzero(~fits & unit.any(axis=-1))
+    if len(others):
+        clipped = equalize_norms(unit[others], squared_norm)
+        nearly = storage_loss(unit[others], clipped, squared_norm) < _UNNOTED_LOSS
+        codes[others] = np.where(nearly[:, None], clipped, quantize_absmax(unit[others]))
     return codes
 
 
