@@ -155,28 +155,29 @@ def quantize_to_norm(vectors: Floats, squared_norm: int | None = None) -> Codes:
     return codes
 
 
-def as_codes(vector: Sequence[float]) -> Codes:
-    """Turn a vector, such as a framework passes on, into int8 codes of its direction, all that the cosine heeds.
+def as_codes(vectors: Sequence[Sequence[float]]) -> Codes:
+    """Turn vectors, such as frameworks pass on, into int8 codes of their directions, all that the cosine heeds.
 
     Args:
-        vector: Codes as floats, or any floats, shape (dimension,).
+        vectors: Codes as floats, or any floats, shape (n, dimension).
 
     Returns:
-        int8, shape (dimension,): codes as they are, floats by `quantize_to_norm`.
+        int8, same shape: codes as they are, floats by `quantize_to_norm`.
 
     Raises:
-        InvalidInputError: It is no list of numbers.
-        EncodingError: It holds NaN or infinity.
+        InvalidInputError: They are no lists of numbers, or not of one length.
+        EncodingError: One holds NaN or infinity.
     """
     try:
-        floats = np.asarray(vector, dtype=np.float64)
+        floats = np.asarray(vectors, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"an embedding must be a list of numbers: {error}") from error
-    if floats.ndim != 1:
-        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape}")
-    if np.isfinite(floats).all() and np.array_equal(floats, np.rint(floats).clip(-128, 127)):
-        return floats.astype(np.int8)
-    codes: Codes = quantize_to_norm(floats[None])[0]
+    if floats.ndim != 2:
+        raise InvalidInputError(f"an embedding must be one list of numbers, not an array of shape {floats.shape[1:]}")
+    require_finite(floats)
+    codes: Codes = np.rint(floats).clip(-128, 127).astype(np.int8)
+    others = ~(floats == codes).all(axis=1)
+    codes[others] = quantize_to_norm(floats[others])
     return codes
 
 
@@ -236,8 +237,7 @@ def _equalize(
         scaled, scales = scales, scales * (1 + missing / (2 * squared_norm))
     beyond = sizes * scaled[:, None].astype(np.float32) - rounded
     whole = rounded.astype(np.int32)
-    for row in np.flatnonzero(missing):
-        _complete(whole[row], beyond[row], int(missing[row]), float(room[row]))
+    _complete(whole, beyond, missing.astype(np.int64), room)
     codes: Codes = np.where(vectors < 0, -whole, whole).astype(np.int8)
     return codes
 
@@ -261,38 +261,80 @@ def _scales(
     return scales
 
 
-def _complete(sizes: npt.NDArray[np.int32], beyond: npt.NDArray[np.float32], missing: int, room: float) -> None:
-    """Move components of one vector to a neighbour until its squared norm is met, the closest calls first.
+def _complete(
+    sizes: npt.NDArray[np.int32], beyond: npt.NDArray[np.float32], missing: npt.NDArray[np.int64], room: Floats
+) -> None:
+    """Move components of vectors to a neighbour until their squared norms are met, the closest calls first.
 
     Args:
-        sizes: int32, shape (dimension,): components without their signs, rounded; changed in place.
+        sizes: int32, shape (n, dimension): components without their signs, rounded; changed in place.
         beyond: float32, same shape: what rounding took from each.
-        missing: What the squared norm lacks, or has too much where negative.
-        room: How far from its exact value a component may be moved, if that can be helped.
+        missing: int64, shape (n,): what the squared norms lack, or have too much where negative; changed in place.
+        room: float64, shape (n,): how far from its exact value a component may be moved, if that can be helped.
     """
-    if abs(missing) > _MANY:
-        missing -= _move_many(sizes, beyond, missing)
-    met = False
-    for first in range(0, min(len(sizes), _BLOCKS * _COLUMNS), _COLUMNS):
+    for row in np.flatnonzero(np.abs(missing) > _MANY):
+        missing[row] -= _move_many(sizes[row], beyond[row], int(missing[row]))
+    left = np.flatnonzero(missing)
+    for first in range(0, min(sizes.shape[1], _BLOCKS * _COLUMNS), _COLUMNS):
         # Any components would do; among so many, there are enough of all sizes, nearly always.
-        some, rest = sizes[first : first + _COLUMNS].tolist(), beyond[first : first + _COLUMNS].tolist()
-        near = [i for i, by in enumerate(rest) if 1 - room <= abs(by) <= 0.5][:_CANDIDATES]
-        near.sort(key=lambda i: -abs(rest[i]))
-        chosen, met = _choose([_moves(some[i], (1 if rest[i] >= 0 else -1,)) for i in near], missing)
-        if met:
-            break
-    near = [first + i for i in near]
-    if not met:
+        some = slice(first, first + _COLUMNS)
+        left = left[~_complete_by(sizes[:, some], beyond[:, some], missing, room, left)]
+    for row in left:
         # By moves of any components in either direction, or as near as they come.
-        near = np.flatnonzero(np.abs(beyond) <= 0.5)[: 2 * _CANDIDATES].tolist()
-        chosen, _ = _choose([_moves(size, (1, -1)) for size in sizes[near].tolist()], missing)
-    for place, step in chosen:
-        sizes[near[place]] += step
+        near = np.flatnonzero(np.abs(beyond[row]) <= 0.5)[: 2 * _CANDIDATES].tolist()
+        for place, step in _choose([_moves(size) for size in sizes[row, near].tolist()], int(missing[row])):
+            sizes[row, near[place]] += step
 
 
-def _moves(size: int, steps: tuple[int, ...]) -> Moves:
-    """Return what a component of that size may do, given the steps that it may take."""
-    return tuple((2 * step * size + 1, step) for step in steps if 0 <= size + step <= LARGEST)
+def _complete_by(
+    sizes: npt.NDArray[np.int32],
+    beyond: npt.NDArray[np.float32],
+    missing: npt.NDArray[np.int64],
+    room: Floats,
+    rows: npt.NDArray[np.intp],
+) -> npt.NDArray[np.bool_]:
+    """Complete some rows by these of their components alone; tell of which the squared norm is met now."""
+    some, rest = sizes[rows], beyond[rows]
+    steps = np.where(rest >= 0, 1, -1)
+    moved, calls = some + steps, np.abs(rest)
+    can_move = (1 - room[rows, None] <= calls) & (calls <= 0.5) & (moved >= 0) & (moved <= LARGEST)
+    # The first, not the closest of all: of codes, these would be of one size, which add up to few totals.
+    can_move &= np.cumsum(can_move, axis=1) <= _CANDIDATES
+    closest = np.argsort(np.where(can_move, -calls, 1), axis=1, kind="stable")[:, :_CANDIDATES]
+    gains = np.take_along_axis(np.where(can_move, steps * (moved + some), 0), closest, axis=1)
+    met = np.zeros(len(rows), np.bool_)
+    for i, (row, of_row, total) in enumerate(zip(rows, gains.tolist(), missing[rows].tolist(), strict=True)):
+        chosen = _choose_exactly(of_row, total)
+        if chosen is not None:
+            columns = closest[i, chosen]
+            sizes[row, columns] += steps[i, columns]
+            met[i] = True
+    return met
+
+
+def _choose_exactly(gains: Sequence[int], total: int) -> list[int] | None:
+    """Choose gains that add up to a total, the first are preferred; None where none do."""
+    lowest = sum(gain for gain in gains if gain < 0)
+    aim = total - lowest
+    # Bit s of these numbers tells whether the gains so far can add up to s + lowest.
+    reach = [1 << -lowest]
+    for gain in gains:
+        if aim < 0 or reach[-1] >> aim & 1:
+            break
+        reach.append(reach[-1] | (reach[-1] << gain if gain > 0 else reach[-1] >> -gain))
+    if aim < 0 or not reach[-1] >> aim & 1:
+        return None
+    chosen = []
+    for place in range(len(reach) - 2, -1, -1):
+        if not reach[place] >> aim & 1:
+            aim -= gains[place]
+            chosen.append(place)
+    return chosen
+
+
+def _moves(size: int) -> Moves:
+    """Return what a component of that size may do."""
+    return tuple((2 * step * size + 1, step) for step in (1, -1) if 0 <= size + step <= LARGEST)
 
 
 def _move_many(sizes: npt.NDArray[np.int32], beyond: npt.NDArray[np.float32], missing: int) -> int:
@@ -311,7 +353,7 @@ def _move_many(sizes: npt.NDArray[np.int32], beyond: npt.NDArray[np.float32], mi
     return int(gains[taken].sum())
 
 
-def _choose(moves: Sequence[Moves], total: int) -> tuple[list[tuple[int, int]], bool]:
+def _choose(moves: Sequence[Moves], total: int) -> list[tuple[int, int]]:
     """Choose moves of components, at most one of each, whose gains add up to a total; the first are preferred.
 
     Args:
@@ -319,7 +361,7 @@ def _choose(moves: Sequence[Moves], total: int) -> tuple[list[tuple[int, int]], 
         total: What the gains shall add up to.
 
     Returns:
-        Pairs of (place in `moves`, step), and whether the gains add up to it; else they come as near as can be.
+        Pairs of (place in `moves`, step) whose gains add up to it, or come as near as can be.
     """
     lowest = sum(min(0, *(gain for gain, _ in of)) for of in moves if of)
     highest = sum(max(0, *(gain for gain, _ in of)) for of in moves if of)
@@ -339,14 +381,13 @@ def _choose(moves: Sequence[Moves], total: int) -> tuple[list[tuple[int, int]], 
         nearest_below = aim - below.bit_length() + 1 if below else highest
         nearest_above = (above & -above).bit_length() - 1 if above else highest
         aim += nearest_above if nearest_above <= nearest_below else -nearest_below
-    met = aim + lowest == total
     chosen = []
     for place in range(len(reach) - 2, -1, -1):
         if not reach[place] >> aim & 1:
             gain, step = next(move for move in moves[place] if aim >= move[0] and reach[place] >> (aim - move[0]) & 1)
             aim -= gain
             chosen.append((place, step))
-    return chosen, met
+    return chosen
 
 
 def recover_codes(stored: Codes, norms: Floats, squared_norm: int) -> Codes:

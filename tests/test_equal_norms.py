@@ -234,10 +234,11 @@ def test_quantizers_by_name(rng):
 
 
 def test_embeddings_of_frameworks_become_codes(rng):
-    floats = rng.normal(size=128)
+    floats = rng.normal(size=(3, 128))
     codes = as_codes(floats.tolist())
-    assert squares(codes) == squared_norm_of(128)
-    np.testing.assert_array_equal(as_codes(codes.astype(float).tolist()), codes)
+    assert (squares(codes) == squared_norm_of(128)).all()
+    mixed = [codes[0].astype(float).tolist(), floats[1].tolist(), codes[2].astype(float).tolist()]
+    np.testing.assert_array_equal(as_codes(mixed), codes)
 
 
 @pytest.mark.skipif(

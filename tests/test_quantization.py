@@ -248,13 +248,14 @@ def test_signs_of_a_zero_vector_are_zeros():
         quantize(np.array([np.nan]), "sign")
 
 
-def test_a_vector_of_floats_becomes_codes():
-    np.testing.assert_array_equal(as_codes([-128.0, 0.0, 127.0]), np.array([-128, 0, 127], np.int8))
+def test_vectors_of_floats_become_codes():
     # Of so few components the norm is 127, as near as whole numbers come.
-    np.testing.assert_allclose(as_codes([0.3, -0.4, 0.0]), [127 * 0.6, -127 * 0.8, 0], atol=1)
     mean = np.array([40.5, -80.25, 3.0])  # of several queries, whatever the model's quantizer is
-    assert cosine_similarity(as_codes(mean.tolist()), np.int8([[81, -127, 5]]))[0] > 0.99
-    np.testing.assert_array_equal(as_codes(mean), quantize_to_norm(mean[None])[0])
+    codes = as_codes([[-128.0, 0.0, 127.0], [0.3, -0.4, 0.0], mean.tolist()])
+    assert codes[0].tolist() == [-128, 0, 127]
+    np.testing.assert_allclose(codes[1], [127 * 0.6, -127 * 0.8, 0], atol=1)
+    assert cosine_similarity(codes[2], np.int8([[81, -127, 5]]))[0] > 0.99
+    np.testing.assert_array_equal(codes[2], quantize_to_norm(mean[None])[0])
     for wrong in ("text", [["nested"]], [[1.0, 2.0]], None, [1.0, float("nan")], [None]):
         with pytest.raises(PplxVectorStoreError):
-            as_codes(wrong)
+            as_codes([wrong])

@@ -350,13 +350,13 @@ class PplxVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Search by vector, with cosines; arguments as for `similarity_search_by_vector`."""
-        return _scored(self._store.search(as_codes(embedding), k=k, **_checked(options)))
+        return _scored(self._store.search(as_codes([embedding])[0], k=k, **_checked(options)))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Await what `similarity_search_with_score_by_vector` returns."""
-        return _scored(await (await self._shared.reading()).search(as_codes(embedding), k=k, **_checked(options)))
+        return _scored(await (await self._shared.reading()).search(as_codes([embedding])[0], k=k, **_checked(options)))
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **options: Unpack[SearchOptions]
@@ -419,7 +419,7 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
         """Search by vector; see `max_marginal_relevance_search`."""
-        codes = as_codes(embedding)
+        codes = as_codes([embedding])[0]
         hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return _diverse(hits, codes, k, lambda_mult)
 
@@ -433,7 +433,7 @@ class PplxVectorStore(VectorStore):
     ) -> list[Document]:
         """Await what `max_marginal_relevance_search_by_vector` returns."""
         store = await self._shared.reading()
-        codes = as_codes(embedding)
+        codes = as_codes([embedding])[0]
         hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
         return await asyncio.to_thread(_diverse, hits, codes, k, lambda_mult)
 

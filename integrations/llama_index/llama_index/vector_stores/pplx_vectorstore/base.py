@@ -452,7 +452,7 @@ def _codes(query: VectorStoreQuery) -> Any:
     if query.query_embedding is None:
         raise InvalidInputError(f"mode {_mode(query).name} needs a query_embedding")
     try:
-        return as_codes(query.query_embedding)
+        return as_codes([query.query_embedding])[0]
     except EncodingError:
         raise EncodingError(
             "the query_embedding holds NaN or infinity, of which there is no cosine. If the model ran in float16, "

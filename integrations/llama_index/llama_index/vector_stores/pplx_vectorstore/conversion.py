@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -60,7 +59,7 @@ def to_documents(nodes: Sequence[BaseNode], dimension: int) -> list[core.Documen
         core.Document(
             id=source,
             chunks=[_to_chunk(node, start_in_document(node, by_id)) for node in group],
-            vectors=np.stack([_codes(node, dimension) for node in group]),
+            vectors=as_codes([_embedding(node, dimension) for node in group]),
         )
         for source, group in sources.items()
     ]
@@ -105,7 +104,7 @@ def _to_chunk(node: BaseNode, start: int | None) -> core.Chunk:
     return core.Chunk(id=node.node_id, text=text, start=start, end=end, metadata=metadata)
 
 
-def _codes(node: BaseNode, dimension: int) -> Any:
+def _embedding(node: BaseNode, dimension: int) -> list[float]:
     if node.embedding is None:
         raise InvalidDocumentError(
             f"node {node.node_id!r} has no embedding; call the embedding model with the nodes first: "
@@ -116,7 +115,7 @@ def _codes(node: BaseNode, dimension: int) -> Any:
             f"the embedding of node {node.node_id!r} has {len(node.embedding)} components; the collection holds "
             f"vectors of {dimension}"
         )
-    return as_codes(node.embedding)
+    return node.embedding
 
 
 # --- what a node has beyond id, text and metadata ---------------------------------------------------------
