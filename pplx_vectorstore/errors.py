@@ -25,6 +25,9 @@
     └── UnreadableFileError                 a file holds no text that can be indexed
 
 Messages say what was expected, what came, and the way out.
+
+The errors of a server's or a service's client are neither the cause nor the context of ours: they hold the request, and
+its headers the key. What they say is in the message.
 """
 
 from __future__ import annotations
@@ -128,7 +131,13 @@ class SchemaMismatchError(StoreError):
 
 
 class ServerError(StoreError):
-    """A Qdrant server refused a request."""
+    """A Qdrant server refused a request.
+
+    Attributes:
+        status: The HTTP status of its answer, or the one that a gRPC code corresponds to; None where there was none.
+    """
+
+    status: int | None = None
 
 
 class ServerUnavailableError(ServerError):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -39,12 +38,14 @@ from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
 from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.redaction import redact, without_password
 from pplx_vectorstore.reports import Usage
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
 T = TypeVar("T")
 
 KEY_VARIABLES = ("PERPLEXITY_API_KEY", "PPLX_API_KEY")
+_BASE_URL_VARIABLE = "PERPLEXITY_BASE_URL"
 
 # The SDK tries again what the network or the service failed at, but takes any body for an answer.
 _TRIES_FOR_A_SOUND_ANSWER = 3
@@ -92,6 +93,8 @@ class ApiOptions:
             raise InvalidInputError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
         if self.encoding not in ENCODING_FORMATS:
             raise InvalidInputError(f"encoding must be 'int8' or 'binary', not {self.encoding!r}")
+        if self.base_url is not None:
+            _require_plain("base_url", self.base_url)
 
 
 class ApiEncoder:
@@ -252,6 +255,8 @@ class ApiEncoder:
             import perplexity
         except ImportError as error:
             raise MissingExtraError("backend='api'", "api") from error
+        if self._options.base_url is None and _BASE_URL_VARIABLE in os.environ:
+            _require_plain(_BASE_URL_VARIABLE, os.environ[_BASE_URL_VARIABLE])
         kind = perplexity.AsyncPerplexity if asynchronous else perplexity.Perplexity
         return kind(
             api_key=key,
@@ -424,8 +429,14 @@ class _Blocking:
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
         route = self.client.contextualized_embeddings if contextual else self.client.embeddings
-        with self._places, _translated(self.client, self._options):
-            return route.create(**arguments)
+        try:
+            with self._places:
+                return route.create(**arguments)
+        except Exception as error:
+            ours = _translate(error, self.client, self._options)
+            if ours is None:
+                raise
+        raise ours  # out here, where the SDK's error, which holds the request and so the key, is no context of it
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
@@ -454,9 +465,14 @@ class _Awaiting:
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
         route = self.client.contextualized_embeddings if contextual else self.client.embeddings
-        async with self._places:
-            with _translated(self.client, self._options):
+        try:
+            async with self._places:
                 return await route.create(**arguments)
+        except Exception as error:
+            ours = _translate(error, self.client, self._options)
+            if ours is None:
+                raise
+        raise ours  # as in the blocking one
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.to_thread(function, *arguments)
@@ -472,18 +488,6 @@ class _Awaiting:
             raise
 
 
-@contextlib.contextmanager
-def _translated(client: Any, options: ApiOptions) -> Iterator[None]:
-    """Turn the SDK's errors into ours, without their cause: it holds the request, and that the key."""
-    try:
-        yield
-    except Exception as error:
-        ours = _translate(error, client, options)
-        if ours is None:
-            raise
-        raise ours from None
-
-
 def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception | None:
     """Return our error for one of the SDK's, or None for any other."""
     import perplexity
@@ -492,15 +496,15 @@ def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception 
         return EncodingError(f"the service's answer is no JSON ({type(error).__name__})")
     if not isinstance(error, perplexity.APIError):
         return None
-    where = str(client.base_url.copy_with(userinfo=b""))
+    where = str(client.base_url)
     if not isinstance(error, perplexity.APIStatusError):
         reason = " ".join(str(error.__cause__ or error).split()) or type(error.__cause__ or error).__name__
-        reason = reason.replace(client.api_key, "***")
+        reason = redact(reason, [client.api_key])
         return ApiError(f"{where} gave no answer in {options.max_retries + 1} tries: {reason}")
     body = error.body if isinstance(error.body, dict) else {}
     told = body.get("error", body)
     message = str(told.get("message", told) if isinstance(told, dict) else told or error.message)
-    message = message.replace(client.api_key, "***")
+    message = redact(message, [client.api_key])
     status = error.status_code
     if status in (401, 403):
         return ApiError(
@@ -531,6 +535,15 @@ def _find_key(given: str | None) -> str:
             "the key holds white space or characters that no key has; was more pasted than the key?"
         )
     return key
+
+
+def _require_plain(name: str, url: object) -> None:
+    """Refuse an address that carries a user, a password or a query: the SDK would log them, and not send the key."""
+    if not isinstance(url, str) or without_password(url) != url:
+        raise InvalidInputError(
+            f"{name} must be an address such as https://api.perplexity.ai, without user, password and query; the key "
+            "goes into api_key"
+        )
 
 
 def _hosted_name(spec: ModelSpec) -> str:

@@ -308,12 +308,12 @@ def _fetch(hub_id: str, revision: str | None, patterns: Sequence[str], extra: st
         raise MissingExtraError(f"fetching {hub_id!r} from the hub", extra) from error
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # which HTTP library's errors come through depends on the hub's release
-        reason = next(iter(str(error).strip().splitlines()), "no details")
-        raise UnknownModelError(
-            f"model {hub_id!r} could not be fetched from the hub ({type(error).__name__}: {reason}). "
-            f"Check the name and the network; {_OFFLINE_HINT}"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - which HTTP library's come through depends on the hub's release
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
+    raise UnknownModelError(  # out here: the hub's error, which holds the request and so the token, is no context of it
+        f"model {hub_id!r} could not be fetched from the hub ({reason}). Check the name and the network; "
+        f"{_OFFLINE_HINT}"
+    )
 
 
 def _unknown(model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedServerError
+from pplx_vectorstore.redaction import without_password
 
 # Seconds. A batch of points may wait for its turn behind others.
 DEFAULT_TIMEOUT = 60.0
@@ -23,6 +25,8 @@ _MEMORY_PLACEMENT = (1, 19)
 _TEXT_SCORING = (1, 20)
 
 _VERSION = re.compile(r"(\d+)\.(\d+)")
+# Characters. Values of other headers, such as "1", may stand in any message.
+_SHORTEST_SECRET = 8
 # What a header can hold, over HTTP and over gRPC.
 _HEADER = re.compile(r"[!-~]([ -~]*[!-~])?")
 
@@ -62,7 +66,9 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
     if not isinstance(url, str) or not re.match(r"https?://[^/]", url):
-        raise InvalidInputError(f"url must begin with http:// or https://, such as http://localhost:6333, not {url!r}")
+        # What has no scheme may have a password all the same.
+        came = repr(without_password(f"//{url}")[2:]) if isinstance(url, str) else type(url).__name__
+        raise InvalidInputError(f"url must begin with http:// or https://, such as http://localhost:6333, not {came}")
     if timeout is not None and (
         isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf
     ):
@@ -72,10 +78,7 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
         raise InvalidInputError(  # without the key; gRPC would take it for a failure that may pass
             "the api_key must be visible ASCII. Does it begin or end with white space, such as the line end of a file?"
         )
-    try:
-        port = urlsplit(url).port
-    except ValueError as error:
-        raise InvalidInputError(f"url {without_password(url)!r} is not usable: {error}") from error
+    port = _port(url)
     options: dict[str, Any] = {
         "url": url,
         "api_key": key,
@@ -87,10 +90,22 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
     with warnings.catch_warnings():
         # On a private network that is a choice; the documentation says what it means.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
-        try:
+        with contextlib.suppress(ValueError):  # it quotes the URL, password and all
             return AsyncQdrantClient(**options) if asynchronous else QdrantClient(**options)
-        except ValueError as error:
-            raise InvalidInputError(f"url {without_password(url)!r} is not usable: {error}") from error
+    raise _unusable(url)
+
+
+def _port(url: str) -> int | None:
+    with contextlib.suppress(ValueError):  # it quotes the URL, password and all
+        return urlsplit(url).port
+    raise _unusable(url)
+
+
+def _unusable(url: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"url {without_password(url)!r} is not usable: it must be like http://host:6333, with a port of at most 65535 "
+        "(a key goes into api_key)"
+    )
 
 
 def describe(client: Any) -> str | None:
@@ -108,9 +123,12 @@ def describe(client: Any) -> str | None:
     return without_password(address)
 
 
-def without_password(url: str) -> str:
-    """Return a URL as it may be shown: user and password have no place in messages."""
-    return re.sub(r"//[^/@]*@", "//", url)
+def secrets_of(client: Any) -> tuple[str, ...]:
+    """Return what a client sends and nobody may read: its key, and what else it was given as headers."""
+    options = getattr(client, "init_options", None) or {}
+    headers = [*(options.get("headers") or {}).values(), *(options.get("metadata") or {}).values()]
+    long_enough = [value for value in headers if isinstance(value, str) and len(value) >= _SHORTEST_SECRET]
+    return tuple(filter(None, [options.get("api_key"), *long_enough]))
 
 
 def is_emulation(client: Any) -> bool:
