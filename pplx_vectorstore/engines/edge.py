@@ -91,14 +91,15 @@ class EdgeClient:
     One process can have a collection open at a time. Threads may share a client.
 
     Args:
-        folder: Where the collections live; created when the first one is.
+        folder: Where the collections live; created when the first one is. A relative path is meant from the folder
+            that is the current one now.
 
     Raises:
         StoreNotFoundError: The folder holds other things than collections.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()  # once: the current folder may change
         self._open: dict[str, _Shard] = {}
         self._lock = threading.Lock()
         self._creating = threading.Lock()
