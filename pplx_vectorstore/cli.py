@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,23 +20,23 @@ from pplx_vectorstore.display import (
     hit_as_json,
     number,
     print_hits,
+    print_notes,
     print_report,
     print_skipped,
-    printable,
-    reported_errors,
 )
 from pplx_vectorstore.documents import is_blank
-from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, make_client, without_password
-from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError, UnreadableFileError
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, make_client
+from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError
+from pplx_vectorstore.files import Reading, find_below, find_gone, find_names
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
-from pplx_vectorstore.points import derive_point_id
-from pplx_vectorstore.readers import find_files, read_document
+from pplx_vectorstore.readers import find_files
+from pplx_vectorstore.redaction import without_password
+from pplx_vectorstore.terminal import busy, reported_errors, run_app, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pplx_vectorstore.collection import Fingerprint
-    from pplx_vectorstore.documents import Document
     from pplx_vectorstore.encoders import ApiEncoder, LateChunkingEncoder
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.store import VectorStore
@@ -52,7 +50,6 @@ app = typer.Typer(
 )
 
 _DEFAULT_STORE = ".pplx-vectorstore"
-_DELETED_AT_ONCE = 200
 
 StoreOption = Annotated[
     str, typer.Option("--store", help="Folder of the index, or URL of a Qdrant server.", metavar="FOLDER|URL")
@@ -75,10 +72,7 @@ OnnxFileOption = Annotated[
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
-    app()
+    run_app(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -86,7 +80,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"pplx-vectorstore {__version__}")
+        say(f"pplx-vectorstore {__version__}")
         raise typer.Exit
 
 
@@ -106,6 +100,14 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Also delete from the index what is gone from these paths.")
     ] = False,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that ids are relative to; by default the one that holds the index's folder. On a server, ids "
+            "are absolute paths.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
@@ -124,6 +126,7 @@ def index(
 
     with reported_errors() as console:
         check_chunk_tokens(chunk_tokens)
+        base = _choose_root(root, store, paths)
         files = list(find_files(paths, skip=None if _is_url(store) else Path(store)))
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
@@ -141,9 +144,13 @@ def index(
             encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
             opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
-            report = opened.sync(_Reading(files, skipped), progress=True)
-            if prune:
-                report = replace(report, deleted_documents=_prune(opened, paths))
+            names = find_names(opened, files, base)
+            print_notes(console, names)
+            report = opened.sync(Reading(files, names, chunker, skipped), progress=True)
+            gone = find_gone(opened, paths, files, base) if prune else []
+            if gone:
+                opened.delete(document_ids=gone)
+                report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
         print_skipped(console, skipped)
         print_report(report, chunks, without_password(store))
@@ -198,11 +205,11 @@ def search(
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
             hits = opened.search(query, **options)
         if as_json:
-            typer.echo(json.dumps([hit_as_json(hit) for hit in hits], indent=2))
+            say_json([hit_as_json(hit) for hit in hits])
         elif hits:
             print_hits(hits, full=full)
         else:
-            typer.echo("nothing found")
+            say("nothing found")
 
 
 @app.command()
@@ -232,12 +239,12 @@ def info(
         if not _is_url(store):
             facts["bytes on disk"] = sum(bytes_on_disk(file) for file in Path(store).rglob("*"))
         if as_json:
-            typer.echo(json.dumps({key.replace(" ", "_"): value for key, value in facts.items()}, indent=2))
+            say_json({key.replace(" ", "_"): value for key, value in facts.items()})
         else:
             width = max(map(len, facts))
             for key, value in facts.items():
                 shown = f"{value:,}" if isinstance(value, int) else value
-                typer.echo(f"{key.replace('_', ' '):<{width}}  {'-' if shown is None else shown}")
+                say(f"{key.replace('_', ' '):<{width}}  {'-' if shown is None else shown}")
 
 
 @app.command()
@@ -252,28 +259,37 @@ def documents(
         opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
         listed = sorted(opened.documents(), key=lambda document: document.id)
         if as_json:
-            typer.echo(json.dumps([asdict(document) for document in listed], indent=2))
+            say_json([asdict(document) for document in listed])
         else:
             for document in listed:
                 incomplete = "" if document.chunks == document.chunk_count else "  (incomplete: index it again)"
-                typer.echo(f"{document.chunks:>7,}  {printable(document.id)}{incomplete}")
+                say(f"{document.chunks:>7,}  {document.id}{incomplete}")
 
 
 @app.command()
 def delete(
-    ids: Annotated[list[str], typer.Argument(help="Ids of documents, as `search` shows them.", metavar="ID")],
+    ids: Annotated[
+        list[str], typer.Argument(help="Ids of documents, or paths of files or folders, there or not.", metavar="ID")
+    ],
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
 ) -> None:
     """Delete documents with all their chunks."""
     with reported_errors():
+        missing = []
         with _connect(store) as client:
             opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
-            missing = [document_id for document_id in ids if not opened.delete(document_ids=[document_id])]
-        for document_id in ids:
-            if document_id not in missing:
-                typer.echo(f"deleted {document_id}")
+            for given in ids:
+                if given and opened.delete(document_ids=[given]):
+                    say(f"deleted {given}")
+                    continue
+                below = find_below(opened, Path(given)) if given else []
+                if below:
+                    opened.delete(document_ids=below)
+                    say(f"deleted {given} ({number(len(below), 'document')})")
+                else:
+                    missing.append(given)
         if missing:
             raise InvalidInputError(f"not in the index: {', '.join(missing)}")
 
@@ -288,9 +304,9 @@ def export(
     """Write all chunks with their codes to a Parquet file."""
     with reported_errors() as console, _connect(store) as client:
         opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
-        with _busy(console, f"exporting to {file}"):
+        with busy(console, f"exporting to {file}"):
             chunks = opened.export_parquet(file)
-        typer.echo(f"exported {number(chunks, 'chunk')} to {file}")
+        say(f"exported {number(chunks, 'chunk')} to {file}")
 
 
 @app.command("import")
@@ -305,9 +321,9 @@ def import_(
 
     with reported_errors() as console, _connect(store) as client:
         opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
-        with _busy(console, f"importing {file}"):
+        with busy(console, f"importing {file}"):
             chunks = opened.import_parquet(file)
-        typer.echo(f"imported {number(chunks, 'chunk')} into {without_password(store)}")
+        say(f"imported {number(chunks, 'chunk')} into {without_password(store)}")
 
 
 @app.command()
@@ -330,12 +346,12 @@ def copy(
         chunks = 0
         if tenant is not None and tenant not in (tenants or []):
             raise InvalidInputError(f"{without_password(source)} holds no tenant {tenant!r}")
-        with _busy(console, f"copying to {without_password(target)}"):
+        with busy(console, f"copying to {without_password(target)}"):
             for one in [tenant] if tenants is None or tenant is not None else tenants:
                 reader = _reader(origin, collection, recorded, one)
                 writer = _reader(goal, to_collection or collection, recorded, one, create=True)
                 chunks += reader.copy_to(writer)
-        typer.echo(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
+        say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
 
 
 @app.command("export-onnx")
@@ -355,50 +371,24 @@ def export_onnx_(
     from pplx_vectorstore.encoders.onnx_export import export_onnx
 
     with reported_errors() as console:
-        with _busy(console, f"exporting {model}"):
+        with busy(console, f"exporting {model}"):
             report = export_onnx(model, folder, revision=revision, quantize_weights=quantize)
-        typer.echo(
+        say(
             f"exported to {report.file} ({report.bytes / 1e6:,.1f} MB); against PyTorch: least cosine "
             f"{report.least_cosine:.6f}, codes at most {report.largest_code_difference} apart"
         )
 
 
-class _Reading:
-    """Reads files one by one as they are indexed; knows how many there are."""
-
-    def __init__(self, files: list[Path], skipped: list[tuple[Path, str]]) -> None:
-        self._files = files
-        self._skipped = skipped
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[Document]:
-        for file in self._files:
-            try:
-                yield read_document(file)
-            except UnreadableFileError as error:
-                self._skipped.append((file, str(error)))
-
-
-def _prune(opened: VectorStore, paths: list[Path]) -> int:
-    """Delete the documents of files that are gone from below these paths; return how many."""
-    roots = [path.resolve() for path in paths]
-    gone = []
-    for document in opened.documents():
-        file = Path(document.id).absolute()
-        if any(file.is_relative_to(root) for root in roots) and not file.exists():
-            gone.append(document.id)
-    deleted = 0
-    for first in range(0, len(gone), _DELETED_AT_ONCE):
-        some = gone[first : first + _DELETED_AT_ONCE]
-        # Documents that a program has added may have ids that look like files; ours name their source.
-        chunks = opened.get([derive_point_id(document_id, 0, opened.tenant) for document_id in some])
-        files = [chunk.document_id for chunk in chunks if chunk.metadata.get("source") == chunk.document_id]
-        if files:
-            opened.delete(document_ids=files)
-        deleted += len(files)
-    return deleted
+def _choose_root(given: Path | None, store: str, paths: list[Path]) -> Path | None:
+    """Return what ids are to be relative to: what moves together with the index, or None for absolute ids."""
+    if given is None:
+        return None if _is_url(store) else Path(store).resolve().parent
+    if not given.is_dir():
+        raise InvalidInputError(f"--root must be a folder that exists, not {str(given)!r}")
+    for path in paths:
+        if not path.resolve().is_relative_to(given.resolve()):
+            raise InvalidInputError(f"{str(path)!r} is not below --root {str(given)!r}; give a folder that holds it")
+    return given.resolve()
 
 
 def _parse_filter(text: str | None) -> dict[str, Any] | None:
@@ -451,7 +441,7 @@ def _load(
             settings.pop(of_the_service, None)
         if recorded is not None and recorded.quantizer == "sign":
             settings["api"] = ApiOptions(encoding="binary")
-    with _busy(console, "loading the model"):
+    with busy(console, "loading the model"):
         encoder: LateChunkingEncoder | ApiEncoder = load_encoder(name, **settings)
     return encoder
 
@@ -481,7 +471,9 @@ def _connect(store: str) -> Iterator[Any]:
     from pplx_vectorstore.engines.edge import EdgeClient
 
     if re.match(r"[\w.-]+:\d+(/|$)", store) or ("://" in store and not _is_url(store)):
-        raise InvalidInputError(f"{store!r} looks like a server's address; URLs begin with http:// or https://")
+        raise InvalidInputError(
+            f"{without_password(store)!r} looks like a server's address; URLs begin with http:// or https://"
+        )
     if _is_url(store):
         client: Any = make_client(store, api_key=None, prefer_grpc=False, timeout=DEFAULT_TIMEOUT, asynchronous=False)
     else:
@@ -533,7 +525,3 @@ def _reader(
 
     encoder = PrecomputedEncoder.of_collection(recorded)
     return VectorStore(client, collection, encoder=encoder, tenant=tenant, create=create)
-
-
-def _busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
-    return console.status(what) if console.is_terminal else contextlib.nullcontext()

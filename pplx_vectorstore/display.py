@@ -1,41 +1,55 @@
-"""How the command line looks: hits, reports and errors in a terminal."""
+"""How the command line looks: hits and reports in a terminal."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from pplx_vectorstore.documents import Hit
-from pplx_vectorstore.errors import PplxVectorStoreError
-from pplx_vectorstore.readers import locate_lines
+from pplx_vectorstore.readers import LINE_KEY, locate_file
+from pplx_vectorstore.terminal import complain, printable, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from pplx_vectorstore.files import Names
     from pplx_vectorstore.reports import SyncReport
 
-_SHOWN_SKIPS = 10
+_SHOWN = 10
 _EXCERPT = 240
-# What a terminal would obey instead of showing; line ends and tabs are harmless.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# Set to see where an unexpected error comes from.
-_DEBUG = "PPLX_VECTORSTORE_DEBUG"
 
 
-def print_skipped(console: Console, skipped: list[tuple[Path, str]]) -> None:
+def print_skipped(console: Console, skipped: Sequence[tuple[Path, str]]) -> None:
     """Name files that were not indexed, and why."""
-    for file, reason in skipped[:_SHOWN_SKIPS]:
-        console.print(
-            f"skipped {printable(str(file))}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    for file, reason in skipped[:_SHOWN]:
+        complain(console, f"skipped {file}: {reason}", "yellow")
+    if len(skipped) > _SHOWN:
+        complain(console, f"and {len(skipped) - _SHOWN} more files skipped", "yellow")
+
+
+def print_notes(console: Console, names: Names) -> None:
+    """Tell of documents that may be the files about to be indexed under other ids, or that these will replace."""
+    if names.without_root:
+        complain(
+            console,
+            f"note: the index also holds {_and_more(names.without_root)}, relative to a folder it does not record. "
+            "If these are the same files, indexed by an older version, delete them, or give that folder as --root",
+            "yellow",
         )
-    if len(skipped) > _SHOWN_SKIPS:
-        console.print(f"and {len(skipped) - _SHOWN_SKIPS} more files skipped", style="yellow")
+    if names.replaced:
+        complain(
+            console,
+            f"note: this replaces what was indexed from {_and_more(names.replaced)}, by files of the same ids. To have "
+            "both, give another --root, such as a folder that holds both, or another --collection",
+            "yellow",
+        )
+
+
+def _and_more(items: Sequence[object]) -> str:
+    return f"{items[0]} and {len(items) - 1} more" if len(items) > 1 else str(items[0])
 
 
 def print_report(report: SyncReport, chunks: int, store: str) -> None:
@@ -54,18 +68,18 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
         )
         if count
     ]
-    typer.echo("; ".join(done))
+    say("; ".join(done))
     if report.usage.requests:
-        typer.echo(
+        say(
             f"the hosted model took {number(report.usage.requests, 'request')}, "
             f"{number(report.usage.tokens, 'token')}, ${report.usage.cost:.6f}"
         )
     if report.bent_chunks:
-        typer.echo(
+        say(
             f"of {number(report.bent_chunks, 'chunk')} the stored codes lost more than 0.001 of cosine "
             "(see outliers, on the documentation's page on storage)"
         )
-    typer.echo(f"{store} now holds {number(chunks, 'chunk')}")
+    say(f"{store} now holds {number(chunks, 'chunk')}")
 
 
 def print_hits(hits: list[Hit], *, full: bool) -> None:
@@ -81,13 +95,33 @@ def print_hits(hits: list[Hit], *, full: bool) -> None:
     table.add_column("text", overflow="fold", ratio=1)
     for hit in hits:
         shown = hit.text if hit.context is None else hit.context
-        text = printable(shown) if full else _excerpt(shown)
-        table.add_row(f"{hit.score:.3f}", Text(f"{printable(hit.document_id)}\n{_place(hit)}"), Text(text + "\n"))
+        text = printable(shown, multiline=True) if full else _excerpt(shown)
+        where = f"{printable(_name(hit))}\n{printable(_place(hit))}"
+        table.add_row(f"{hit.score:.3f}", Text(where), Text(text + "\n"))
     Console().print(table)
 
 
+def _name(hit: Hit) -> str:
+    """Return the path of a hit's file, the shorter of absolute and relative to the current folder; else its id."""
+    file = locate_file(hit.document_id, hit.metadata)
+    if file is None:
+        return hit.document_id
+    names = [file.as_posix()]
+    if file.anchor == Path.cwd().anchor:
+        names.append(Path(os.path.relpath(file)).as_posix())
+    return min(names, key=len)
+
+
+def _lines(hit: Hit) -> tuple[int, int] | None:
+    """Return the first and last line that a hit had in its file when that was indexed, from 1."""
+    first = hit.metadata.get(LINE_KEY)
+    if locate_file(hit.document_id, hit.metadata) is None or type(first) is not int:
+        return None
+    return first, first + hit.text.count("\n")
+
+
 def _place(hit: Hit) -> str:
-    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
+    lines = _lines(hit)
     if lines is not None:
         return f"lines {lines[0]}-{lines[1]}" if lines[0] != lines[1] else f"line {lines[0]}"
     if hit.start is not None:
@@ -103,12 +137,13 @@ def _excerpt(text: str) -> str:
 def hit_as_json(hit: Hit) -> dict[str, Any]:
     """Return a hit for ``--json``."""
     values = {name: getattr(hit, name) for name in ("id", "score", "document_id", "chunk_index", "chunk_count")}
-    lines = locate_lines(hit.document_id, hit.start, hit.end, hit.text)
+    file = locate_file(hit.document_id, hit.metadata)
     return {
         **values,
+        "file": None if file is None else file.as_posix(),
         "start": hit.start,
         "end": hit.end,
-        "lines": lines,
+        "lines": _lines(hit),
         "metadata": hit.metadata,
         "text": hit.text,
         **({} if hit.context is None else {"context": hit.context}),
@@ -121,43 +156,6 @@ def bytes_on_disk(file: Path) -> int:
     return int(status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
 
 
-def printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
-    return _CONTROL.sub("\ufffd", text)
-
-
 def number(count: int, noun: str) -> str:
     """Say how many there are of something."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-@contextlib.contextmanager
-def reported_errors() -> Iterator[Console]:
-    """Turn errors into one line on standard error and exit code 1, and Ctrl-C into 130."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    try:
-        yield console
-    except BrokenPipeError as error:  # whoever read the output has what they wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(0) from error
-    except (PplxVectorStoreError, OSError) as error:
-        notes = getattr(error, "__notes__", [])
-        message = " ".join(" ".join([str(error), *notes]).split())
-        console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        console.print(
-            "interrupted: what was written stays usable; run the same command again to complete it", soft_wrap=True
-        )
-        raise typer.Exit(130) from error
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if os.environ.get(_DEBUG):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"error: unexpected {reason} (set {_DEBUG}=1 to see where)"
-        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error

@@ -6,10 +6,12 @@ import codecs
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pplx_vectorstore.documents import Document, is_blank
+from pplx_vectorstore.documents import Chunk, Document, is_blank
 from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, UnreadableFileError
 
 FORMATS = {
@@ -34,6 +36,11 @@ FORMATS = {
     ".tsx": "tsx",
 }
 """How a file of each suffix is cut; others that hold text are cut as text."""
+
+# What is recorded of a file: the document's id again, the folder that it is relative to, and a chunk's first line.
+SOURCE_KEY = "source"
+ROOT_KEY = "root"
+LINE_KEY = "line"
 
 _HTML_SUFFIXES = {".htm", ".html", ".xhtml"}
 _PDF_SUFFIX = ".pdf"
@@ -72,17 +79,18 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, skip: Path | None = N
                 yield file
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, root: Path | None = None) -> Document:
     """Read a file.
 
     Args:
         path: Markdown, reStructuredText, text or source code (UTF-8, or UTF-16 with a byte order mark),
             HTML (extra ``html``; turned into Markdown) or PDF (extra ``pdf``; its text layer).
+        root: The folder that the document's id is relative to, as `name_file` says.
 
     Returns:
-        A document whose id, also under ``metadata["source"]``, is the path relative to the current
-        folder, or absolute where the file is not below it; with forward slashes. An HTML page's title
-        is under ``metadata["title"]``.
+        A document whose id, also under ``metadata["source"]``, is from `name_file`. The root is under
+        ``metadata["root"]``: of an absolute id, that of the file system. An HTML page's title is under
+        ``metadata["title"]``.
 
     Raises:
         UnreadableFileError: The file is binary, broken, holds no text, or needs an extra.
@@ -109,36 +117,71 @@ def read_document(path: Path) -> Document:
         raise UnreadableFileError(str(error)) from error
     if is_blank(text):
         raise UnreadableFileError("holds no text (a scan?)" if suffix == _PDF_SUFFIX else "holds no text")
-    document_id = name_file(path)
-    metadata = {"source": document_id} if title is None else {"source": document_id, "title": title}
-    return Document(id=document_id, text=text, metadata=metadata, format=style)
+    document_id = name_file(path, root)
+    metadata = {SOURCE_KEY: document_id, ROOT_KEY: as_text(root_of(path, root))}
+    return Document(
+        id=document_id, text=text, metadata=metadata if title is None else {**metadata, "title": title}, format=style
+    )
 
 
-def name_file(path: Path) -> str:
-    """Return the document id of a file: its path relative to the current folder, or absolute."""
+def root_of(path: Path, root: Path | None) -> Path:
+    """Return the folder that a file's id is relative to: `root` if it holds the file, else the file system's."""
     resolved = path.resolve()
-    here = Path.cwd()
-    named = resolved.relative_to(here) if resolved.is_relative_to(here) else resolved
-    # A file name may hold bytes that are no UTF-8; an id may not.
-    return os.fsencode(named.as_posix()).decode("utf-8", "backslashreplace")
+    holder = None if root is None else root.resolve()
+    return holder if holder is not None and resolved.is_relative_to(holder) else Path(resolved.anchor)
 
 
-def locate_lines(document_id: str, start: int | None, end: int | None, text: str) -> tuple[int, int] | None:
-    """Find the lines of a chunk in its file, if the file still holds it there.
+def name_file(path: Path, root: Path | None = None) -> str:
+    """Return the document id of a file: its path relative to a root, or absolute where that does not hold it.
 
-    Returns:
-        First and last line, counted from 1, or None where the file is gone, changed, or is not text.
+    However the path is spelled, and whatever the current folder is: links are resolved, and slashes are forward.
     """
-    if start is None or end is None:
+    resolved, holder = path.resolve(), root_of(path, root)
+    return as_text(resolved if holder == Path(resolved.anchor) else resolved.relative_to(holder))
+
+
+def possible_names(path: Path) -> list[str]:
+    """Return every id that `name_file` may have given a file, whichever the root was; the absolute one first."""
+    resolved = path.resolve()
+    parts = resolved.relative_to(resolved.anchor).parts
+    return [as_text(resolved), *(as_text(Path(*parts[first:])) for first in range(1, len(parts)))]
+
+
+def locate_file(document_id: str, metadata: Mapping[str, Any]) -> Path | None:
+    """Return the path of the file that a document was read from, or None where it does not say that it was.
+
+    It is as it was recorded, by whoever wrote the store: show it, but do not open it.
+    """
+    root = metadata.get(ROOT_KEY)
+    if metadata.get(SOURCE_KEY) != document_id or not isinstance(root, str):
         return None
-    try:
-        whole = _decode(Path(document_id).read_bytes())
-    except (OSError, ValueError, UnreadableFileError):
-        return None
-    if whole[start:end] != text:
-        return None
-    first = whole.count("\n", 0, start) + 1
-    return first, first + text.count("\n")
+    return Path(root, document_id)
+
+
+def as_text(path: Path) -> str:
+    """Return a path with forward slashes, as valid Unicode: a file's name may hold bytes that are no UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def number_lines(path: Path, text: str, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Note each chunk's first line in the file, counted from 1, as ``metadata["line"]``.
+
+    Args:
+        path: The file. What was made of HTML or PDF has no lines: its chunks stay as they are.
+        text: Its whole text.
+        chunks: Chunks of the text in order, with offsets.
+    """
+    if path.suffix.lower() in {*_HTML_SUFFIXES, _PDF_SUFFIX}:
+        return list(chunks)
+    numbered = []
+    line = 1
+    position = 0
+    for chunk in chunks:
+        start = chunk.start or 0
+        line += text.count("\n", position, start)
+        position = start
+        numbered.append(replace(chunk, metadata={**chunk.metadata, LINE_KEY: line}))
+    return numbered
 
 
 def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:

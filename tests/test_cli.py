@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.cli import app
 
 COMMAND = [str(Path(sys.executable).with_name("pplx-vectorstore"))]
@@ -39,7 +40,7 @@ def corpus(run, tmp_path):
     return run
 
 
-def test_index_search_info_delete(corpus):
+def test_index_search_info_delete(corpus, tmp_path):
     indexed = corpus("index", "docs", *MODEL)
     assert indexed.exit_code == 0, indexed.output
     assert indexed.stdout == "indexed 2 documents, 2 chunks\n.pplx-vectorstore now holds 2 chunks\n"
@@ -56,7 +57,9 @@ def test_index_search_info_delete(corpus):
     hits = json.loads(corpus("search", "What is the sun?", "--json").stdout)
     assert [hit["document_id"] for hit in hits] == ["docs/stars.txt", "docs/cats.md"]
     assert hits[0]["lines"] == [1, 2]
-    assert hits[0]["metadata"] == {"source": "docs/stars.txt"}
+    root = tmp_path.resolve()
+    assert hits[0]["metadata"] == {"source": "docs/stars.txt", "root": root.as_posix(), "line": 1}
+    assert hits[0]["file"] == (root / "docs" / "stars.txt").as_posix()
     assert -1 <= hits[0]["score"] <= 1
 
     facts = json.loads(corpus("info", "--json").stdout)
@@ -104,6 +107,213 @@ def test_only_what_changed_is_embedded_and_prune_removes_what_is_gone(corpus, tm
     refused = corpus("index", "docs", "--prune")  # an unmounted folder looks the same
     assert (refused.exit_code, "--prune would delete all" in refused.stderr) == (1, True)
     assert len(json.loads(corpus("documents", "--json").stdout)) == 4
+
+
+@pytest.fixture
+def opened():
+    """The paths that this process opens from now on."""
+    paths = []
+    is_watching = True
+
+    def watch(event, arguments):
+        if is_watching and event == "open" and isinstance(arguments[0], str):
+            paths.append(arguments[0])
+
+    sys.addaudithook(watch)  # there is no way to remove one
+    yield paths
+    is_watching = False
+
+
+def test_no_path_from_the_store_is_opened(corpus, tmp_path, minilm, opened):
+    (tmp_path / "secret.txt").write_text("The secret word is swordfish.")
+    os.mkfifo(tmp_path / "pipe")  # to open it would hang
+    hostile = ["secret.txt", "pipe", *(str(tmp_path / name) for name in ("secret.txt", "pipe")), "/dev/zero", "\0"]
+    with VectorStore.open(".pplx-vectorstore", encoder=minilm) as store:
+        for number, name in enumerate(hostile):
+            metadata = {"source": name, "root": "/" if number % 2 else str(tmp_path), "line": 1}
+            # As a chunk of the file that it names would be, so that nothing but opening it tells them apart.
+            chunk = Chunk(text="The secret word is swordfish.", start=0, end=29)
+            store.add([Document(id=name, chunks=[chunk], metadata=metadata)])
+            store.add([Document(id=f"./{name}", chunks=[chunk], metadata={"source": f"./{name}"})])
+    opened.clear()
+    shown = corpus("search", "swordfish", "-k", "20", "--full")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("swordfish") == 2 * len(hostile)
+    assert (shown.stdout.count("line 1"), shown.stdout.count("characters 0-29")) == (len(hostile), len(hostile))
+    for command in (["search", "x", "--json"], ["documents"], ["info"], ["index", "docs", "--prune"]):
+        assert corpus(*command).exit_code == 0
+    assert corpus("delete", "pipe").exit_code == 0
+    names = {Path(path).name for path in opened}
+    assert "stars.txt" in names  # it does watch
+    assert not names & {"secret.txt", "pipe", "zero"}
+
+
+def test_lines_are_those_of_the_file_that_was_indexed(corpus, tmp_path):
+    lines = [f"Line {number} is about the number {number}." for number in range(1, 201)]
+    (tmp_path / "docs" / "long.txt").write_bytes("\r\n".join(lines).encode())
+    (tmp_path / "docs" / "page.html").write_text("\n\n<p>A page about nothing.")
+    corpus("index", "docs", *MODEL, "--chunk-tokens", "40")
+    (tmp_path / "docs" / "long.txt").unlink()
+    hits = json.loads(corpus("search", "line 150", "-k", "100", "--json").stdout)
+    found = [hit for hit in hits if hit["document_id"] == "docs/long.txt"]
+    assert len(found) > 20
+    for hit in found:
+        first, last = hit["lines"]
+        assert hit["text"].splitlines() == lines[first - 1 : last]
+    assert [hit["lines"] for hit in hits if hit["document_id"] == "docs/page.html"] == [None]
+
+
+def test_an_index_of_an_older_version_is_not_embedded_again(corpus, tmp_path, minilm):
+    # Ids were relative to the current folder, and nothing told which that was.
+    old = [
+        Document(id=f"docs/{name}", text=(tmp_path / "docs" / name).read_text(), metadata={"source": f"docs/{name}"},
+                 format=kind)
+        for name, kind in (("cats.md", "markdown"), ("stars.txt", "text"))
+    ]  # fmt: skip
+    gone = Document(id="docs/gone.txt", text="Gone.", metadata={"source": "docs/gone.txt"})
+    with VectorStore.open(".pplx-vectorstore", encoder=minilm) as store:
+        store.add([*old, gone])
+    upgraded = corpus("index", "docs", "--prune")
+    assert upgraded.stdout.startswith("nothing to embed; 2 with new metadata\n")
+    hits = json.loads(corpus("search", "the sun", "--json").stdout)
+    assert [hit["lines"] for hit in hits if hit["document_id"] == "docs/stars.txt"] == [[1, 2]]
+    # Whose file that was, nobody knows: another project's documents may be called the same.
+    assert "docs/gone.txt" in corpus("documents").stdout
+    (tmp_path / "docs" / "cats.md").unlink()
+    assert "1 unchanged; 1 deleted" in corpus("index", "docs", "--prune").stdout
+
+    # In an index elsewhere, they are relative to a folder that has to be named.
+    with VectorStore.open(tmp_path / "far" / "index", encoder=minilm) as store:
+        store.add(old[1:])
+    noted = corpus("index", "docs", "--store", "far/index")
+    assert noted.stdout.startswith("indexed 1 document, 1 chunk\n")
+    assert "also holds docs/stars.txt" in noted.stderr
+    assert "--root" in noted.stderr
+    corpus("delete", str(tmp_path / "docs"), "--store", "far/index")
+    named = corpus("index", "docs", "--store", "far/index", "--root", ".")
+    assert named.stdout.startswith("nothing to embed; 1 with new metadata\n")
+    assert named.stderr.count("note") == 0
+
+
+def test_a_file_has_one_id_however_and_from_wherever_it_is_indexed(corpus, tmp_path, monkeypatch):
+    (tmp_path / "docs" / "sub").mkdir()
+    (tmp_path / "docs" / "sub" / "deep.txt").write_text("Deep down.")
+    (tmp_path / "docs" / "photo.jpg").unlink()
+    (tmp_path / "link").symlink_to("docs")
+    (tmp_path / "docs" / "again.txt").symlink_to("stars.txt")
+    store = ["--store", str(tmp_path / ".pplx-vectorstore")]
+    assert corpus("index", "docs/sub", *MODEL, *store).stdout.startswith("indexed 1 document, 1 chunk")
+    assert corpus("index", "docs", *store).stdout.startswith("indexed 2 documents, 2 chunks; 1 unchanged")
+    monkeypatch.chdir(tmp_path / "docs" / "sub")
+    for paths, n in (
+        (["."], 1),
+        (["deep.txt", "../cats.md"], 2),
+        (["../../link"], 3),
+        ([str(tmp_path / "link" / "sub" / ".." / "stars.txt"), ".."], 3),
+    ):
+        again = corpus("index", *paths, "--prune", *store)
+        assert again.stdout.startswith(f"nothing to embed; {n} unchanged\n"), again.output
+    listed = [one["id"] for one in json.loads(corpus("documents", "--json", *store).stdout)]
+    assert listed == ["docs/cats.md", "docs/stars.txt", "docs/sub/deep.txt"]
+    # What is shown can be opened from here, and what is given is found from here.
+    shown = corpus("search", "deep", "-k", "3", *store).stdout
+    assert re.search(r" deep\.txt +Deep", shown)
+    assert re.search(r" \.\./cats\.md +# Cats", shown)
+    assert "docs/sub" not in shown
+    assert "deleted deep.txt" in corpus("delete", "deep.txt", *store).stdout
+    assert [one["id"] for one in json.loads(corpus("documents", "--json", *store).stdout)] == listed[:2]
+
+
+@pytest.mark.parametrize("where", ["folder", "server"])
+def test_two_projects_in_one_store(run, tmp_path, monkeypatch, server, where):
+    store = server.url if where == "server" else str(tmp_path / "far" / "index")
+    for project in ("one", "two"):
+        for name in ("both.txt", f"{project}.txt"):
+            file = tmp_path / project / "docs" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{name} of project {project}.")
+        monkeypatch.chdir(tmp_path / project)
+        assert run("index", "docs", "--store", store, *MODEL).stdout.startswith("indexed 2 documents, 2 chunks\n")
+    for project in ("one", "two"):
+        (tmp_path / project / "docs" / "both.txt").unlink()
+    monkeypatch.chdir(tmp_path / "one")
+    assert run("index", "docs", "--prune", "--store", store).stdout.startswith(
+        "nothing to embed; 1 unchanged; 1 deleted\n"
+    )
+    hits = json.loads(run("search", "project", "--json", "--store", store).stdout)
+    root = tmp_path.resolve()
+    assert {hit["file"]: hit["text"] for hit in hits} == {
+        f"{root}/one/docs/one.txt": "one.txt of project one.",
+        f"{root}/two/docs/both.txt": "both.txt of project two.",
+        f"{root}/two/docs/two.txt": "two.txt of project two.",
+    }
+    assert run("index", "../two/docs", "--prune", "--store", store).stdout.startswith(
+        "nothing to embed; 1 unchanged; 1 deleted\n"
+    )
+
+
+def test_a_project_that_moves_with_its_index_is_not_embedded_again(corpus, tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (tmp_path / "docs").rename(old / "docs")
+    monkeypatch.chdir(old)
+    corpus("index", "docs", *MODEL)
+    old.rename(new)
+    monkeypatch.chdir(new)
+    assert corpus("index", "docs").stdout.startswith("nothing to embed; 2 with new metadata\n")
+    assert "docs/cats.md" in corpus("search", "happy cats", "-k", "1").stdout
+    # A copy, too, becomes a project of its own while the original is there.
+    shutil.copytree(new, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert corpus("index", "docs").stdout.startswith("nothing to embed; 2 with new metadata\n")
+    # Without its documents, the index goes on to know them where they are.
+    (new / ".pplx-vectorstore").rename(tmp_path / "index")
+    monkeypatch.chdir(new)
+    assert corpus("index", "docs", "--store", "../index").stdout.startswith("nothing to embed; 2 unchanged\n")
+    # A folder that is renamed has other documents; the old ones go with what held them, or by name.
+    (new / "docs").rename(new / "manual")
+    assert corpus("index", "manual", "--store", "../index", "--prune").stdout.startswith("indexed 2 documents")
+    assert corpus("index", ".", "--store", "../index", "--prune").stdout.startswith(
+        "nothing to embed; 2 unchanged; 2 del"
+    )
+    (new / "manual").rename(new / "book")
+    assert corpus("delete", "manual", "--store", "../index").stdout == "deleted manual (2 documents)\n"
+    assert corpus("delete", "", "--store", "../index").exit_code == 1  # not all that is here
+
+
+def test_root_makes_ids_that_do_not_depend_on_the_machine(corpus, tmp_path, monkeypatch, server):
+    on_server = ["--store", server.url, "--root", "."]
+    checkouts = [tmp_path / name for name in ("first", "second")]
+    for checkout in checkouts:
+        shutil.copytree(tmp_path / "docs", checkout / "docs")
+    monkeypatch.chdir(checkouts[0])
+    (checkouts[0] / "docs" / "old.txt").write_text("Only in the first.")
+    corpus("index", "docs", *MODEL, *on_server)
+    monkeypatch.chdir(checkouts[1])
+    second = corpus("index", "docs", "--prune", *on_server)
+    assert second.stdout.startswith("nothing to embed; 2 with new metadata\n")
+    assert "first/docs/cats.md and 1 more, by files of the same ids" in second.stderr
+    shutil.rmtree(checkouts[0])
+    pruned = corpus("index", "docs", "--prune", *on_server)
+    assert pruned.stdout.startswith("nothing to embed; 2 unchanged; 1 deleted\n")
+    assert "note" not in pruned.stderr
+    # Once a file has an id, it keeps that, asked for or not.
+    (checkouts[1] / "docs" / "new.txt").write_text("New.")
+    more = corpus("index", "docs", "--store", server.url)
+    assert more.stdout.startswith("indexed 1 document, 1 chunk; 2 unchanged\n")
+    listed = [one["id"] for one in json.loads(corpus("documents", "--json", "--store", server.url).stdout)]
+    assert listed == [f"{checkouts[1].resolve()}/docs/new.txt", "docs/cats.md", "docs/stars.txt"]
+    for root, message in (("docs/sub", "must be a folder"), ("docs", "'.' is not below --root 'docs'")):
+        refused = corpus("index", ".", "--root", root, *MODEL)
+        assert (refused.exit_code, message in refused.stderr) == (1, True)
+
+
+def test_prune_spares_what_it_cannot_look_for(corpus, tmp_path):
+    names = [os.fsdecode(b"caf\xe9.txt"), "x" * 200 + ".txt"]
+    for name in names:
+        (tmp_path / "docs" / name).write_text(f"{len(name)} letters")
+    assert corpus("index", "docs", *MODEL).stdout.startswith("indexed 4 documents")
+    assert corpus("index", "docs", "--prune").stdout.startswith("nothing to embed; 4 unchanged\n")
 
 
 def test_search_options(corpus):

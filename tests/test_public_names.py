@@ -48,6 +48,7 @@ PUBLIC_NAMES = {
 # Imports point from later to earlier; errors stand first.
 ORDER = [
     ["_version", "errors", "coroutines"],
+    ["terminal"],
     ["quantization", "documents", "pooling"],
     ["equal_norms"],
     ["models", "windows", "reports"],
@@ -58,7 +59,7 @@ ORDER = [
     ["engines"],
     ["operations"],
     ["store", "async_store", "display"],
-    ["shared_store"],
+    ["shared_store", "files"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from pplx_vectorstore import Chunk
 from pplx_vectorstore.errors import InvalidInputError, UnreadableFileError
-from pplx_vectorstore.readers import FORMATS, find_files, locate_lines, name_file, read_document
+from pplx_vectorstore.readers import (
+    FORMATS,
+    find_files,
+    locate_file,
+    name_file,
+    number_lines,
+    possible_names,
+    read_document,
+)
 
 
 @pytest.fixture
@@ -49,23 +58,50 @@ def test_a_missing_path_is_refused(here):
 def test_the_suffix_decides_how_a_file_is_cut(here, suffix, format_):
     path = here / f"file{suffix}"
     path.write_bytes("größe\r\nzwei\n".encode())
-    document = read_document(path)
+    document = read_document(path, here)
     assert document.format == format_
     assert document.text == "größe\r\nzwei\n"  # line ends stay, so that offsets are those of the file
-    assert document.id == document.metadata["source"] == f"file{suffix}"
+    assert document.id == f"file{suffix}"
+    assert document.metadata == {"source": f"file{suffix}", "root": here.resolve().as_posix()}
 
 
-def test_a_file_elsewhere_has_an_absolute_id(here, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other") / "x.txt"
-    other.write_text("x")
-    assert name_file(other) == other.resolve().as_posix()
+def test_an_id_is_relative_to_a_root_that_holds_the_file_whatever_the_current_folder(here, monkeypatch):
+    file = here / "project" / "docs" / "a.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("x")
+    (here / "link").symlink_to(file.parent)
+    absolute = file.resolve().as_posix()
+    for folder in (here, file.parent):
+        monkeypatch.chdir(folder)
+        for spelled in (
+            file,
+            Path(os.path.relpath(file)),
+            here / "link" / "a.txt",
+            here / "link" / ".." / "docs/a.txt",
+        ):
+            assert name_file(spelled, here / "project") == "docs/a.txt"
+            assert name_file(spelled, here / "link") == "a.txt"
+            assert name_file(spelled) == name_file(spelled, Path("/")) == absolute
+            assert name_file(spelled, here / "elsewhere") == absolute
+    assert read_document(file, here / "elsewhere").metadata == {"source": absolute, "root": "/"}
+    names = possible_names(here / "link" / "a.txt")
+    assert names[0] == absolute
+    assert {"docs/a.txt", "a.txt", "project/docs/a.txt"} < set(names)
+
+
+def test_where_a_document_was_read_from_is_what_it_says_and_nothing_else():
+    assert locate_file("docs/a.txt", {"source": "docs/a.txt", "root": "/p"}) == Path("/p/docs/a.txt")
+    assert locate_file("/q/a.txt", {"source": "/q/a.txt", "root": "/"}) == Path("/q/a.txt")
+    for metadata in ({}, {"root": "/p"}, {"source": "docs/a.txt"}, {"source": "b", "root": "/p"}, {"source": 1}):
+        assert locate_file("docs/a.txt", metadata) is None
+    assert locate_file("docs/a.txt", {"source": "docs/a.txt", "root": 7}) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such file name")
 def test_a_file_name_that_is_no_utf8_gets_a_usable_id(here):
     path = here / os.fsdecode(b"caf\xe9.txt")
     path.write_text("text")
-    assert read_document(path).id == "caf\\xe9.txt"
+    assert read_document(path, here).id == "caf\\xe9.txt"
 
 
 def test_byte_order_marks_are_understood(here):
@@ -128,7 +164,7 @@ def test_html_becomes_markdown_with_its_title_apart(here):
     )
     document = read_document(here / "page.html")
     assert document.text == "## Cats\n\nThey **purr**."
-    assert document.metadata == {"source": "page.html", "title": "The page"}
+    assert document.metadata == {"source": document.id, "root": "/", "title": "The page"}
     assert document.format == "markdown"
 
 
@@ -150,16 +186,15 @@ def test_a_missing_extra_is_named(here, monkeypatch):
         read_document(here / "page.html")
 
 
-def test_lines_are_found_while_the_file_still_holds_the_chunk(here):
-    text = "one\ntwo\nthree\nfour\n"
-    (here / "f.txt").write_text(text)
-    start = text.index("two")
-    end = text.index("\nfour")
-    assert locate_lines("f.txt", start, end, text[start:end]) == (2, 3)
-    assert locate_lines("f.txt", None, None, "two") is None
-    assert locate_lines("gone.txt", start, end, text[start:end]) is None
-    (here / "f.txt").write_text("changed")
-    assert locate_lines("f.txt", start, end, text[start:end]) is None
+def test_chunks_know_their_first_line(here):
+    text = "one\r\ntwo\n\nthree\nfour"
+    pieces = ["one", "two\n\nthree", "four"]
+    chunks = [Chunk(text=piece, start=text.index(piece), end=text.index(piece) + len(piece)) for piece in pieces]
+    numbered = number_lines(Path("f.txt"), text, chunks)
+    assert [chunk.metadata for chunk in numbered] == [{"line": 1}, {"line": 2}, {"line": 5}]
+    assert [(chunk.text, chunk.start) for chunk in numbered] == [(chunk.text, chunk.start) for chunk in chunks]
+    for name in ("page.HTML", "paper.pdf"):  # the lines are not those of the file
+        assert number_lines(Path(name), text, chunks) == chunks
 
 
 def make_pdf(text):

@@ -1,0 +1,191 @@
+"""Files as documents of a store: which id each has, and which are gone.
+
+A document's metadata says which file it was read from: ``root / source``. A file has one id in a store, however it
+is spelled, from whichever folder it is indexed, alone or within a folder: the one that it has already, or else its
+path relative to the root that is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pplx_vectorstore.documents import Document
+from pplx_vectorstore.errors import UnreadableFileError
+from pplx_vectorstore.points import derive_point_id
+from pplx_vectorstore.readers import (
+    SOURCE_KEY,
+    as_text,
+    locate_file,
+    name_file,
+    number_lines,
+    possible_names,
+    read_document,
+)
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.chunking import Chunker
+    from pplx_vectorstore.documents import StoredChunk
+    from pplx_vectorstore.store import VectorStore
+
+_FILES_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What files are called in a store.
+
+    Attributes:
+        roots: File → the folder that its id is relative to.
+        without_root: Ids of documents of which the store does not know the folder, and which may be some of the
+            new files among these.
+        replaced: Files that are still there, and lose their ids to files among these.
+    """
+
+    roots: Mapping[Path, Path | None]
+    without_root: Sequence[str] = ()
+    replaced: Sequence[Path] = ()
+
+
+def find_names(opened: VectorStore, files: Sequence[Path], root: Path | None) -> Names:
+    """Find the ids that files have in a store, or choose them.
+
+    An id that is relative to the root belongs to the file that is there: what had it before was moved, or copied
+    together with the index, or is another machine's.
+
+    Args:
+        opened: The store.
+        files: The files.
+        root: What the ids of new files are to be relative to; None for absolute ids.
+    """
+    roots: dict[Path, Path | None] = {}
+    holders: dict[str, Path] = {}
+    without_root: set[str] = set()
+    for first in range(0, len(files), _FILES_AT_ONCE):
+        some = files[first : first + _FILES_AT_ONCE]
+        candidates = {file: possible_names(file) for file in some}
+        ids = dict.fromkeys(name for names in candidates.values() for name in names)
+        stored = {chunk.document_id: chunk for chunk in _first_chunks(opened, list(ids))}
+        for file, names in candidates.items():
+            unlocated = []
+            for chunk in (stored[name] for name in names if name in stored):
+                located = locate_file(chunk.document_id, chunk.metadata)
+                if located is None:
+                    if chunk.metadata.get(SOURCE_KEY) == chunk.document_id:
+                        unlocated.append(chunk.document_id)
+                elif located.as_posix() == names[0]:
+                    roots[file] = _root_within(file, chunk.document_id)
+                    break
+                elif chunk.document_id == name_file(file, root):
+                    holders[chunk.document_id] = located
+            else:
+                without_root.update(id_ for id_ in unlocated if id_ != name_file(file, root))
+    kept = {name_file(file, own) for file, own in roots.items()}
+    replaced = []
+    for file in files:
+        if file in roots:
+            continue
+        name = name_file(file, root)
+        roots[file] = None if name in kept else root
+        if name in holders and name not in kept and not _is_gone(holders[name]):
+            replaced.append(holders[name])
+    return Names(roots, sorted(without_root), replaced)
+
+
+class Reading:
+    """Reads files one by one as they are indexed; knows how many there are.
+
+    Args:
+        files: The files.
+        names: Theirs.
+        chunker: Cuts them, so that chunks know their lines.
+        skipped: Receives the files that cannot be read, each with the reason.
+    """
+
+    def __init__(self, files: Sequence[Path], names: Names, chunker: Chunker, skipped: list[tuple[Path, str]]) -> None:
+        self._files = files
+        self._names = names
+        self._chunker = chunker
+        self._skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[Document]:
+        for file in self._files:
+            try:
+                document = read_document(file, self._names.roots[file])
+            except UnreadableFileError as error:
+                self._skipped.append((file, str(error)))
+                continue
+            text = document.text or ""
+            chunks = number_lines(file, text, self._chunker.split(text, document.format))
+            yield replace(document, text=None, chunks=chunks)
+
+
+def find_gone(opened: VectorStore, paths: Sequence[Path], found: Sequence[Path], root: Path | None) -> list[str]:
+    """Find the documents of files that were indexed from below these paths, and are there no longer.
+
+    Args:
+        opened: The store.
+        paths: Files and folders.
+        found: The files that are there; they need not be looked for.
+        root: What ids are relative to now, as for `find_names`: a file is gone if it is neither there nor where it was.
+    """
+    there = {as_text(file.resolve()) for file in found}
+    below = _is_below(paths)
+    gone = []
+    for document_id, file in _recorded_files(opened):
+        places = {file} if root is None else {file, Path(as_text(root.resolve()), document_id)}
+        if any(below(place) for place in places) and all(
+            place.as_posix() not in there and _is_gone(place) for place in places
+        ):
+            gone.append(document_id)
+    return gone
+
+
+def find_below(opened: VectorStore, path: Path) -> list[str]:
+    """Find the documents that were read from a file, or from the files below a folder, there or not."""
+    is_below = _is_below([path])
+    return [document_id for document_id, file in _recorded_files(opened) if is_below(file)]
+
+
+def _is_below(paths: Sequence[Path]) -> Callable[[Path], bool]:
+    """Return what tells whether a file is one of these, or below one."""
+    above = [Path(as_text(path.resolve())) for path in paths]
+    return lambda file: ".." not in file.parts and any(file.is_relative_to(path) for path in above)
+
+
+def _recorded_files(opened: VectorStore) -> Iterator[tuple[str, Path]]:
+    """Yield the id and the recorded path of every document that was read from a file."""
+    ids = [document.id for document in opened.documents()]
+    for chunk in _first_chunks(opened, ids):
+        file = locate_file(chunk.document_id, chunk.metadata)
+        if file is not None:
+            yield chunk.document_id, file
+
+
+def _root_within(file: Path, document_id: str) -> Path | None:
+    """Return the folder of a file that its id is relative to; not as it was recorded, which may be no path."""
+    named = Path(document_id)
+    return None if named.is_absolute() else file.resolve().parents[len(named.parts) - 1]
+
+
+def _first_chunks(opened: VectorStore, document_ids: Sequence[str]) -> Iterator[StoredChunk]:
+    for first in range(0, len(document_ids), _FILES_AT_ONCE):
+        some = document_ids[first : first + _FILES_AT_ONCE]
+        yield from opened.get([derive_point_id(document_id, 0, opened.tenant) for document_id in some])
+
+
+def _is_gone(file: Path) -> bool:
+    """Tell whether there is surely no such file; one that cannot be looked for is not gone."""
+    try:
+        os.lstat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # no right to look, or no path at all
+        return False
+    return False

@@ -1,0 +1,170 @@
+"""What reaches a terminal: lines, JSON, errors and warnings, without anything that a terminal would obey.
+
+Names, texts, settings and messages come from files, stores, models and servers, which may be anybody's. A terminal
+obeys control characters (it moves the cursor, renames its window, hides lines) and format characters (which turn the
+order of what follows), so that what is shown need not be what is there. Whatever the command line prints passes
+`printable`, and nothing else prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import sys
+import traceback
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pplx_vectorstore.errors import PplxVectorStoreError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Controls (C0, C1, DEL), format characters (bidirectional overrides, invisible ones, tags), lone surrogates, and
+# separators of lines and paragraphs.
+_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Format characters that words of Persian, Indic scripts and emoji are written with, and marks that are seen.
+_WRITTEN = frozenset(
+    "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+)
+_REPLACEMENT = "\ufffd"
+# Set to see where an unexpected error comes from.
+_DEBUG = "PPLX_VECTORSTORE_DEBUG"
+
+
+def printable(text: str, *, multiline: bool = False) -> str:
+    r"""Return a text with U+FFFD for every character that a terminal would obey instead of showing.
+
+    Args:
+        text: Anything.
+        multiline: Whether line ends and tabs stay, as in a text that is shown whole; else they are replaced
+            too, since a line break within a name would let it write lines of its own.
+
+    >>> printable("\x1b[2Jcats\u202e.md\n") == "\ufffd[2Jcats\ufffd.md\ufffd"
+    True
+    """
+    if text.isprintable():
+        return text
+    if not multiline:
+        return "".join(map(_shown, text))
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.replace("\r\n", "\n").split("\n"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _shown(character: str) -> str:
+    is_obeyed = character not in _WRITTEN and unicodedata.category(character) in _OBEYED
+    return _REPLACEMENT if is_obeyed else character
+
+
+def say(line: str) -> None:
+    """Print a line on standard output."""
+    typer.echo(printable(line))
+
+
+def say_json(value: Any) -> None:
+    """Print JSON for programs on standard output; what is not ASCII, and DEL, as escapes."""
+    typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+
+
+def complain(console: Console, line: str, style: str = "") -> None:
+    """Print a line on standard error; white space, line ends too, becomes single spaces."""
+    _print(console, printable(" ".join(line.split())), style)
+
+
+def busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
+    """Show what is being done while the block runs, if there is a terminal."""
+    from rich.text import Text
+
+    return console.status(Text(printable(what))) if console.is_terminal else contextlib.nullcontext()
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "show"):  # wrong usage; typer has the classes of click under no public name
+            raise
+        shown = io.StringIO()
+        error.show(shown)
+        sys.stderr.write(printable(shown.getvalue(), multiline=True))
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[Console]:
+    """Turn errors into one line on standard error and exit code 1, and Ctrl-C into 130."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        with _clean_warnings(console), _clean_logs():
+            yield console
+    except BrokenPipeError as error:  # whoever read the output has what they wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(0) from error
+    except (PplxVectorStoreError, OSError) as error:
+        notes = getattr(error, "__notes__", [])
+        complain(console, f"error: {' '.join([str(error), *notes])}", "red")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        complain(console, "interrupted: what was written stays usable; run the same command again to complete it")
+        raise typer.Exit(130) from error
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            _print(console, printable(traceback.format_exc(), multiline=True), "")
+        reason = f"{type(error).__name__}: {error}"
+        complain(console, f"error: unexpected {reason} (set {_DEBUG}=1 to see where)", "red")
+        raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _clean_warnings(console: Console) -> Iterator[None]:
+    """Print the warnings of the block as lines of ours."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        complain(console, f"warning: {message}", "yellow")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _clean_logs() -> Iterator[None]:
+    """Clean what libraries log within the block, whoever prints it."""
+    make = logging.getLogRecordFactory()
+
+    def make_clean(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make(*arguments, **options)
+        record.msg, record.args = printable(record.getMessage(), multiline=True), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = printable("".join(traceback.format_exception(*record.exc_info)), multiline=True).rstrip()
+        return record
+
+    logging.setLogRecordFactory(make_clean)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+
+
+def _print(console: Console, text: str, style: str) -> None:
+    from rich.text import Text
+
+    # As a Text, so that brackets and colons in it are no markup.
+    console.print(Text(text, style=style), soft_wrap=True)
