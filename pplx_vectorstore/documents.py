@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +48,15 @@ class Chunk:
                 raise InvalidDocumentError(f"{name} of a chunk must be a character offset ≥ 0, not {value!r}")
         if self.start is not None and self.end is not None and self.end < self.start:
             raise InvalidDocumentError(f"a chunk cannot start at {self.start} and end before, at {self.end}")
-        check_metadata(self.metadata)
+        object.__setattr__(self, "metadata", copy_metadata(self.metadata))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """The unit of truth: its chunks are embedded in each other's context, replaced and deleted together.
 
-    Give either `text`, which the store cuts into chunks, or `chunks`.
+    Give either `text`, which the store cuts into chunks, or `chunks`. What is given is copied: a dict, a list or an
+    array may be used again for the next document.
 
     Attributes:
         id: Unique in the collection; adding a document of the same id again replaces it.
@@ -68,8 +69,8 @@ class Document:
             more than 15 digits, or a very large or small one, may miss its last bit.)
         format: How `text` is cut: "text", "markdown", or a programming language such as "python".
         vectors: Ready-made vectors of `chunks`, shape (n_chunks, dimension): int8 codes, stored as
-            they are, or floats, quantized as the store's model is. None to embed with the store's
-            encoder.
+            they are, or floats, quantized as the store's model is; read-only. None to embed with the
+            store's encoder.
     """
 
     id: str
@@ -90,10 +91,11 @@ class Document:
             object.__setattr__(self, "text", clean_text(self.text, f"text of document {self.id!r}"))
         if self.chunks is not None:
             object.__setattr__(self, "chunks", _as_chunks(self.id, self.chunks))
-        check_metadata(self.metadata)
+        object.__setattr__(self, "metadata", copy_metadata(self.metadata))
         if self.vectors is not None:
             n_chunks = None if self.chunks is None else len(self.chunks)
             _check_vectors(self.id, self.vectors, n_chunks)
+            object.__setattr__(self, "vectors", _as_read_only(self.vectors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,10 @@ class EncodedQuery:
     text: str
     codes: npt.NDArray[np.int8] = field(compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.codes, np.ndarray):  # else a search says what it expects
+            object.__setattr__(self, "codes", _as_read_only(self.codes))
+
 
 def check_id(value: object, what: str) -> None:
     """Refuse an id that is not a non-empty string of valid Unicode.
@@ -182,15 +188,15 @@ def is_blank(text: str) -> bool:
     return not text.strip()
 
 
-def check_metadata(metadata: object) -> None:
-    """Refuse metadata that would not come back from JSON as it went in.
+def copy_metadata(metadata: object) -> dict[str, Any]:
+    """Copy metadata, deep; refuse what would not come back from JSON as it went in.
 
     Raises:
         InvalidDocumentError: Names the path of the value and its type.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidDocumentError(f"metadata must be a dict, not {type(metadata).__name__}")
-    _check_json(dict(metadata), "metadata", 0)
+    return cast("dict[str, Any]", _copy_json(dict(metadata), "metadata", 0))
 
 
 def has_lone_surrogate(text: str) -> bool:
@@ -198,33 +204,42 @@ def has_lone_surrogate(text: str) -> bool:
     return not text.isascii() and _LONE_SURROGATE.search(text) is not None
 
 
-def _check_json(value: object, path: str, level: int) -> None:
+def _copy_json(value: object, path: str, level: int) -> object:
     if level > _MOST_LEVELS:
         raise InvalidDocumentError(f"metadata is nested more than {_MOST_LEVELS} levels deep; flatten it")
     if value is None or isinstance(value, bool):
-        return
+        return value
     if isinstance(value, str):
         if has_lone_surrogate(value):
             raise InvalidDocumentError(f"{path} holds a lone surrogate, which cannot be stored as UTF-8")
-    elif isinstance(value, int) and type(value) is int:
+        return str.__str__(value)  # of an enumeration's member, its value
+    if isinstance(value, int) and type(value) is int:
         if not -(2**63) <= value < 2**63:
             raise InvalidDocumentError(f"{path} is {value}, which does not fit 64 bits; store it as a str")
-    elif type(value) is float:
+        return value
+    if type(value) is float:
         if not math.isfinite(value):
             raise InvalidDocumentError(f"{path} is {value}, which JSON cannot hold; leave it out or store None")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_json(item, f"{path}[{index}]", level + 1)
-    elif isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return [_copy_json(item, f"{path}[{index}]", level + 1) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        copied = {}
         for key, item in value.items():
             if not isinstance(key, str) or has_lone_surrogate(key):
                 raise InvalidDocumentError(f"{path} has the key {key!r}; keys must be str of valid Unicode")
-            _check_json(item, f"{path}[{key!r}]", level + 1)
-    else:
-        raise InvalidDocumentError(
-            f"{path} is of type {type(value).__name__}, which would not come back as it is; "
-            "use None, bool, int, float, str, list or dict (dates as isoformat(), tuples as lists)"
-        )
+            copied[str.__str__(key)] = _copy_json(item, f"{path}[{key!r}]", level + 1)
+        return copied
+    raise InvalidDocumentError(
+        f"{path} is of type {type(value).__name__}, which would not come back as it is; "
+        "use None, bool, int, float, str, list or dict (dates as isoformat(), tuples as lists)"
+    )
+
+
+def _as_read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    copied = np.array(array, order="C")
+    copied.setflags(write=False)
+    return copied
 
 
 def _as_chunks(document_id: str, chunks: object) -> tuple[Chunk, ...]:

@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ _NAMESPACE = uuid.UUID("6e1f0a1c-6f4e-5d0b-9a55-70706c785f76")
 _NORM = "norm"
 _OWN_CODES = "own_codes"
 _ROWS_AT_ONCE = 256
+_PIECE = "+"
 _CONTENT_DIGITS = 32
 _METADATA_DIGITS = 16
 
@@ -106,7 +107,12 @@ def hash_of_piece(document_hash: str) -> str:
 
     It is not that of the document, even if those others go: context and numbers are still of a piece.
     """
-    return hashlib.sha256(f"piece {document_hash}".encode()).hexdigest()[: len(document_hash)]
+    return _PIECE + document_hash[len(_PIECE) :]
+
+
+def is_of_piece(document_hash: str) -> bool:
+    """Tell whether chunks of that hash were written beside others of their document."""
+    return document_hash.startswith(_PIECE)
 
 
 @functools.lru_cache(maxsize=16)
@@ -171,23 +177,23 @@ class Vectors(NamedTuple):
         """How many lost more than is left unsaid."""
         return int(np.count_nonzero(self.losses > NOTABLE_LOSS))
 
-    def require_directions(self, document_id: str) -> None:
-        """Refuse vectors of a document, as `refuse_direction` does."""
-        for row in np.flatnonzero(self.losses > MOST_LOSS).tolist():
-            self.refuse_direction(row, document_id, row)
+    def require_directions(self, document_id: str, indexes: Sequence[int]) -> None:
+        """Refuse vectors of a document that would lose too much.
 
-    def refuse_direction(self, row: int, document_id: str, chunk_index: int) -> NoReturn:
-        """Refuse a vector that would lose too much.
+        Args:
+            document_id: Of the document.
+            indexes: Of its chunks.
 
         Raises:
             EncodingError: Names the chunk, and the crest factor that would do.
         """
-        crest_factor = math.ceil(crest_factor_for(self.codes[[row]].astype(np.float64)))
-        raise EncodingError(
-            f"the vector of chunk {chunk_index} of document {document_id!r} has components too far above the others "
-            f"for this collection: stored, its cosine with itself would be {1 - self.losses[row]:.2f}. Make the "
-            f"encoder with crest_factor={crest_factor}, and index into a new collection"
-        )
+        for row in np.flatnonzero(self.losses > MOST_LOSS).tolist():
+            crest_factor = math.ceil(crest_factor_for(self.codes[[row]].astype(np.float64)))
+            raise EncodingError(
+                f"the vector of chunk {indexes[row]} of document {document_id!r} has components too far above the "
+                f"others for this collection: stored, its cosine with itself would be {1 - self.losses[row]:.2f}. Make "
+                f"the encoder with crest_factor={crest_factor}, and index into a new collection"
+            )
 
     def part(self, first: int, stop: int) -> Vectors:
         """Return those of some chunks."""
@@ -278,35 +284,33 @@ def iter_points(
 
 
 def copy_points(
-    payloads: Sequence[Mapping[str, Any]], codes: Codes, squared_norm: int, tenant: str | None
+    payloads: Sequence[Mapping[str, Any]], vectors: Vectors, tenant: str | None
 ) -> Iterator[models.PointStruct]:
     """Make points of stored ones, for another collection or tenant.
 
     Args:
         payloads: As stored.
-        codes: int8, shape (n_payloads, dimension), as `read_codes` returns them.
-        squared_norm: Of the other collection.
+        vectors: Of the chunks, from `equalize_codes` for the other collection.
         tenant: Whose they are to be.
 
     Raises:
-        AlignmentError: The numbers of payloads and codes differ.
-        EncodingError: A vector cannot be brought to the norm without bending its direction.
+        AlignmentError: The numbers of payloads and vectors differ.
     """
-    if len(payloads) != len(codes):
-        raise AlignmentError(f"{len(codes)} vectors for {len(payloads)} chunks")
-    (vectors,) = equalize_codes([codes], squared_norm)
-    for row in np.flatnonzero(vectors.losses > MOST_LOSS).tolist():
-        vectors.refuse_direction(row, payloads[row]["document_id"], payloads[row]["chunk_index"])
+    if len(payloads) != len(vectors.codes):
+        raise AlignmentError(f"{len(vectors.codes)} vectors for {len(payloads)} chunks")
     for stored, (vector, fields) in zip(payloads, vectors.rows(), strict=True):
         payload = {name: value for name, value in stored.items() if name not in _OF_STORAGE} | fields
         if tenant is not None:
             payload[TENANT_FIELD] = tenant
-        own_id = payload.get("id")
-        if own_id is None:
-            point_id = derive_point_id(payload["document_id"], payload["chunk_index"], tenant)
-        else:
-            point_id = point_id_of(own_id, tenant)
-        yield _point(point_id, vector, payload)
+        yield _point(stored_point_id(payload, tenant), vector, payload)
+
+
+def stored_point_id(payload: Mapping[str, Any], tenant: str | None) -> str:
+    """Return the id that the point of a payload has as a tenant's."""
+    own_id = payload.get("id")
+    if own_id is None:
+        return derive_point_id(payload["document_id"], payload["chunk_index"], tenant)
+    return point_id_of(own_id, tenant)
 
 
 def point_bytes(point: models.PointStruct) -> int:

@@ -216,6 +216,11 @@ def _create_field_index(ask, message):
 
 
 def _upsert(ask, message):
+    ask("PUT", "/points", _points(message))
+    return _UPDATED
+
+
+def _points(message):
     points = [
         {
             "id": GrpcToRest.convert_point_id(point.id),
@@ -224,8 +229,7 @@ def _upsert(ask, message):
         }
         for point in message.points
     ]
-    ask("PUT", "/points", {"points": points})
-    return _UPDATED
+    return {"points": points}
 
 
 def _delete(ask, message):
@@ -240,7 +244,12 @@ def _update_batch(ask, message):
 
 
 def _update(operation):
-    if operation.WhichOneof("operation") != "set_payload":
+    kind = operation.WhichOneof("operation")
+    if kind == "upsert":
+        return {"upsert": _points(operation.upsert)}
+    if kind == "delete_points":
+        return {"delete": _dump(GrpcToRest.convert_points_selector(operation.delete_points.points))}
+    if kind != "set_payload":
         raise ValueError(f"not served in a batch: {operation}")
     change = operation.set_payload
     # Not by way of a model, from whose dump null values would be missing.

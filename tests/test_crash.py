@@ -76,10 +76,10 @@ sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
 from pplx_vectorstore import VectorStore
 from pplx_vectorstore.engines import edge
-from pplx_vectorstore.operations import write
+from pplx_vectorstore.operations import replace, write
 
 write._GROUP_DOCUMENTS = 5
-write._UPSERT_POINTS = 4
+replace._UPSERT_POINTS = 4
 edge._MOST_UNINDEXED = 20
 edge._SHARE_WHILE_WRITING = 0.05
 

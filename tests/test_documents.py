@@ -87,8 +87,14 @@ class TestDocument:
 class TestVectors:
     @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float32, np.float64])
     def test_of_the_chunks_are_kept(self, dtype):
-        vectors = np.ones((2, 8), dtype)
-        assert Document(id="d", chunks=["a", "b"], vectors=vectors).vectors is vectors
+        vectors = np.arange(16).astype(dtype).reshape(2, 8)[:, ::-1]
+        document = Document(id="d", chunks=["a", "b"], vectors=vectors)
+        kept = vectors.copy()
+        vectors[:] = 0
+        np.testing.assert_array_equal(document.vectors, kept)
+        assert document.vectors.dtype == dtype
+        with pytest.raises(ValueError, match="read-only"):
+            document.vectors[0, 0] = 1
 
     @pytest.mark.parametrize("shape", [(1, 8), (3, 8), (0, 8)])
     def test_number_must_match(self, shape):

@@ -19,7 +19,7 @@ from pplx_vectorstore.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from pplx_vectorstore.operations import write
+from pplx_vectorstore.operations import replace, write
 from pplx_vectorstore.points import join_metadata
 
 N_RUNS = 5  # on each client
@@ -56,7 +56,7 @@ def short_waits(monkeypatch):
 def small_requests(monkeypatch):
     """Groups of few documents and upserts of few points, so that a few documents take many requests."""
     monkeypatch.setattr(write, "_GROUP_DOCUMENTS", 4)
-    monkeypatch.setattr(write, "_UPSERT_POINTS", 4)
+    monkeypatch.setattr(replace, "_UPSERT_POINTS", 4)
 
 
 class Dealt:

@@ -32,7 +32,7 @@ from pplx_vectorstore.errors import (
     StoreClosedError,
     StoreNotFoundError,
 )
-from pplx_vectorstore.operations import write
+from pplx_vectorstore.operations import replace, write
 from pplx_vectorstore.points import derive_point_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -609,7 +609,7 @@ def test_groups_before_a_failure_are_written_whole(new_store):
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_a_document_of_more_chunks_than_one_upsert(new_store, rng, extra):
-    n_chunks = 2 * write._UPSERT_POINTS + extra
+    n_chunks = 2 * replace._UPSERT_POINTS + extra
     codes = random_codes(rng, n_chunks, 64)
     store = new_store()
     store.add([Document(id="d", chunks=[f"{i}" for i in range(n_chunks)], vectors=codes)])

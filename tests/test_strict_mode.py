@@ -112,8 +112,12 @@ class StrictMode:
             self._filter(collection, body.get("filter"), "update")
         elif verb == "/points/batch":
             for operation in body["operations"]:
-                assert list(operation) == ["set_payload"], "no other operation is checked here"
-                self._filter(collection, operation["set_payload"].get("filter"), "update")
+                ((kind, inner),) = operation.items()
+                if kind == "upsert":
+                    self._limit(len(inner["points"]), "upsert_max_batchsize", "upsert limit")
+                else:
+                    assert kind in ("set_payload", "delete"), f"{kind} is not checked"
+                    self._filter(collection, inner.get("filter"), "update")
         else:  # retrieving by ids has no limit
             assert verb in ("", "/exists", "/index", "/points"), f"{method} {verb} is not checked"
 

@@ -8,7 +8,7 @@ from qdrant_client import models
 
 from pplx_vectorstore import Chunk, Document, StoredDocument, SyncReport, VectorStore
 from pplx_vectorstore.errors import DuplicateDocumentError, EncodingError, InvalidDocumentError, InvalidInputError
-from pplx_vectorstore.operations import write
+from pplx_vectorstore.operations import replace, write
 from pplx_vectorstore.points import derive_point_id
 
 
@@ -139,13 +139,11 @@ def test_what_an_interrupted_write_left_is_completed(new_store, state, left, mon
     store.sync(before)
     points = type(store._session.points)
 
-    async def fail(*arguments, **options):
-        raise RuntimeError("killed")
-
     send, set_payloads = points.upsert, points.set_payloads
+    monkeypatch.setattr(replace, "_UPSERT_POINTS", 3 if left == "half" else 256)
 
-    async def some(self, batch):
-        await send(self, batch[: len(batch) // 2])
+    async def without_deleting(self, batch, *, stale=None):
+        await send(self, batch)
         raise RuntimeError("killed")
 
     async def some_labels(self, changes):
@@ -156,17 +154,15 @@ def test_what_an_interrupted_write_left_is_completed(new_store, state, left, mon
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        if left == "half":
-            patched.setattr(points, "upsert", some)
-        elif left == "mixed":
-            patched.setattr(points, "delete", fail)
+        if left != "labels":
+            patched.setattr(points, "upsert", without_deleting)
         else:
             patched.setattr(points, "set_payloads", some_labels)
         with pytest.raises(RuntimeError, match="killed"):
             store.sync(after)
     (listed,) = store.documents()
-    if left != "labels":
-        assert listed.chunks != 6
+    assert (listed.chunks, listed.chunk_count) == {"half": (9, 6), "mixed": (6, 6), "labels": (9, 9)}[left]
+    assert {chunk.chunk_index for chunk in store.chunks()} == set(range(listed.chunks))
     report = store.sync(after)
     assert report.unchanged_documents == 0
     undisturbed = new_store(collection="other")
@@ -179,31 +175,22 @@ def test_another_writers_new_version_is_never_deleted(new_store, monkeypatch):
     store = new_store(collection="c")
     store.add([Document(id="d", chunks=["old 0", "old 1", "old 2"])])
     points = type(store._session.points)
-    delete = points.delete
-
-    async def delete_late(self, condition):
-        await write.add(
-            store._session, [Document(id="d", chunks=["theirs 0", "theirs 1"])], replace=True, progress=False
-        )
-        await delete(self, condition)
-
-    class Unlocked:
-        async def __aenter__(self):
-            return None
-
-        async def __aexit__(self, *error):
-            return None
-
-    monkeypatch.setattr(store._session, "write_lock", Unlocked())  # another process has a lock of its own
+    upsert = points.upsert
     called = []
 
-    async def once(self, condition):
+    async def interrupted(self, batch, *, stale=None):
         if called:
-            return await delete(self, condition)
-        called.append(condition)
-        return await delete_late(self, condition)
+            await upsert(self, batch, stale=stale)
+            return
+        called.append(stale)
+        await upsert(self, batch)
+        theirs = [Document(id="d", chunks=["theirs 0", "theirs 1"])]
+        await write.add(store._session, theirs, replace=True, progress=False)
+        await self.delete(stale)
 
-    monkeypatch.setattr(points, "delete", once)
+    # Another process has a lock of its own.
+    monkeypatch.setattr(points, "writing", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(points, "upsert", interrupted)
     store.add([Document(id="d", chunks=["ours 0", "ours 1"])])
     assert [chunk.text for chunk in store.get([derive_point_id("d", i) for i in range(3)])] == ["theirs 0", "theirs 1"]
 
@@ -218,7 +205,7 @@ def test_metadata_is_never_written_to_another_writers_content(new_store, state, 
         changes = list(changes)
         with monkeypatch.context() as unpatched:
             unpatched.setattr(points, "set_payloads", set_payloads)
-            unpatched.setattr(store._session, "write_lock", contextlib.nullcontext())
+            unpatched.setattr(points, "writing", lambda self: contextlib.nullcontext())
             await write.add(
                 store._session, [Document(id="d", chunks=["theirs", "new"], metadata={})], replace=True, progress=False
             )
@@ -319,16 +306,26 @@ def test_a_document_without_its_first_chunk_is_listed_too(new_store):
     assert store.sync(corpus(6)).documents == 2
 
 
-def test_a_document_with_two_first_chunks_is_listed_once(new_store, monkeypatch):
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_a_document_with_two_first_chunks_is_listed_once(new_store, monkeypatch, n):
     store = new_store()
     store.add([Document(id="d", chunks=[Chunk(text="a", id="old"), Chunk(text="b", id="older")])])
     points = type(store._session.points)
+    upsert = points.upsert
 
-    async def fail(self, condition):
+    async def without_deleting(self, batch, *, stale=None):
+        await upsert(self, batch)
         raise RuntimeError("killed")
 
+    new = [Document(id="d", chunks=[Chunk(text=text, id=f"new-{text}") for text in "abcd"[:n]])]
     with monkeypatch.context() as patched:
-        patched.setattr(points, "delete", fail)
+        patched.setattr(points, "upsert", without_deleting)
         with pytest.raises(RuntimeError, match="killed"):
-            store.add([Document(id="d", chunks=[Chunk(text="a", id="new"), Chunk(text="b", id="newer")])])
-    assert [(document.id, document.chunks) for document in store.documents()] == [("d", 4)]
+            store.add(new)
+    assert store.count() == 2 + n
+    (listed,) = store.documents()
+    assert listed.chunks == listed.chunk_count
+    texts = [chunk.text for chunk in store.chunks()]
+    assert sorted(texts) == sorted("ab" if listed.chunks == 2 else "abcd"[:n])
+    assert store.sync(new).documents == 1
+    assert store.count() == n

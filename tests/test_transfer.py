@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pplx_vectorstore import Chunk, Document, VectorStore
+from pplx_vectorstore import Chunk, Document, VectorStore, parquet
 from pplx_vectorstore.errors import DuplicateDocumentError, InvalidInputError, MissingExtraError, SchemaMismatchError
-from pplx_vectorstore.operations import transfer
+from pplx_vectorstore.operations import documents
 
 UMASK = os.umask(0)
 os.umask(UMASK)
@@ -49,7 +49,8 @@ def state(read_points):
 
 
 def test_a_store_goes_through_parquet_unchanged(new_store, state, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "_ROWS", 7)
+    monkeypatch.setattr(documents, "_POINTS", 7)
+    monkeypatch.setattr(parquet, "_ROWS", 7)
     store = new_store(collection="from")
     store.add(corpus())
     file = tmp_path / "all.parquet"

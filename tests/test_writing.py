@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
-from pplx_vectorstore.operations import write
+from pplx_vectorstore.operations import replace, write
 
 
 def documents(n, chunks=1, text="x"):
@@ -39,7 +39,7 @@ class Gauge:
 
 
 def test_requests_are_bounded_in_bytes_and_in_points(server, hash_encoder, monkeypatch):
-    monkeypatch.setattr(write, "_UPSERT_BYTES", 50_000)
+    monkeypatch.setattr(replace, "_UPSERT_BYTES", 50_000)
     with VectorStore.connect(server.url, encoder=hash_encoder(64)) as store:
         long_texts = [Document(id=f"long{i}", chunks=["ü" * 3000] * 5) for i in range(10)]
         store.add([*documents(300, 3), *long_texts])
@@ -54,7 +54,7 @@ def test_requests_are_bounded_in_bytes_and_in_points(server, hash_encoder, monke
 
 
 def test_a_chunk_above_the_bound_goes_alone(server, hash_encoder, monkeypatch):
-    monkeypatch.setattr(write, "_UPSERT_BYTES", 5_000)
+    monkeypatch.setattr(replace, "_UPSERT_BYTES", 5_000)
     with VectorStore.connect(server.url, encoder=hash_encoder(64)) as store:
         store.add([Document(id="d", chunks=["small", "y" * 20_000, "small too"])])
         assert store.count() == 3
@@ -62,7 +62,7 @@ def test_a_chunk_above_the_bound_goes_alone(server, hash_encoder, monkeypatch):
 
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_as_many_upserts_as_asked_for_are_under_way_at_once(server, hash_encoder, monkeypatch, parallel):
-    monkeypatch.setattr(write, "_UPSERT_POINTS", 10)
+    monkeypatch.setattr(replace, "_UPSERT_POINTS", 10)
     gauge = Gauge(server.client, "upsert", 0.05)
     monkeypatch.setattr(server.client, "upsert", gauge)
     with VectorStore.connect(server.url, encoder=hash_encoder(64), parallel=parallel) as store:
@@ -73,7 +73,7 @@ def test_as_many_upserts_as_asked_for_are_under_way_at_once(server, hash_encoder
 
 
 def test_parallel_upserts_of_an_async_store(server, hash_encoder, monkeypatch, run_async):
-    monkeypatch.setattr(write, "_UPSERT_POINTS", 10)
+    monkeypatch.setattr(replace, "_UPSERT_POINTS", 10)
     gauge = Gauge(server.client, "upsert", 0.05)
     monkeypatch.setattr(server.client, "upsert", gauge)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import Retries
+from pplx_vectorstore.engines.turns import TurnLock
 
 T = TypeVar("T")
 
@@ -36,15 +38,11 @@ class Calls(Protocol):
         ...
 
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Begin work beside the caller's; await the result, once, to have its value or its error."""
+        """Begin work beside the caller's; await the result to have its value or its error."""
         ...
 
-    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock for ``async with``, reusable."""
-        ...
-
-    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Within the block, if `now`, requests that fail are not tried again."""
+    def hold(self, lock: TurnLock) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wait for a lock, and hold it within the block."""
         ...
 
 
@@ -86,18 +84,21 @@ class BlockingCalls:
 
         if self._threads:
             # A thread of its own: work waits for work it has started, which a full pool would never begin.
-            threading.Thread(target=complete, name="pplx-vectorstore").start()
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(complete,), name="pplx-vectorstore").start()
         else:
             complete()
         return _Result(future)
 
-    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock of threads."""
-        return _Lock()
-
-    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Within the block, if `now`, requests that fail are not tried again."""
-        return self._retries.giving_up(now)
+    @contextlib.asynccontextmanager
+    async def hold(self, lock: TurnLock) -> AsyncIterator[None]:
+        """Block until the lock is had."""
+        turn = lock.ask()
+        try:
+            turn.result()
+            yield
+        finally:
+            lock.leave(turn)
 
 
 _turns: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
@@ -139,16 +140,18 @@ class AsyncCalls:
         return await asyncio.to_thread(function, *arguments, **options)
 
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Begin work as a task."""
-        return asyncio.ensure_future(work)
+        """Begin work as a task, which goes on where its awaiter is cancelled."""
+        return _Unbroken(asyncio.ensure_future(work))
 
-    def make_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return a lock of tasks."""
-        return asyncio.Lock()
-
-    def giving_up(self, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Within the block, if `now`, requests that fail are not tried again."""
-        return self._retries.giving_up(now)
+    @contextlib.asynccontextmanager
+    async def hold(self, lock: TurnLock) -> AsyncIterator[None]:
+        """Await the lock."""
+        turn = lock.ask()
+        try:
+            await asyncio.wrap_future(turn)
+            yield
+        finally:
+            lock.leave(turn)
 
 
 def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:
@@ -164,6 +167,16 @@ async def _next(values: AsyncIterator[T]) -> T:
     return await anext(values)
 
 
+class _Unbroken(Awaitable[T]):
+    """A task that no awaiter's cancellation ends; it may be awaited again."""
+
+    def __init__(self, task: asyncio.Future[T]) -> None:
+        self._task = task
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.shield(self._task).__await__()
+
+
 class _Result(Awaitable[T]):
     """A result that is waited for by blocking."""
 
@@ -173,16 +186,3 @@ class _Result(Awaitable[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self._future.result()
         yield  # makes this a generator, which is what awaiting needs
-
-
-class _Lock:
-    """A thread lock behind ``async with``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    async def __aenter__(self) -> None:
-        self._lock.acquire()
-
-    async def __aexit__(self, *error: object) -> None:
-        self._lock.release()

@@ -202,10 +202,18 @@ class EdgeClient:
         self._shard(collection_name).write(operation, moved=len(points))
 
     def batch_update_points(
-        self, collection_name: str, update_operations: Sequence[models.SetPayloadOperation]
+        self,
+        collection_name: str,
+        update_operations: Sequence[models.UpsertOperation | models.DeleteOperation | models.SetPayloadOperation],
     ) -> None:
-        """Set payload fields of several lots of points."""
+        """Write points, delete some by filter, or set payload fields of lots of points; one after the other."""
         for operation in update_operations:
+            if isinstance(operation, models.UpsertOperation):
+                self.upsert(collection_name, cast("models.PointsList", operation.upsert).points)
+                continue
+            if isinstance(operation, models.DeleteOperation):
+                self.delete(collection_name, cast("models.FilterSelector", operation.delete))
+                continue
             change = operation.set_payload
             if change.filter is None:
                 self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))

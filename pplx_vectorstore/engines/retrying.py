@@ -6,19 +6,25 @@ although its answer was lost changes nothing when it is repeated.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
+import functools
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pplx_vectorstore.engines.server import describe, secrets_of
 from pplx_vectorstore.errors import (
     InvalidInputError,
+    PplxVectorStoreError,
     ServerError,
     ServerUnavailableError,
     StoreNotFoundError,
     UnsupportedFilterError,
 )
+from pplx_vectorstore.redaction import redact
 
 DEFAULT_RETRIES = 8
 # Seconds. Waits are drawn from 0 to twice the last bound, so that clients do not come back together.
@@ -29,6 +35,33 @@ _REPEATABLE = "What was acknowledged is kept; the same call again completes the 
 # Tries after the first where no connection was ever made.
 _FIRST_CONTACT = 2
 _LONGEST_RETRY_AFTER = 300.0
+# Characters of a server's words in our errors.
+_MOST_WORDS = 500
+
+
+_given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("given up", default=None)
+_GLANCE = 0.1
+
+
+@contextlib.contextmanager
+def operation() -> Iterator[threading.Event]:
+    """Within the block, requests belong to one operation: once the event is set, none of them is tried again.
+
+    Threads and tasks that are begun within belong to it too.
+    """
+    given_up = threading.Event()
+    token = _given_up.set(given_up)
+    try:
+        yield given_up
+    finally:
+        _given_up.reset(token)
+
+
+async def _sleep_unless(given_up: threading.Event, seconds: float) -> None:
+    """Sleep until the event is set, by a glance now and then: whoever sets it may be in another thread."""
+    while seconds > 0 and not given_up.is_set():
+        await asyncio.sleep(min(seconds, _GLANCE))
+        seconds -= _GLANCE
 
 
 class Retries:
@@ -38,25 +71,21 @@ class Retries:
         most: Tries after the first; 0 for none.
         where: Names the server in errors, such as its URL; None for an engine in this process, whose
             errors are passed on as they are.
+        secrets: What no error may hold, though the server's words do.
     """
 
-    def __init__(self, most: int = DEFAULT_RETRIES, *, where: str | None) -> None:
+    def __init__(self, most: int = DEFAULT_RETRIES, *, where: str | None, secrets: Sequence[str] = ()) -> None:
         if not isinstance(most, int) or isinstance(most, bool) or most < 0:
             raise InvalidInputError(f"retries must be a whole number of at least 0, not {most!r}")
         self._most = most
         self._where = where
+        self._secrets = tuple(secrets)
         self._has_answered = False
-        self._given_up = threading.Event()
 
-    @contextlib.contextmanager
-    def giving_up(self, now: bool) -> Iterator[None]:
-        """Within the block, if `now`, nothing is tried again, and waits end."""
-        if now:
-            self._given_up.set()
-        try:
-            yield
-        finally:
-            self._given_up.clear()
+    @classmethod
+    def of(cls, client: Any, most: int = DEFAULT_RETRIES) -> Retries:
+        """Return those of a client's server, or of an engine in this process."""
+        return cls(most, where=describe(client), secrets=secrets_of(client))
 
     def call(
         self, verb: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
@@ -72,14 +101,18 @@ class Retries:
             return function(*arguments, **options)
         from tenacity import Retrying, sleep_using_event
 
-        retrying = Retrying(**self._policy(), sleep=sleep_using_event(self._given_up))
+        given_up = _given_up.get() or threading.Event()
+        retrying = Retrying(**self._policy(given_up), sleep=sleep_using_event(given_up))
         try:
             answer: Any = retrying(function, *arguments, **options)
         except Exception as error:
-            self._translate(verb, error, retrying.statistics["attempt_number"])
-            raise
-        self._has_answered = True
-        return answer
+            ours = self._translate(verb, error, retrying.statistics["attempt_number"])
+            if ours is None:
+                raise
+        else:
+            self._has_answered = True
+            return answer
+        raise ours  # out here, where the client's error, which holds the request and so the key, is no context of it
 
     async def acall(
         self,
@@ -93,16 +126,20 @@ class Retries:
             return await function(*arguments, **options)
         from tenacity import AsyncRetrying
 
-        retrying = AsyncRetrying(**self._policy())
+        given_up = _given_up.get() or threading.Event()
+        retrying = AsyncRetrying(**self._policy(given_up), sleep=functools.partial(_sleep_unless, given_up))
         try:
             answer: Any = await retrying(function, *arguments, **options)
         except Exception as error:
-            self._translate(verb, error, retrying.statistics["attempt_number"])
-            raise
-        self._has_answered = True
-        return answer
+            ours = self._translate(verb, error, retrying.statistics["attempt_number"])
+            if ours is None:
+                raise
+        else:
+            self._has_answered = True
+            return answer
+        raise ours  # out here, where the client's error, which holds the request and so the key, is no context of it
 
-    def _policy(self) -> dict[str, Any]:
+    def _policy(self, given_up: threading.Event) -> dict[str, Any]:
         from tenacity import retry_if_exception, wait_random_exponential
 
         jittered = wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
@@ -116,7 +153,7 @@ class Retries:
             if not self._has_answered and _is_unreachable(state.outcome.exception()):
                 # Patience is for a server that has been there: a mistyped address should be told soon.
                 most = min(most, _FIRST_CONTACT)
-            return self._given_up.is_set() or bool(state.attempt_number > most)
+            return given_up.is_set() or bool(state.attempt_number > most)
 
         return {
             "retry": retry_if_exception(is_temporary),
@@ -125,56 +162,70 @@ class Retries:
             "reraise": True,
         }
 
-    def _translate(self, verb: str, error: Exception, attempts: int) -> None:
-        """Raise our error for a server's; return where it is none."""
-        reason = _reason(error)
+    def _translate(self, verb: str, error: Exception, attempts: int) -> PplxVectorStoreError | None:
+        """Return our error for one of the client's; None for any other."""
+        reason = self._reason(error)
         status = _status(error)
         if is_temporary(error):
             tries = "once" if attempts == 1 else f"{attempts} times"
-            raise ServerUnavailableError(
+            return _refusal(
+                ServerUnavailableError,
                 f"{self._where} gave no answer to {verb}, asked {tries}: {reason}. Is the address right and the "
-                f"server up?{' ' + _REPEATABLE if verb in _WRITES else ''}"
-            ) from error
+                f"server up?{' ' + _REPEATABLE if verb in _WRITES else ''}",
+                status,
+            )
         if status is None:
-            self._translate_misfit(verb, error)
-            return
+            return self._translate_misfit(verb, error, reason)
         if "index required" in reason.lower():
-            raise UnsupportedFilterError(
+            return UnsupportedFilterError(
                 f"{self._where} runs in strict mode, which filters by indexed fields only: {reason}. "
                 "Name the field in index_fields when opening the store"
-            ) from error
+            )
         if status in (401, 403):
-            raise ServerError(
+            return _refusal(
+                ServerError,
                 f"{self._where} refused {verb} ({reason}); give an api_key, or set QDRANT_API_KEY, with the "
-                "rights for it"
-            ) from error
+                "rights for it",
+                status,
+            )
         if status == 404:
-            raise StoreNotFoundError(f"{self._where}: {reason}") from error
-        raise ServerError(f"{self._where} refused {verb}: {reason}") from error
+            return StoreNotFoundError(f"{self._where}: {reason}")
+        return _refusal(ServerError, f"{self._where} refused {verb}: {reason}", status)
 
-    def _translate_misfit(self, verb: str, error: Exception) -> None:
-        """Raise our error for a request that could not be sent, or an answer that is none of Qdrant's."""
+    def _translate_misfit(self, verb: str, error: Exception, reason: str) -> PplxVectorStoreError | None:
+        """Return our error for a request that could not be sent, or an answer that is none of Qdrant's."""
         import httpx
         from qdrant_client.http.exceptions import ResponseHandlingException
 
         if type(error).__module__ == "google.protobuf.message":
-            raise InvalidInputError(
+            return InvalidInputError(
                 f"{verb} could not be sent to {self._where} over gRPC, whose messages nest 100 levels deep: "
-                f"{_reason(error)}. Each dict in metadata takes three levels; flatten it, or connect with "
+                f"{reason}. Each dict in metadata takes three levels; flatten it, or connect with "
                 "prefer_grpc=False"
-            ) from error
+            )
         if not isinstance(error, ResponseHandlingException):
-            return
-        if isinstance(error.source, httpx.LocalProtocolError):
-            # Without its cause, which quotes the header, and so the api_key.
-            raise InvalidInputError(
+            return None
+        if isinstance(error.source, (httpx.LocalProtocolError, UnicodeEncodeError)):
+            # Without its words, which quote the header, and so the api_key.
+            return InvalidInputError(
                 f"{verb} could not be sent to {self._where}: a header is malformed. Does the api_key begin or end "
                 "with white space, such as the line end of a file?"
-            ) from None
-        raise ServerError(
-            f"{self._where} gave an answer to {verb} that is not understood: {_reason(error)}. Is this the address "
-            "of a Qdrant server?"
-        ) from error
+            )
+        return ServerError(
+            f"{self._where} gave an answer to {verb} that is not understood: {reason}. Is this the address of a Qdrant "
+            "server?"
+        )
+
+    def _reason(self, error: BaseException) -> str:
+        """Return what went wrong in one line, without secrets: the server's own words where there are any."""
+        status, text = _words(error)
+        return f"{status}{' '.join(redact(text, self._secrets).split())[:_MOST_WORDS]}".strip()
+
+
+def _refusal(kind: type[ServerError], message: str, status: int | None) -> ServerError:
+    error = kind(message)
+    error.status = status
+    return error
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -218,8 +269,9 @@ def _is_unreachable(error: BaseException | None) -> bool:
 
 def is_conflict(error: BaseException) -> bool:
     """Tell whether what was to be created exists already."""
-    cause = error.__cause__
-    return cause is not None and (_status(cause) == 409 or "already exists" in _reason(cause))
+    if not isinstance(error, ServerError) or error.status is None:
+        return False
+    return error.status == 409 or "already exists" in str(error)
 
 
 def _retry_after(error: BaseException | None) -> float:
@@ -258,19 +310,18 @@ def _grpc_code(error: BaseException) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _reason(error: BaseException) -> str:
-    """Return what went wrong in one line: the server's own words where there are any."""
+def _words(error: BaseException) -> tuple[str, str]:
+    """Return what to name before an error's words, and these."""
     content = getattr(error, "content", None)
     if content:
         try:
-            answer = json.loads(content)
-            text = answer["status"]["error"]
+            text = json.loads(content)["status"]["error"]
         except (ValueError, KeyError, TypeError):
-            text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        return f"{getattr(error, 'status_code', '')} {' '.join(str(text).split())[:500]}".strip()
+            text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+        return f"{getattr(error, 'status_code', '')} ", str(text)
     details = getattr(error, "details", None)
     if callable(details):
-        return f"{_grpc_code(error)} {details()}"
+        return f"{_grpc_code(error)} ", str(details())
     source = getattr(error, "source", error)
-    text = " ".join(str(source).split())[:500]
-    return f"{type(source).__name__}: {text}" if text else type(source).__name__
+    text = str(source).strip()
+    return f"{type(source).__name__}{': ' if text else ''}", text

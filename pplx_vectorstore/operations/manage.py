@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from qdrant_client import models
@@ -10,10 +11,11 @@ from qdrant_client import models
 from pplx_vectorstore.collection import LOSS_FIELD
 from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.filters import is_empty
 from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.documents import document_pages, read_documents
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import possible_point_ids, read_chunk, read_codes
-from pplx_vectorstore.query import build_filter, is_empty
 from pplx_vectorstore.reports import StoredDocument
 
 FilterLike = models.Filter | Mapping[str, Any] | None
@@ -21,8 +23,6 @@ FilterLike = models.Filter | Mapping[str, Any] | None
 _CONDITION_SIZE = 500
 BENT = models.Filter(must=[models.FieldCondition(key=LOSS_FIELD, range=models.Range(gt=0))])
 """Matches chunks whose stored direction lost more than 0.001 of cosine."""
-
-_FIRST = models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
 
 
 async def get(session: Session, ids: Sequence[str], *, with_codes: bool) -> list[StoredChunk]:
@@ -32,7 +32,9 @@ async def get(session: Session, ids: Sequence[str], *, with_codes: bool) -> list
         [point_id for options in wanted for point_id in options], with_codes=with_codes
     )
     found = [next((by_id[option] for option in options if option in by_id), None) for options in wanted]
-    return [_read(session, record, with_codes=with_codes) for record in found if record is not None]
+    return await session.calls.run(
+        _read_all, session, [record for record in found if record is not None], with_codes=with_codes
+    )
 
 
 async def delete(
@@ -52,7 +54,7 @@ async def delete(
     if document_ids is not None:
         return await delete_documents(session, _as_ids(document_ids, "document_ids"))
     if filter is not None:
-        condition = build_filter(filter)
+        condition = session.points.condition(filter, to_delete=True)
         if condition is None or is_empty(condition):
             raise InvalidInputError("an empty filter would delete every chunk; say what to delete")
         return await _delete(session, [condition])
@@ -76,40 +78,32 @@ async def delete_documents(session: Session, document_ids: Sequence[str]) -> int
 
 async def count(session: Session, filter: FilterLike) -> int:  # noqa: A002
     """Count chunks."""
-    return await session.points.count(build_filter(filter))
+    return await session.points.count(session.points.condition(filter))
 
 
-async def read_chunks(session: Session, filter: FilterLike, *, with_codes: bool) -> AsyncIterator[StoredChunk]:  # noqa: A002
+def read_chunks(session: Session, filter: FilterLike, *, with_codes: bool) -> AsyncIterator[StoredChunk]:  # noqa: A002
     """Yield the chunks that match, in no order."""
-    async for page in session.points.scroll(build_filter(filter), with_codes=with_codes):
-        for record in page:
-            yield _read(session, record, with_codes=with_codes)
+    return _read_chunks(session, session.points.condition(filter), with_codes=with_codes)
+
+
+async def _read_chunks(
+    session: Session, condition: models.Filter | None, *, with_codes: bool
+) -> AsyncIterator[StoredChunk]:
+    if condition is None:
+        async for documents in read_documents(session, with_codes=with_codes):
+            for chunk in await session.calls.run(_read_all, session, chain(*documents), with_codes=with_codes):
+                yield chunk
+        return
+    async for page in session.points.scroll(condition, with_codes=with_codes):
+        for chunk in await session.calls.run(_read_all, session, page, with_codes=with_codes):
+            yield chunk
 
 
 async def list_documents(session: Session) -> AsyncIterator[StoredDocument]:
-    """Yield every document once, in no order, told by its first chunk."""
-    irregular: set[str] = set()
-    n_listed = 0
-    async for chunk_counts in _chunk_counts(session, _FIRST):
-        stored = await _stored_chunks(session, chunk_counts)
-        for document_id, chunk_count in chunk_counts.items():
-            n = stored.get(document_id, 0)
-            if n != chunk_count:  # an interrupted write may have left two first chunks
-                if document_id in irregular:
-                    continue
-                irregular.add(document_id)
-            n_listed += n
-            yield StoredDocument(id=document_id, chunks=n, chunk_count=chunk_count)
-    if n_listed == await session.points.count():
-        return
-    # Or it may have left none.
-    async for chunk_counts in _chunk_counts(session, models.Filter(must_not=_FIRST.must)):
-        with_first = await _stored_chunks(session, chunk_counts, also=_FIRST)
-        headless = {id_: n for id_, n in chunk_counts.items() if id_ not in with_first and id_ not in irregular}
-        stored = await _stored_chunks(session, headless)
-        for document_id, chunk_count in headless.items():
-            irregular.add(document_id)
-            yield StoredDocument(id=document_id, chunks=stored.get(document_id, 0), chunk_count=chunk_count)
+    """Yield every document once, in no order."""
+    async for page in document_pages(session):
+        for document in page:
+            yield document
 
 
 async def optimize(session: Session) -> None:
@@ -118,34 +112,9 @@ async def optimize(session: Session) -> None:
         await session.calls("optimize", session.points.collection)
 
 
-async def _chunk_counts(session: Session, condition: models.Filter) -> AsyncIterator[dict[str, int]]:
-    """Yield, page by page, the documents of matching points and how many chunks they say they have."""
-    fields = ["document_id", "chunk_count"]
-    async for page in session.points.scroll(condition, with_payload=fields, page=_condition_size(session)):
-        chunk_counts: dict[str, int] = {}
-        for record in page:
-            payload = record.payload or {}
-            chunk_counts[payload["document_id"]] = max(
-                payload["chunk_count"], chunk_counts.get(payload["document_id"], 0)
-            )
-        yield chunk_counts
-
-
-async def _stored_chunks(
-    session: Session, documents: Collection[str], also: models.Filter | None = None
-) -> dict[str, int]:
-    """Count the points of each of these documents, all or those that match."""
-    if not documents:
-        return {}
-    condition = field_any("document_id", list(documents))
-    if also is not None:
-        condition = models.Filter(must=[condition, also])
-    return await session.points.facet("document_id", condition, len(documents))
-
-
 async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
     total = 0
-    async with session.write_lock:
+    async with session.points.writing():
         for condition in conditions:
             n = await session.points.count(condition)
             if n:
@@ -154,6 +123,10 @@ async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
         if total and session.points.capabilities.kind == "embedded":
             await session.calls("flush", session.points.collection)
     return total
+
+
+def _read_all(session: Session, records: Iterable[models.Record], *, with_codes: bool) -> list[StoredChunk]:
+    return [_read(session, record, with_codes=with_codes) for record in records]
 
 
 def _read(session: Session, record: models.Record, *, with_codes: bool) -> StoredChunk:

@@ -21,12 +21,12 @@ class Extension:
 
     Attributes:
         places: Of each document's chunks.
-        superseded: Points that go by the id of a chunk that is written, under another point id: those made by a
-            store that gave the chunk no id of its own.
+        superseded: Of each document, points that go by the id of a chunk that is written, under another point id:
+            those made by a store that gave the chunk no id of its own; with their document hashes.
     """
 
     places: list[Places]
-    superseded: list[str]
+    superseded: list[dict[str, str]]
 
 
 async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequence[Chunk]]]) -> Extension:
@@ -44,7 +44,8 @@ async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequ
     tenant = session.points.tenant
     names = {id_: possible_point_ids(id_, tenant) for _, chunks in pieces for id_ in _ids(chunks)}
     records = await session.points.retrieve(
-        [point for points in names.values() for point in points], with_payload=["document_id", "chunk_index", "id"]
+        [point for points in names.values() for point in points],
+        with_payload=["document_id", "chunk_index", "id", "document_hash"],
     )
     # Under a derived id, only a point that has no id of its own goes by it.
     known = {
@@ -72,7 +73,15 @@ async def plan_extension(session: Session, pieces: Sequence[tuple[Document, Sequ
         new = count(await _end(session, document.id, n_stored))
         indexes = [kept[id_] if id_ in kept else next(new) for id_ in _ids(chunks)]
         places.append(Places(indexes, n_others + len(chunks)))
-    superseded = [str(record.id) for id_, found in known.items() for record in found if str(record.id) != names[id_][0]]
+    superseded = [
+        {
+            str(record.id): (record.payload or {})["document_hash"]
+            for id_ in _ids(chunks)
+            for record in known[id_]
+            if str(record.id) != names[id_][0]
+        }
+        for _, chunks in pieces
+    ]
     return Extension(places, superseded)
 
 

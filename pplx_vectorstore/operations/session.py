@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -35,8 +34,6 @@ class Session:
         encoder: Embeds documents and queries.
         fingerprint: How the collection's vectors are made.
         chunker: Cuts documents given as text; None until one does, for chunks of the default size.
-        write_lock: Held while a group is written: between another's upsert and its delete, ours would
-            look stale to it.
         parallel: Upserts that may be under way at once.
     """
 
@@ -45,7 +42,6 @@ class Session:
     encoder: Encoder
     fingerprint: Fingerprint
     chunker: Chunker | None
-    write_lock: contextlib.AbstractAsyncContextManager[None]
     parallel: int
 
     def chunks_of(self, document: Document) -> tuple[Chunk, ...]:

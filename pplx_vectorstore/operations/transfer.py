@@ -2,67 +2,56 @@
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from qdrant_client import models
 
 from pplx_vectorstore.collection import Fingerprint
-from pplx_vectorstore.errors import InvalidInputError, MissingExtraError, SchemaMismatchError
-from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.access import in_batches
+from pplx_vectorstore.operations.documents import read_documents
+from pplx_vectorstore.operations.replace import Claim, Version, find_held, refuse_held, replace_documents
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.operations.write import flush, require_owned, upsert
-from pplx_vectorstore.points import copy_points, point_id_of, read_codes
-from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.operations.write import flush
+from pplx_vectorstore.parquet import ExportedFile, ExportWriter, StoredRows
+from pplx_vectorstore.points import copy_points, equalize_codes, point_id_of, read_codes, stored_point_id
 
-_ROWS = 1000
-_DOCUMENTS_AT_ONCE = 200
-_FORMAT_KEY = b"pplx_vectorstore"
-
-Page = tuple[list[dict[str, Any]], Codes]
-"""Payloads as stored, and their int8 codes of shape (n, dimension)."""
+_CLAIMS = 1000
 
 
 async def export_parquet(session: Session, path: str | os.PathLike[str]) -> int:
-    """Write all points to a Parquet file, through a temporary file beside it."""
-    pa, parquet = _pyarrow()
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"there is no folder {str(target.parent)!r} to write {target.name!r} into")
-    if target.is_dir():
-        raise InvalidInputError(f"{str(target)!r} is a folder; name a file in it")
-    schema = _schema(pa, session.fingerprint)
-    total = 0
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    """Write all points to a Parquet file, document by document, through a temporary file beside it."""
+    run = session.calls.run
+    writer = await run(ExportWriter, path, session.fingerprint)
     try:
-        with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            async for payloads, codes in _stored_pages(session):
-                writer.write_table(_table(pa, schema, payloads, codes))
-                total += len(payloads)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return total
+        async for documents in _stored_documents(session):
+            await run(writer.write, documents)
+        await run(writer.finish)
+    finally:
+        await run(writer.close)
+    return writer.rows
 
 
 async def import_parquet(session: Session, path: str | os.PathLike[str]) -> int:
-    """Write the points of a Parquet file."""
-    with _open_parquet(path) as file:
-        _require_ours(file, session, str(path))
-
-        async def pages() -> AsyncIterator[Page]:
-            for batch in file.iter_batches(batch_size=_ROWS):
-                yield _page(batch, session.fingerprint.dimension)
-
-        return await _write_pages(session, pages())
+    """Write the points of a Parquet file; nothing where the file is wrong."""
+    run = session.calls.run
+    file = await run(ExportedFile.open, path, session.fingerprint, session.points.collection)
+    try:
+        await run(file.check)
+        if await session.points.count():
+            for some in in_batches(file.own_ids(), _CLAIMS):
+                await _require_free(session, some, file.document_ids)
+        lots = file.documents()
+        total = 0
+        while (documents := await run(next, lots, None)) is not None:
+            total += await _write(session, documents, file.document_ids)
+    finally:
+        await run(file.close)
+    await flush(session)
+    return total
 
 
 def read_exported_fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
@@ -71,8 +60,7 @@ def read_exported_fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
     Raises:
         InvalidInputError: It is no file of ours.
     """
-    with _open_parquet(path) as file:
-        return _exported_fingerprint(file, str(path))
+    return ExportedFile.fingerprint_of(path)
 
 
 async def copy(source: Session, target: Session) -> int:
@@ -82,139 +70,75 @@ async def copy(source: Session, target: Session) -> int:
     there = (await target.calls("get_collection", target.points.collection)).payload_schema or {}
     for field, index in indexed.items():
         if field.startswith("metadata") and field not in there and target.points.capabilities.kind != "emulation":
-            schema = index.params or index.data_type
-            await target.calls("create_payload_index", target.points.collection, field_name=field, field_schema=schema)
-    return await _write_pages(target, _stored_pages(source))
-
-
-async def _stored_pages(session: Session) -> AsyncIterator[Page]:
-    dimension, squared_norm = session.fingerprint.dimension, session.fingerprint.squared_norm
-    async for records in session.points.scroll(None, with_codes=True, page=_ROWS):
-        codes = np.stack(
-            [read_codes(record.vector, record.payload or {}, dimension, squared_norm) for record in records]
-        )
-        yield [dict(record.payload or {}) for record in records], codes
-
-
-async def _write_pages(session: Session, pages: AsyncIterator[Page]) -> int:
-    """Upsert pages of points; then delete what the collection held of their documents in other versions."""
-    hashes: dict[str, set[str]] = {}
+            await target.points.create_index(field, index.params or index.data_type)
+    document_ids: set[str] = set()
+    if await target.points.count():
+        own_ids: list[tuple[str, str]] = []
+        async for page in source.points.scroll(None, with_payload=["document_id", "id"]):
+            for record in page:
+                payload = record.payload or {}
+                document_ids.add(payload["document_id"])
+                if payload.get("id") is not None:
+                    own_ids.append((payload["id"], payload["document_id"]))
+        for some in in_batches(own_ids, _CLAIMS):
+            await _require_free(target, some, document_ids)
     total = 0
-    async with session.write_lock:
-        is_empty = await session.points.count() == 0
-        async for payloads, codes in pages:
-            if not is_empty:
-                await _require_own_chunk_ids(session, payloads)
-            points = copy_points(payloads, codes, session.fingerprint.squared_norm, session.points.tenant)
-            await upsert(session, points)
-            total += len(payloads)
-            if not is_empty:  # an empty collection has no other versions, however many documents come
-                for payload in payloads:
-                    hashes.setdefault(payload["document_id"], set()).add(payload["document_hash"])
-        at_once = min(_DOCUMENTS_AT_ONCE, session.points.limits.condition_size or _DOCUMENTS_AT_ONCE)
-        for some in in_batches(hashes, at_once):
-            of_documents = field_any("document_id", some)
-            new = set().union(*(hashes[document_id] for document_id in some))
-            stale = (await session.points.facet("document_hash", of_documents, 2 * len(some))).keys() - new
-            for batch in in_batches(sorted(stale), at_once):
-                both = models.Filter(must=[of_documents, field_any("document_hash", batch)])
-                await session.points.delete(both)
-    await flush(session)
+    async for documents in _stored_documents(source):
+        total += await _write(target, documents, document_ids)
+    await flush(target)
     return total
 
 
-async def _require_own_chunk_ids(session: Session, payloads: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse chunk ids that would overwrite a chunk of another document."""
-    by_document: dict[str, dict[str, tuple[str | None, str]]] = {}
-    for payload in payloads:
-        if payload.get("id") is not None:
-            owner = payload["id"], payload["document_id"]
-            point_id = point_id_of(payload["id"], session.points.tenant)
-            by_document.setdefault(payload["document_id"], {})[point_id] = owner
-    for document_id, owners in by_document.items():
-        await require_owned(session, owners, [document_id])
+async def _stored_documents(session: Session) -> AsyncIterator[list[StoredRows]]:
+    """Yield what is stored, document by document."""
+    async for documents in read_documents(session, with_codes=True):
+        yield await session.calls.run(_read, session.fingerprint, documents)
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("reading and writing Parquet", "parquet") from error
-    return pyarrow, pyarrow.parquet
-
-
-def _schema(pa: Any, fingerprint: Fingerprint) -> Any:
-    recorded = json.dumps(fingerprint.to_metadata(), sort_keys=True)
-    return pa.schema(
-        [
-            pa.field("id", pa.string()),
-            pa.field("document_id", pa.string(), nullable=False),
-            pa.field("chunk_index", pa.int64(), nullable=False),
-            pa.field("chunk_count", pa.int64(), nullable=False),
-            pa.field("start", pa.int64()),
-            pa.field("end", pa.int64()),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("metadata", pa.string(), nullable=False),
-            pa.field("document_hash", pa.string(), nullable=False),
-            pa.field("codes", pa.list_(pa.int8(), fingerprint.dimension), nullable=False),
-        ],
-        metadata={_FORMAT_KEY: recorded.encode()},
-    )
-
-
-def _table(pa: Any, schema: Any, payloads: Sequence[Mapping[str, Any]], codes: Codes) -> Any:
-    columns: list[Any] = []
-    for field in schema:
-        if field.name == "codes":
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1]))
-        elif field.name == "metadata":
-            columns.append(pa.array([json.dumps(payload["metadata"]) for payload in payloads], field.type))
-        else:
-            columns.append(pa.array([payload.get(field.name) for payload in payloads], field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _open_parquet(path: str | os.PathLike[str]) -> Any:
-    pa, parquet = _pyarrow()
-    try:
-        return parquet.ParquetFile(os.fspath(path))
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"there is no file {str(path)!r}") from error
-    except pa.ArrowInvalid as error:
-        raise InvalidInputError(f"{path} is not a Parquet file: {error}") from error
-
-
-def _exported_fingerprint(file: Any, path: str) -> Fingerprint:
-    recorded = (file.schema_arrow.metadata or {}).get(_FORMAT_KEY)
-    if recorded is None:
-        raise InvalidInputError(
-            f"{path} was not exported by pplx-vectorstore; to add vectors of your own, use Document(vectors=...)"
+def _read(fingerprint: Fingerprint, documents: Iterable[list[models.Record]]) -> list[StoredRows]:
+    dimension, squared_norm = fingerprint.dimension, fingerprint.squared_norm
+    rows = []
+    for records in documents:
+        codes = np.stack(
+            [read_codes(record.vector, record.payload or {}, dimension, squared_norm) for record in records]
         )
-    return Fingerprint.from_metadata(json.loads(recorded), path)
+        rows.append(StoredRows([dict(record.payload or {}) for record in records], codes))
+    return rows
 
 
-def _require_ours(file: Any, session: Session, path: str) -> None:
-    """Refuse a file of another model, or one whose columns were altered."""
-    try:
-        session.fingerprint.require_same(_exported_fingerprint(file, path), session.points.collection)
-    except SchemaMismatchError as error:
-        raise SchemaMismatchError(f"{path} does not fit into the collection: {error}") from error
-    missing = set(_schema(_pyarrow()[0], session.fingerprint).names) - set(file.schema_arrow.names)
-    if missing:
-        raise InvalidInputError(f"{path} lacks the columns {', '.join(sorted(missing))}; export it again")
+async def _require_free(session: Session, own_ids: Iterable[tuple[str, str]], document_ids: Collection[str]) -> None:
+    """Refuse chunk ids, given with their documents' ids, that belong to documents that are not replaced."""
+    claims = {point_id_of(id_, session.points.tenant): Claim(id_, document_id) for id_, document_id in own_ids}
+    refuse_held(await find_held(session, claims, [document_ids]))
 
 
-def _page(batch: Any, dimension: int) -> Page:
-    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names if name != "codes"}
-    codes = np.asarray(batch.column("codes").flatten()).reshape(-1, dimension)
-    return list(_payloads(columns, len(codes))), codes
+async def _write(session: Session, documents: list[StoredRows], may_take_from: Collection[str]) -> int:
+    versions = await session.calls.run(_versions, session, documents)
+    await replace_documents(session, versions, may_take_from)
+    return sum(len(one.payloads) for one in documents)
 
 
-def _payloads(columns: Mapping[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
-    for row in range(n):
-        payload = {name: values[row] for name, values in columns.items()}
-        payload["metadata"] = json.loads(payload["metadata"])
-        if payload["id"] is None:
-            del payload["id"]
-        yield payload
+def _versions(session: Session, documents: list[StoredRows]) -> list[Version]:
+    """Make of stored documents what they are to be in this store.
+
+    Raises:
+        EncodingError: A vector cannot be brought to the collection's norm without bending its direction.
+    """
+    tenant = session.points.tenant
+    all_vectors = equalize_codes([one.codes for one in documents], session.fingerprint.squared_norm)
+    versions = []
+    for one, vectors in zip(documents, all_vectors, strict=True):
+        document_id = one.payloads[0]["document_id"]
+        vectors.require_directions(document_id, [payload["chunk_index"] for payload in one.payloads])
+        point_ids = [stored_point_id(payload, tenant) for payload in one.payloads]
+        claims = _claims(point_ids, one.payloads)
+        versions.append(Version(document_id, point_ids, claims, partial(copy_points, one.payloads, vectors, tenant)))
+    return versions
+
+
+def _claims(point_ids: Iterable[str], payloads: Iterable[Mapping[str, Any]]) -> dict[str, Claim]:
+    return {
+        point_id: Claim(payload["id"], payload["document_id"])
+        for point_id, payload in zip(point_ids, payloads, strict=True)
+        if payload.get("id") is not None
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
+import threading
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
+from pplx_vectorstore.encoders.meter import Progress
+from pplx_vectorstore.engines.retrying import operation
 from pplx_vectorstore.equal_norms import quantize, storage_loss
 from pplx_vectorstore.errors import (
     AlignmentError,
@@ -24,8 +27,18 @@ from pplx_vectorstore.errors import (
     StoreError,
 )
 from pplx_vectorstore.operations.access import field_any, in_batches
-from pplx_vectorstore.operations.manage import delete_documents, list_documents
+from pplx_vectorstore.operations.documents import document_pages
+from pplx_vectorstore.operations.manage import delete_documents
 from pplx_vectorstore.operations.places import plan_extension
+from pplx_vectorstore.operations.replace import (
+    Claim,
+    Piece,
+    Version,
+    find_held,
+    refuse_held,
+    replace_documents,
+    write_pieces,
+)
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import (
     Vectors,
@@ -36,16 +49,14 @@ from pplx_vectorstore.points import (
     hash_of_piece,
     iter_points,
     join_metadata,
-    point_bytes,
+    point_id_of,
 )
 from pplx_vectorstore.progress import Advance, show_progress
 from pplx_vectorstore.quantization import Codes, Quantizer
 from pplx_vectorstore.reports import AddReport, SyncReport
 
 _GROUP_DOCUMENTS = 256
-# A server refuses requests above 32 MB, and is kept waiting by large ones.
-_UPSERT_POINTS = 256
-_UPSERT_BYTES = 4 * 2**20
+_UPDATE_IDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +67,32 @@ class _Prepared:
     chunks: tuple[Chunk, ...]
     hash: str
 
+    def point_ids(self, tenant: str | None) -> list[str]:
+        """Return the ids of its points, in chunk order."""
+        return [chunk_point_id(self.document, chunk, i, tenant) for i, chunk in enumerate(self.chunks)]
+
+    def claims(self, tenant: str | None) -> dict[str, Claim]:
+        """Return what its chunks' own ids are, by point id."""
+        return {
+            point_id_of(chunk.id, tenant): Claim(chunk.id, self.document.id)
+            for chunk in self.chunks
+            if chunk.id is not None
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is to be done with a group of documents."""
+    """What is to be done with a group of documents.
+
+    Attributes:
+        to_embed: To be embedded and written.
+        new: Ids of documents of which nothing is stored.
+        done: What was done with the others.
+    """
 
     to_embed: list[_Prepared]
-    report: SyncReport
+    new: Collection[str] = ()
+    done: SyncReport = field(default_factory=SyncReport)
 
 
 async def add(session: Session, documents: Iterable[Document], *, replace: bool, progress: bool) -> AddReport:
@@ -76,7 +106,9 @@ async def add(session: Session, documents: Iterable[Document], *, replace: bool,
 async def sync(session: Session, documents: Iterable[Document], *, delete_missing: bool, progress: bool) -> SyncReport:
     """Embed and write what is new or changed; delete what is missing, if asked to."""
     seen: set[str] = set()
-    done = await _write(session, documents, progress=progress, skip_unchanged=True, seen=seen)
+    done = await _write(
+        session, documents, progress=progress, skip_unchanged=True, replaces_all=delete_missing, seen=seen
+    )
     if not delete_missing:
         return done
     if not seen:
@@ -86,11 +118,11 @@ async def sync(session: Session, documents: Iterable[Document], *, delete_missin
         )
     deleted = 0
     try:
-        missing = [document.id async for document in list_documents(session) if document.id not in seen]
+        missing = [one.id async for page in document_pages(session) for one in page if one.id not in seen]
         for some in in_batches(missing, _GROUP_DOCUMENTS):
             await delete_documents(session, some)
             deleted += len(some)
-    except Exception as error:
+    except BaseException as error:
         _attach(error, replace(done, deleted_documents=deleted))
         raise
     return replace(done, deleted_documents=deleted)
@@ -103,39 +135,80 @@ async def _write(
     progress: bool,
     seen: set[str],
     skip_unchanged: bool = False,
+    replaces_all: bool = False,
     extend: bool = False,
 ) -> SyncReport:
+    """Write documents.
+
+    Args:
+        session: The open store.
+        documents: To be written.
+        progress: Whether a bar is shown.
+        seen: Gets the ids of the documents that came.
+        skip_unchanged: Whether only what is new or changed is written.
+        replaces_all: Whether every other document will be deleted, so that its chunk ids are free.
+        extend: Whether what is stored of the documents stays.
+    """
     if isinstance(documents, (Document, str, Mapping)) or not isinstance(documents, Iterable):
         raise InvalidDocumentError(
             f"documents must be a list or another iterable of Document, not {type(documents).__name__}"
         )
     total = len(documents) if isinstance(documents, Sized) else None
     shown = show_progress(total) if progress else contextlib.nullcontext(None)
-    with shown as advance:
+    with shown as advance, operation() as given_up:
         written = _Written(advance)
         used_before = session.usage
+        report_tokens = partial(_go_on, given_up, advance)
+
+        async def write(plan: _Plan) -> None:
+            codes = await _codes_of(session, plan.to_embed, report_tokens)
+            await written.settle()
+            if extend:
+                work = _extend_group(session, plan.to_embed, codes)
+            else:
+                work = _write_group(session, plan.to_embed, codes, None if replaces_all else seen)
+            written.follow(session.calls.start(work), _sum(plan.done, _count(plan.to_embed, plan.new)))
+
         try:
-            groups = _groups(session, documents, seen, need_ids=extend)
+            groups = _groups(session, documents, seen, given_up, need_ids=extend)
+            waiting: list[_Prepared] = []
             # The caller's iterable and the chunking take their time, which is no event loop's to give.
             while group := await session.calls.run(next, groups, None):
-                if skip_unchanged:
-                    plan = await _plan(session, group)
-                else:
-                    plan = _Plan(group, _count(group))
-                codes = await _codes_of(session, plan.to_embed, advance)
-                await written.settle()
-                write_group = _extend_group if extend else _write_group
-                written.follow(session.calls.start(write_group(session, plan.to_embed, codes)), plan.report)
+                plan = await _plan(session, group) if skip_unchanged else _Plan(group)
+                if not (extend or replaces_all):
+                    plan, held = await _set_aside(session, plan, seen)
+                    waiting += held
+                await write(plan)
+            # By now, whatever the call replaces has come: a chunk's id may have moved from one document to another.
+            await written.settle()
+            refuse_held(await find_held(session, _claims(session, waiting), [seen]))
+            for some in in_batches(waiting, _GROUP_DOCUMENTS):
+                plan = await _plan(session, some) if skip_unchanged else _Plan(some)
+                await write(plan)
             await written.settle()
             await flush(session)
         except BaseException as error:
             # What is under way ends first, so that the report is true and no thread is left behind; but
-            # whoever interrupts will not wait for a server to come back.
-            with session.calls.giving_up(not isinstance(error, Exception)), contextlib.suppress(Exception):
+            # whoever interrupts will not wait for a server to come back, nor is any more input read.
+            if not isinstance(error, Exception):
+                given_up.set()
+            with contextlib.suppress(Exception):
                 await written.settle()
             _attach(error, replace(written.report, usage=session.usage - used_before))
             raise
         return replace(written.report, usage=session.usage - used_before)
+
+
+class _GivenUpError(Exception):
+    """Ends a thread of an operation that was cancelled."""
+
+
+def _go_on(given_up: threading.Event, advance: Advance | None, done: int, all_of_them: int) -> None:
+    """Report the progress of embedding; end it where nobody waits for it any more."""
+    if given_up.is_set():
+        raise _GivenUpError
+    if advance is not None:
+        advance.tokens(done, all_of_them)
 
 
 class _Written:
@@ -167,7 +240,7 @@ class _Written:
 
 
 def _groups(
-    session: Session, documents: Iterable[Document], seen: set[str], *, need_ids: bool
+    session: Session, documents: Iterable[Document], seen: set[str], given_up: threading.Event, *, need_ids: bool
 ) -> Iterator[list[_Prepared]]:
     """Chunk documents and gather them into what is embedded and written together."""
     most = min(_GROUP_DOCUMENTS, session.points.limits.condition_size or _GROUP_DOCUMENTS)
@@ -175,6 +248,8 @@ def _groups(
     characters = 0
     seen_chunks: set[str] = set()
     for document in documents:
+        if given_up.is_set():
+            return
         if not isinstance(document, Document):
             raise InvalidDocumentError(f"documents must hold Document objects, not {type(document).__name__}")
         if document.id in seen:
@@ -209,26 +284,39 @@ async def _plan(session: Session, group: list[_Prepared]) -> _Plan:
     """
     by_id, by_hash = await _stored(session, group)
     to_embed, to_relabel = [], []
-    n_new = n_unchanged = 0
+    n_unchanged = 0
     for one in group:
         n_chunks, n_stored = len(one.chunks), by_id.get(one.document.id, 0)
         same_content = sum(n for hash_, n in by_hash.items() if content_hash(hash_) == content_hash(one.hash))
         if n_stored != n_chunks or same_content != n_chunks:
             to_embed.append(one)
-            n_new += n_stored == 0
         elif n_chunks and by_hash.get(one.hash, 0) != n_chunks:
             to_relabel.append(one)
         else:
             n_unchanged += 1
     changed_meanwhile = await _relabel(session, to_relabel, list(by_hash))
-    report = replace(
-        _count(to_embed + changed_meanwhile),
-        new_documents=n_new,
+    to_embed += changed_meanwhile
+    new = {one.document.id for one in to_embed if not by_id.get(one.document.id)}
+    done = SyncReport(
         unchanged_documents=n_unchanged,
         relabelled_documents=len(to_relabel) - len(changed_meanwhile),
-        empty_documents=tuple(one.document.id for one in group if not one.chunks),
+        empty_documents=tuple(one.document.id for one in group if not one.chunks and one not in to_embed),
     )
-    return _Plan(to_embed + changed_meanwhile, report)
+    return _Plan(to_embed, new, done)
+
+
+async def _set_aside(session: Session, plan: _Plan, seen: Collection[str]) -> tuple[_Plan, list[_Prepared]]:
+    """Take documents out of a plan whose chunks' ids belong to others that have not come yet.
+
+    They wait for the end of the call: those others may come still.
+    """
+    held = await find_held(session, _claims(session, plan.to_embed), [seen])
+    waiting = [one for one in plan.to_embed if one.document.id in held]
+    return replace(plan, to_embed=[one for one in plan.to_embed if one.document.id not in held]), waiting
+
+
+def _claims(session: Session, group: Iterable[_Prepared]) -> dict[str, Claim]:
+    return {point_id: claim for one in group for point_id, claim in one.claims(session.points.tenant).items()}
 
 
 async def _stored(session: Session, group: list[_Prepared]) -> tuple[dict[str, int], dict[str, int]]:
@@ -250,7 +338,7 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
     """
     if not group:
         return []
-    async with session.write_lock:
+    async with session.points.writing():
         try:
             await session.points.set_payloads(_relabellings(session, group, hashes))
         except StoreError as error:
@@ -262,110 +350,70 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
     return [one for one in group if not by_id.get(one.document.id, 0) == by_hash.get(one.hash, 0) == len(one.chunks)]
 
 
-async def _write_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> int:
-    """Upsert the group's chunks, then delete what earlier versions of its documents left.
-
-    Stale is what was there before, under another hash: never what another process writes meanwhile.
-
-    Returns:
-        Chunks whose direction was bent.
-    """
-    all_vectors = await _equalize(session, group, all_codes)
-    points = (
-        point
+async def _write_group(
+    session: Session, group: list[_Prepared], all_codes: Sequence[Codes], may_take_from: Collection[str] | None
+) -> int:
+    """Put a group in the place of what is stored of its documents; return how many chunks were bent."""
+    all_vectors = await session.calls.run(_equalize, session, group, all_codes)
+    tenant = session.points.tenant
+    versions = [
+        Version(
+            one.document.id,
+            one.point_ids(tenant),
+            one.claims(tenant),
+            partial(iter_points, one.document, one.chunks, vectors, one.hash, tenant),
+        )
         for one, vectors in zip(group, all_vectors, strict=True)
-        for point in iter_points(one.document, one.chunks, vectors, one.hash, session.points.tenant)
-    )
-    ids = field_any("document_id", [one.document.id for one in group])
-    new = {one.hash for one in group}
-    async with session.write_lock:
-        if group:
-            await _require_own_chunk_ids(session, group)
-            before = await session.points.facet("document_hash", ids, 2 * len(group))
-            await upsert(session, points)
-            for stale in in_batches(sorted(before.keys() - new), session.points.limits.condition_size or len(before)):
-                must: Any = [*cast("list[Any]", ids.must), *cast("list[Any]", field_any("document_hash", stale).must)]
-                await session.points.delete(models.Filter(must=must))
+    ]
+    if versions:
+        await replace_documents(session, versions, may_take_from)
     return sum(vectors.n_bent for vectors in all_vectors)
 
 
 async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> int:
-    """Upsert the group's chunks beside what is stored of its documents; return how many were bent."""
-    all_vectors = await _equalize(session, group, all_codes)
-    async with session.write_lock:
+    """Put a group's chunks beside what is stored of its documents; return how many were bent."""
+    all_vectors = await session.calls.run(_equalize, session, group, all_codes)
+    async with session.points.writing():
         extension = await plan_extension(session, [(one.document, one.chunks) for one in group])
-        points = (
-            point
-            for one, vectors, places in zip(group, all_vectors, extension.places, strict=True)
-            for point in iter_points(
-                one.document,
-                one.chunks,
-                vectors,
-                one.hash if places.are_whole else hash_of_piece(one.hash),
-                session.points.tenant,
-                places,
+        pieces = [
+            Piece(
+                partial(
+                    iter_points,
+                    one.document,
+                    one.chunks,
+                    vectors,
+                    one.hash if places.are_whole else hash_of_piece(one.hash),
+                    session.points.tenant,
+                    places,
+                ),
+                superseded,
             )
-        )
-        await upsert(session, points)
-        for some in in_batches(extension.superseded, session.points.limits.condition_size or _UPSERT_POINTS):
-            await session.points.delete(models.Filter(must=[models.HasIdCondition(has_id=list(some))]))
+            for one, vectors, places, superseded in zip(
+                group, all_vectors, extension.places, extension.superseded, strict=True
+            )
+        ]
+        await write_pieces(session, pieces)
     return sum(vectors.n_bent for vectors in all_vectors)
 
 
-async def _equalize(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> list[Vectors]:
+def _equalize(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> list[Vectors]:
     """Bring vectors to the collection's norm, before anything of the group is written."""
-    all_vectors = await session.calls.run(equalize_codes, all_codes, session.fingerprint.squared_norm)
+    all_vectors = equalize_codes(all_codes, session.fingerprint.squared_norm)
     for i, one in enumerate(group):
         floats = one.document.vectors
         if floats is not None and floats.dtype != np.int8:
             # What quantizing cost is part of what storing costs.
             losses = storage_loss(floats, all_vectors[i].stored, session.fingerprint.squared_norm)
             all_vectors[i] = all_vectors[i]._replace(losses=np.where(all_vectors[i].norms > 0, losses, 0.0))
-        all_vectors[i].require_directions(one.document.id)
+        all_vectors[i].require_directions(one.document.id, range(len(one.chunks)))
     return all_vectors
-
-
-async def upsert(session: Session, points: Iterable[models.PointStruct]) -> None:
-    """Upsert in batches, some of them at once; a slow server is waited for, whatever is still to come."""
-    under_way: deque[Awaitable[None]] = deque()
-    most = min(_UPSERT_POINTS, session.points.limits.upsert_points or _UPSERT_POINTS)
-    try:
-        is_remote = session.points.capabilities.kind == "server"
-        for batch in _bounded_batches(points, most) if is_remote else in_batches(points, most):
-            if session.parallel == 1:
-                await session.points.upsert(batch)
-                continue
-            if len(under_way) == session.parallel:
-                await under_way.popleft()
-            under_way.append(session.calls.start(session.points.upsert(batch)))
-        while under_way:
-            await under_way.popleft()
-    finally:
-        for rest in under_way:  # one has failed: let the others end, its error is the one that counts
-            with contextlib.suppress(Exception):
-                await rest
-
-
-def _bounded_batches(points: Iterable[models.PointStruct], most: int) -> Iterator[list[models.PointStruct]]:
-    """Cut points into requests of bounded size."""
-    batch: list[models.PointStruct] = []
-    size = 0
-    for point in points:
-        of_point = point_bytes(point)
-        if batch and (len(batch) == most or size + of_point > _UPSERT_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(point)
-        size += of_point
-    if batch:
-        yield batch
 
 
 def _relabellings(
     session: Session, group: list[_Prepared], hashes: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], models.Filter]]:
     """Yield the payload fields to set, and what the points must match: their place, and the content still."""
-    size = session.points.limits.condition_size or _UPSERT_POINTS
+    size = session.points.limits.condition_size or _UPDATE_IDS
     for one in group:
         lots: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for i, chunk in enumerate(one.chunks):
@@ -380,48 +428,11 @@ def _relabellings(
                 yield fields, models.Filter(must=[models.HasIdCondition(has_id=list(some)), unchanged])
 
 
-async def _require_own_chunk_ids(session: Session, group: list[_Prepared]) -> None:
-    """Refuse chunk ids that would overwrite a chunk of a document outside the group."""
-    owners = {
-        chunk_point_id(one.document, chunk, i, session.points.tenant): (chunk.id, one.document.id)
-        for one in group
-        for i, chunk in enumerate(one.chunks)
-        if chunk.id is not None
-    }
-    if not owners:
-        return
-    await require_owned(session, owners, {one.document.id for one in group})
-
-
-async def require_owned(
-    session: Session, owners: Mapping[str, tuple[str | None, str]], replaced: Collection[str]
-) -> None:
-    """Refuse chunk ids that belong to other documents than those that are replaced.
-
-    Args:
-        session: The open store.
-        owners: Point id → the chunk's own id, and the document that is to have it.
-        replaced: Ids of the documents whose points may be overwritten.
-
-    Raises:
-        DuplicateDocumentError: Names the chunk id and both documents.
-    """
-    for point_id, record in (await session.points.retrieve(list(owners), with_payload=["document_id"])).items():
-        holder = (record.payload or {})["document_id"]
-        if holder not in replaced:
-            chunk_id, document_id = owners[point_id]
-            raise DuplicateDocumentError(
-                f"chunk id {chunk_id!r} of document {document_id!r} belongs to document {holder!r} already; "
-                "use ids that are unique in the collection, or delete that document first"
-            )
-
-
-async def _codes_of(session: Session, group: list[_Prepared], advance: Advance | None) -> list[Codes]:
+async def _codes_of(session: Session, group: list[_Prepared], progress: Progress) -> list[Codes]:
     """Embed the group's documents that come without vectors, together."""
     texts = [[chunk.text for chunk in one.chunks] for one in group if one.document.vectors is None]
     codes: list[Codes] = []
     if texts:
-        progress = None if advance is None else advance.tokens
         codes = await session.encode_documents(texts, progress)
     if len(codes) != len(texts):
         raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
@@ -453,9 +464,10 @@ async def flush(session: Session) -> None:
         await session.calls("flush", session.points.collection)
 
 
-def _count(group: list[_Prepared]) -> SyncReport:
+def _count(group: Sequence[_Prepared], new: Collection[str]) -> SyncReport:
     return SyncReport(
         documents=len(group),
+        new_documents=sum(one.document.id in new for one in group),
         chunks=sum(len(one.chunks) for one in group),
         blank_chunks=sum(is_blank(chunk.text) for one in group for chunk in one.chunks),
         empty_documents=tuple(one.document.id for one in group if not one.chunks),
@@ -470,8 +482,7 @@ def _attach(error: BaseException, report: SyncReport) -> None:
     """Tell with an error what was written before it."""
     if isinstance(error, PplxVectorStoreError):
         error.report = report
-    if isinstance(error, Exception):
-        error.add_note(
-            f"Written before this: {report.documents} documents, {report.chunks} chunks. They are kept; the same "
-            "call again completes the rest."
-        )
+    error.add_note(
+        f"Written before this: {report.documents} documents, {report.chunks} chunks. They are kept; the same "
+        "call again completes the rest."
+    )

@@ -1,0 +1,84 @@
+"""What the stores of one collection share in this process: whose turn it is to write, and what writes made old."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from qdrant_client import models
+
+from pplx_vectorstore.collection import index_types
+from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.engines.turns import TurnLock
+
+# Seconds for which a server's word on its index is believed.
+_STATE_AGE = 1.0
+
+
+class Ledger:
+    """Every write to a collection passes through `write`, whichever store of this process it comes from.
+
+    Args:
+        collection: Its name.
+
+    Attributes:
+        indexes: The type of each payload index, by its path, as far as it is known here.
+    """
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self._locks: dict[str | None, TurnLock] = {}
+        self._state: tuple[float, models.CollectionInfo] | None = None
+        self._writes = 0
+        self._mutex = threading.Lock()
+        self.indexes: Mapping[str, str] = {}
+
+    def lock_of(self, tenant: str | None) -> TurnLock:
+        """Return the lock that is held while documents are replaced: tenants have none in common."""
+        with self._mutex:
+            return self._locks.setdefault(tenant, TurnLock())
+
+    async def write(self, calls: Calls, verb: str, **options: Any) -> None:
+        """Call a verb that changes the collection; what was known of it is old then, however the call ends."""
+        try:
+            await calls(verb, self.collection, **options)
+        finally:
+            self._writes += 1
+            self._state = None
+
+    async def info(self, calls: Calls) -> models.CollectionInfo:
+        """Return the collection's state: after the last write, and not older than a second."""
+        now = time.monotonic()
+        state = self._state
+        if state is None or now - state[0] > _STATE_AGE:
+            writes = self._writes
+            state = now, await calls("get_collection", self.collection)
+            self.indexes = index_types(state[1])
+            if writes == self._writes:  # else it is older than what was written meanwhile
+                self._state = state
+        return state[1]
+
+
+_registering = threading.Lock()
+_of_servers: MutableMapping[tuple[str, str], Ledger] = weakref.WeakValueDictionary()
+_of_clients: MutableMapping[Any, dict[str, Ledger]] = weakref.WeakKeyDictionary()
+
+
+def ledger_of(client: Any, where: str | None, collection: str) -> Ledger:
+    """Return the ledger that all stores of a collection share.
+
+    Args:
+        client: Of the store.
+        where: The server's address, which several clients may have; None where the client is the engine.
+        collection: Its name.
+    """
+    with _registering:
+        if where is None:
+            return _of_clients.setdefault(client, {}).setdefault(collection, Ledger(collection))
+        ledger = _of_servers.get((where, collection))
+        if ledger is None:
+            ledger = _of_servers[where, collection] = Ledger(collection)
+        return ledger

@@ -1,0 +1,251 @@
+"""Replacing documents: what is stored of them becomes exactly what they are now.
+
+Everything that writes documents comes through here. What they become does not depend on how they were grouped, in
+which order they came, or where an earlier run was cut off: it is decided by the ids of points, those that are stored of
+the documents and those that they are made of now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qdrant_client import models
+
+from pplx_vectorstore.errors import DuplicateDocumentError
+from pplx_vectorstore.operations.access import field_any, in_batches
+from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.points import point_bytes
+
+# A server refuses requests above 32 MB, and is kept waiting by large ones.
+_UPSERT_POINTS = 256
+_UPSERT_BYTES = 4 * 2**20
+
+Stale = Mapping[str, str]
+"""Points to delete: id → the document hash under which they were found, so that none goes that was written since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A chunk's own id, and the document that is to have it."""
+
+    chunk_id: str
+    document_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A document as it is to be stored.
+
+    Attributes:
+        document_id: Its id.
+        point_ids: Of all its chunks.
+        claims: Of its chunks that have ids of their own: point id → claim.
+        make_points: Makes the points, one by one; called once, in any thread.
+    """
+
+    document_id: str
+    point_ids: Collection[str]
+    claims: Mapping[str, Claim]
+    make_points: Callable[[], Iterator[models.PointStruct]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Points to write, and what becomes stale by that.
+
+    Attributes:
+        make_points: As of a `Version`.
+        stale: What to delete once all of them are written.
+    """
+
+    make_points: Callable[[], Iterator[models.PointStruct]]
+    stale: Stale
+
+
+@dataclass(slots=True)
+class _Request:
+    """What is sent together.
+
+    Attributes:
+        points: To write.
+        stale: To delete after that.
+        size: Bytes of the points, estimated.
+        waits: Whether everything before must be done first: it ends what took several requests.
+    """
+
+    points: list[models.PointStruct] = field(default_factory=list)
+    stale: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    waits: bool = False
+
+
+async def replace_documents(
+    session: Session, versions: Sequence[Version], may_take_from: Collection[str] | None
+) -> None:
+    """Make what is stored of some documents exactly these versions of them.
+
+    A document that fits into a request is replaced by one: it is seen as it was or as it is. For larger ones, nothing
+    of the old version goes before all of the new one is there.
+
+    Args:
+        session: The open store.
+        versions: Of different documents.
+        may_take_from: Other documents that lose chunks whose ids these have now, because they are replaced themselves;
+            None for any.
+
+    Raises:
+        DuplicateDocumentError: A chunk's id belongs to another document; nothing is written.
+    """
+    ids = {version.document_id for version in versions}
+    claims = {point_id: claim for version in versions for point_id, claim in version.claims.items()}
+    new = {point_id for version in versions for point_id in version.point_ids}
+    async with session.points.writing():
+        if may_take_from is not None:
+            refuse_held(await find_held(session, claims, [ids, may_take_from]))
+        before = await _stored_points(session, ids)
+        pieces = [
+            Piece(
+                version.make_points,
+                {id_: hash_ for id_, hash_ in before.get(version.document_id, {}).items() if id_ not in new},
+            )
+            for version in versions
+        ]
+        await write_pieces(session, pieces)
+
+
+async def find_held(
+    session: Session, claims: Mapping[str, Claim], replaced: Collection[Collection[str]]
+) -> dict[str, str]:
+    """Find claims to chunk ids that belong to documents that are not replaced.
+
+    Args:
+        session: The open store.
+        claims: By point id.
+        replaced: Sets of ids of documents whose points may be overwritten.
+
+    Returns:
+        Document id → why it cannot be written.
+    """
+    held: dict[str, str] = {}
+    if not claims:
+        return held
+    for point_id, record in (await session.points.retrieve(list(claims), with_payload=["document_id"])).items():
+        claim, holder = claims[point_id], (record.payload or {})["document_id"]
+        if holder != claim.document_id and not any(holder in some for some in replaced):
+            held[claim.document_id] = (
+                f"chunk id {claim.chunk_id!r} of document {claim.document_id!r} belongs to document {holder!r} "
+                "already; use ids that are unique in the collection, delete that document first, or give it in the "
+                "same call"
+            )
+    return held
+
+
+def refuse_held(held: Mapping[str, str]) -> None:
+    """Raise if `find_held` found any.
+
+    Raises:
+        DuplicateDocumentError: Names the chunk id and both documents.
+    """
+    for reason in held.values():
+        raise DuplicateDocumentError(reason)
+
+
+async def write_pieces(session: Session, pieces: Iterable[Piece]) -> None:
+    """Write points and delete stale ones, some requests at once; a slow server is waited for."""
+    under_way: deque[Awaitable[None]] = deque()
+    requests = _requests(session, pieces)
+    try:
+        # Making points takes its time, which is no event loop's to give.
+        while (request := await session.calls.run(next, requests, None)) is not None:
+            while under_way and (request.waits or len(under_way) == session.parallel):
+                await under_way.popleft()
+            if session.parallel == 1:
+                await _send(session, request)
+            else:
+                under_way.append(session.calls.start(_send(session, request)))
+        while under_way:
+            await under_way.popleft()
+    finally:
+        for rest in under_way:  # one has failed: let the others end, its error is the one that counts
+            with contextlib.suppress(Exception):
+                await rest
+
+
+def _requests(session: Session, pieces: Iterable[Piece]) -> Iterator[_Request]:
+    """Put pieces together into requests of bounded size; only a piece that is larger than one is cut."""
+    most = min(_UPSERT_POINTS, session.points.limits.upsert_points or _UPSERT_POINTS)
+    most_stale = session.points.limits.condition_size or _UPSERT_POINTS
+    most_bytes = _UPSERT_BYTES if session.points.capabilities.kind == "server" else None
+    gathered = _Request()
+    for piece in pieces:
+        parts = _cut(piece.make_points(), most, most_bytes)
+        part, following = next(parts, _Request()), next(parts, None)
+        if (
+            following is not None
+            or len(gathered.points) + len(part.points) > most
+            or len(gathered.stale) + len(piece.stale) > most_stale
+            or (most_bytes is not None and gathered.size + part.size > most_bytes)
+        ):
+            if gathered.points or gathered.stale:
+                yield gathered
+            gathered = _Request()
+        while following is not None:
+            yield part
+            part, following = following, next(parts, None)
+            gathered.waits = True
+        gathered.points += part.points
+        gathered.stale |= piece.stale
+        gathered.size += part.size
+        if gathered.waits:
+            yield gathered
+            gathered = _Request()
+    if gathered.points or gathered.stale:
+        yield gathered
+
+
+def _cut(points: Iterator[models.PointStruct], most: int, most_bytes: int | None) -> Iterator[_Request]:
+    part = _Request()
+    for point in points:
+        size = 0 if most_bytes is None else point_bytes(point)
+        if part.points and (len(part.points) == most or (most_bytes is not None and part.size + size > most_bytes)):
+            yield part
+            part = _Request()
+        part.points.append(point)
+        part.size += size
+    if part.points:
+        yield part
+
+
+async def _send(session: Session, request: _Request) -> None:
+    size = session.points.limits.condition_size or max(1, len(request.stale))
+    conditions = [
+        models.Filter(
+            must=[
+                models.HasIdCondition(has_id=list(some)),
+                field_any("document_hash", sorted({request.stale[id_] for id_ in some})),
+            ]
+        )
+        for some in in_batches(request.stale, size)
+    ]
+    if request.points:
+        await session.points.upsert(request.points, stale=conditions.pop(0) if conditions else None)
+    for condition in conditions:
+        await session.points.delete(condition)
+
+
+async def _stored_points(session: Session, document_ids: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return what is stored of some documents: document id → point id → document hash."""
+    stored: dict[str, dict[str, str]] = {}
+    for some in in_batches(document_ids, session.points.limits.condition_size or max(1, len(document_ids))):
+        counts = await session.points.facet("document_id", field_any("document_id", some), len(some))
+        if not counts:
+            continue
+        condition = field_any("document_id", list(counts))
+        async for page in session.points.scroll(condition, with_payload=["document_id", "document_hash"]):
+            for record in page:
+                payload = record.payload or {}
+                stored.setdefault(payload["document_id"], {})[str(record.id)] = payload["document_hash"]
+    return stored
