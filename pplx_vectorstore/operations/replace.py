@@ -19,9 +19,12 @@ from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import point_bytes
 
-# A server refuses requests above 32 MB, and is kept waiting by large ones.
 _UPSERT_POINTS = 256
+# A server refuses requests above 32 MB, and is kept waiting by large ones; so is an event loop, which writes them.
 _UPSERT_BYTES = 4 * 2**20
+_AWAITED_BYTES = 2**20
+# The embedded engine lets no other thread run while it takes them in: about 20 ms.
+_UPSERT_COMPONENTS = 2**17
 
 Stale = Mapping[str, str]
 """Points to delete: id → the document hash under which they were found, so that none goes that was written since."""
@@ -178,7 +181,11 @@ def _requests(session: Session, pieces: Iterable[Piece]) -> Iterator[_Request]:
     """Put pieces together into requests of bounded size; only a piece that is larger than one is cut."""
     most = min(_UPSERT_POINTS, session.points.limits.upsert_points or _UPSERT_POINTS)
     most_stale = session.points.limits.condition_size or _UPSERT_POINTS
-    most_bytes = _UPSERT_BYTES if session.points.capabilities.kind == "server" else None
+    most_bytes = None
+    if session.points.capabilities.kind == "server":
+        most_bytes = min(_UPSERT_BYTES, _AWAITED_BYTES) if session.calls.awaits else _UPSERT_BYTES
+    else:
+        most = min(most, max(1, _UPSERT_COMPONENTS // session.fingerprint.dimension))
     gathered = _Request()
     for piece in pieces:
         parts = _cut(piece.make_points(), most, most_bytes)
