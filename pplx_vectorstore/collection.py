@@ -319,6 +319,9 @@ def metadata_path(*keys: object) -> str:
 def field_indexes(index_fields: IndexFields | None) -> dict[str, Any]:
     """Return the payload indexes that were asked for: path → type or parameters.
 
+    Whole numbers are indexed as floats: Qdrant's index of integers leaves 2.5 out of what is above 2, and takes 2.0
+    for 2, which without an index does not equal it.
+
     Raises:
         InvalidInputError: A field's type is not known.
     """
@@ -333,7 +336,7 @@ def field_indexes(index_fields: IndexFields | None) -> dict[str, Any]:
             if isinstance(kind, Mapping):
                 collect(kind, *above, key)
             elif (isinstance(kind, str) and kind in INDEX_TYPES) or type(kind).__name__.endswith("IndexParams"):
-                found[metadata_path(*above, key)] = kind
+                found[metadata_path(*above, key)] = _of_any_number(kind)
             else:
                 raise InvalidInputError(
                     f"the index of metadata field {key!r} must be one of {', '.join(INDEX_TYPES)}, not {kind!r}"
@@ -341,6 +344,27 @@ def field_indexes(index_fields: IndexFields | None) -> dict[str, Any]:
 
     collect(index_fields or {})
     return found
+
+
+def _of_any_number(kind: Any) -> Any:
+    from qdrant_client import models
+
+    if kind == "integer":
+        return "float"
+    if isinstance(kind, models.IntegerIndexParams):
+        options = kind.model_dump(exclude={"type", "lookup", "range"}, exclude_none=True)
+        return models.FloatIndexParams(type=models.FloatIndexType.FLOAT, **options)
+    return kind
+
+
+def index_type(kind: Any) -> str:
+    """Return the type of an index that is given as one or as parameters."""
+    return str(_plain(kind if isinstance(kind, str) else kind.type))
+
+
+def index_types(info: models.CollectionInfo) -> dict[str, str]:
+    """Return of which type each payload index of a collection is, by its path."""
+    return {path: str(_plain(index.data_type)) for path, index in (info.payload_schema or {}).items()}
 
 
 def schema_differences(info: models.CollectionInfo, dimension: int) -> list[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME, metadata_path
-from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.equal_norms import LARGEST
-from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
+from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.points import SHIFT
 from pplx_vectorstore.quantization import Codes
 
@@ -25,8 +23,6 @@ CANDIDATES_PER_RESULT = 10
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
 _DISTANCE_ROOM = 1e-6
 FilterChange = Callable[["models.Filter | None"], "models.Filter | None"]
-
-_BOUNDS = {"$gt", "$gte", "$lt", "$lte"}
 
 
 def choose_candidates(k: int, candidates: int | None) -> int:
@@ -78,20 +74,6 @@ def check_threshold(score_threshold: float | None) -> None:
         raise InvalidInputError(f"score_threshold must be a number or None, not {type(score_threshold).__name__}")
     if not math.isfinite(score_threshold):
         raise InvalidInputError(f"score_threshold must be finite, not {score_threshold}")
-
-
-def is_empty(filter: models.Filter) -> bool:  # noqa: A002
-    """Tell whether a filter says nothing, so that it would match every point."""
-    from qdrant_client import models
-
-    least = filter.min_should
-    at_least = None if least is None or least.min_count <= 0 else least.conditions  # of none, all points match
-    inner = [
-        condition
-        for clause in (filter.must, filter.should, filter.must_not, at_least)
-        for condition in (clause if isinstance(clause, list) else [clause] if clause else [])
-    ]
-    return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,129 +261,6 @@ def _map_filters(stage: Any, change: FilterChange) -> Any:
     if stage.prefetch:
         return stage.model_copy(update={"prefetch": [_map_filters(inner, change) for inner in stage.prefetch]})
     return stage.model_copy(update={"filter": change(stage.filter)})
-
-
-def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002
-    """Turn a dict of metadata conditions into a Qdrant filter; a ready filter passes through.
-
-    Args:
-        filter: ``{"lang": "en", "year": 2024}`` keeps points whose metadata has all of these; a list
-            stands for any of its values, None for a missing or null field, a dict for fields within
-            that field. A dict of operators compares: ``{"year": {"$gte": 2020, "$lt": 2024}}`` with
-            ``$gt``, ``$gte``, ``$lt``, ``$lte`` (numbers, or dates as datetime or ISO 8601 text),
-            ``$ne`` and ``$nin`` (also true where the field is missing), ``$in`` and ``$exists``. Keys are
-            taken literally, dots and all. A field that no point has matches nothing. A whole number
-            matches whole numbers, a float both: 10 does not match a stored 10.0, but 10.0 matches 10.
-
-    Raises:
-        UnsupportedFilterError: A value, an operator or a key cannot be matched.
-    """
-    from qdrant_client import models
-
-    if filter is None or isinstance(filter, models.Filter):
-        return filter
-    if not isinstance(filter, Mapping):
-        raise UnsupportedFilterError(
-            f"filter must be a dict of metadata conditions or a qdrant_client.models.Filter, "
-            f"not {type(filter).__name__}"
-        )
-    operators = [key for key in filter if isinstance(key, str) and key.startswith("$")]
-    if operators:
-        raise UnsupportedFilterError(
-            f"filter begins with the operator {operators[0]!r}; operators stand within a field, as in "
-            "{'year': {'$gte': 2020}}"
-        )
-    conditions = [condition for key, value in filter.items() for condition in _conditions((key,), value)]
-    return models.Filter(must=conditions) if conditions else None
-
-
-def _conditions(keys: tuple[object, ...], value: object) -> list[Any]:
-    from qdrant_client import models
-
-    path = metadata_path(*keys)
-    if isinstance(value, Mapping) and value:
-        operators = [name for name in value if isinstance(name, str) and name.startswith("$")]
-        if len(operators) == len(value):
-            return _comparisons(keys, path, value)
-        if operators:
-            raise UnsupportedFilterError(f"filter on {path} mixes operators and fields: {', '.join(map(str, value))}")
-        return [condition for name, inner in value.items() for condition in _conditions((*keys, name), inner)]
-    if value is None:
-        return [models.IsEmptyCondition(is_empty=models.PayloadField(key=path))]
-    if isinstance(value, float) and math.isfinite(value):
-        return [models.FieldCondition(key=path, range=models.Range(gte=value, lte=value))]
-    if _is_matchable(value):
-        return [models.FieldCondition(key=path, match=models.MatchValue(value=cast(Any, value)))]
-    if isinstance(value, list) and value and all(map(_is_matchable, value)) and len(set(map(type, value))) == 1:
-        if isinstance(value[0], bool):  # engines match any of texts or of whole numbers only
-            matches = [models.FieldCondition(key=path, match=models.MatchValue(value=one)) for one in value]
-            return [models.Filter(should=cast(Any, matches))]
-        return [models.FieldCondition(key=path, match=models.MatchAny(any=value))]
-    raise UnsupportedFilterError(
-        f"filter on {path} cannot match {value!r}; use a str, bool, int, finite float, None, "
-        "a list of one of str, int or bool, or a dict of inner fields (whole numbers of 64 bits, valid Unicode)"
-    )
-
-
-def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, Any]) -> list[Any]:
-    from qdrant_client import models
-
-    bounds = {name[1:]: value for name, value in operators.items() if name in _BOUNDS}
-    conditions: list[Any] = [_range(path, bounds)] if bounds else []
-    for name, value in operators.items():
-        if name == "$in":
-            _require_list(path, name, value)
-            conditions += _conditions(keys, value)
-        elif name in ("$ne", "$nin"):
-            if name == "$nin":
-                _require_list(path, name, value)
-            conditions.append(models.Filter(must_not=[models.Filter(must=_conditions(keys, value))]))
-        elif name == "$exists" and isinstance(value, bool):
-            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
-            conditions.append(models.Filter(must_not=[empty]) if value else empty)
-        elif name not in _BOUNDS:
-            raise UnsupportedFilterError(
-                f"filter on {path} has {name!r}: {value!r}; operators are {', '.join(sorted(_BOUNDS))}, "
-                "$ne, $in, $nin, and $exists with True or False"
-            )
-    return conditions
-
-
-def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
-    from qdrant_client import models
-
-    if {"gt", "gte"} <= bounds.keys() or {"lt", "lte"} <= bounds.keys():  # an index heeds one of them only
-        raise UnsupportedFilterError(f"filter on {path} has two bounds on one side: {', '.join(bounds)}; give one")
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in bounds.values()):
-        if all(math.isfinite(value) for value in bounds.values()):
-            return models.FieldCondition(key=path, range=models.Range(**bounds))
-    elif all(isinstance(value, (str, date)) for value in bounds.values()):
-        try:
-            dates = {name: _as_datetime(value) for name, value in bounds.items()}
-        except ValueError as error:
-            raise UnsupportedFilterError(f"filter on {path} compares with a text that is no date: {error}") from error
-        return models.FieldCondition(key=path, range=models.DatetimeRange(**dates))
-    raise UnsupportedFilterError(
-        f"filter on {path} compares with {', '.join(map(repr, bounds.values()))}; bounds must be finite numbers, "
-        "or all dates"
-    )
-
-
-def _as_datetime(value: str | date) -> datetime:
-    if isinstance(value, str):
-        return datetime.fromisoformat(value)
-    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day, tzinfo=UTC)
-
-
-def _require_list(path: str, name: str, value: object) -> None:
-    if not isinstance(value, list):
-        raise UnsupportedFilterError(f"filter on {path}: {name} needs a list, not {value!r}")
-
-
-def _is_matchable(value: object) -> bool:
-    if isinstance(value, str):
-        return not has_lone_surrogate(value)
-    return isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**63)
 
 
 def _is_count(value: object) -> bool:

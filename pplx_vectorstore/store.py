@@ -46,7 +46,8 @@ class VectorStore:
         config: How to lay the collection out when it is created.
         index_fields: Metadata fields to index, so that filters on them are fast, and possible in strict
             mode: ``{"lang": "keyword", "year": "integer"}``, nested as in the metadata; types are
-            keyword, integer, float, bool, datetime, uuid, text, geo, or Qdrant's index parameters.
+            keyword, integer, float, bool, datetime, uuid, text, geo, or Qdrant's index parameters. Whole
+            numbers are indexed as floats, so that a filter matches the same with and without an index.
         retries: How often a request to a server is tried again after a failure that may pass.
         parallel: Upserts under way at once to a server.
 
@@ -253,14 +254,16 @@ class VectorStore:
         """Find the chunks that answer a question best.
 
         Args:
-            query: A text, its int8 codes, or an ``EncodedQuery`` of both.
+            query: A text, its int8 codes, or an ``EncodedQuery`` of both. Where the text is blank, the filter answers
+                alone: the first chunks that match, by document and place in it, with a score of 0.
             k: Most hits to return; where grouped, most documents.
             candidates: Points to be compared by their codes, or the width of the beam where these are walked by; at
                 least k; None for ten per hit and at least 100. The more, the nearer to an exact search. Also how
                 many a hybrid search takes of each ranking, and what diversity and grouping choose from.
             filter: ``{"lang": "en", "year": {"$gte": 2020}}`` for metadata conditions (a list stands for
                 any of its values, a dict for inner fields; see ``docs``), or a
-                ``qdrant_client.models.Filter``, whose keys begin with ``metadata.``.
+                ``qdrant_client.models.Filter``, whose keys begin with ``metadata.``, and whose ids are
+                those of hits.
             hybrid: Fuse two rankings, by cosine and by BM25 on the words, by their reciprocal ranks.
             lexical_weight: Share of BM25 in a hybrid search, 0 to 1. With 1, it ranks alone, hits have its
                 score, and nothing is embedded; with 0, the cosine ranks alone.
@@ -279,6 +282,7 @@ class VectorStore:
 
         Raises:
             InvalidInputError: An argument is out of range, or the query has nothing to embed or no words.
+            UnsupportedFilterError: The filter says what the engine cannot answer as it is meant.
             UnsupportedServerError: `hybrid` on a server without BM25.
         """
         (hits,) = self.search_batch(

@@ -2,9 +2,17 @@ import json
 from dataclasses import replace
 
 import pytest
+from qdrant_client import models
 
 from pplx_vectorstore import __version__
-from pplx_vectorstore.collection import METADATA_KEY, VECTOR_NAME, Fingerprint, keeps_codes_in_memory, vector_params
+from pplx_vectorstore.collection import (
+    METADATA_KEY,
+    VECTOR_NAME,
+    Fingerprint,
+    field_indexes,
+    keeps_codes_in_memory,
+    vector_params,
+)
 from pplx_vectorstore.errors import SchemaMismatchError
 
 FINGERPRINT = Fingerprint(
@@ -129,3 +137,16 @@ def test_codes_are_in_memory_where_the_collection_keeps_them_there(memory, on_di
 
     params = models.VectorParams(size=8, distance="Euclid", on_disk=on_disk, memory=memory)
     assert keeps_codes_in_memory(params) is expected
+
+
+def test_whole_numbers_are_indexed_as_floats():
+    params = models.IntegerIndexParams(
+        type=models.IntegerIndexType.INTEGER, lookup=True, range=False, is_principal=True, enable_hnsw=False
+    )
+    assert field_indexes({"year": "integer", "of": {"born": params}, "lang": "keyword"}) == {
+        "metadata.year": "float",
+        "metadata.of.born": models.FloatIndexParams(
+            type=models.FloatIndexType.FLOAT, is_principal=True, enable_hnsw=False
+        ),
+        "metadata.lang": "keyword",
+    }

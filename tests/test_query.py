@@ -1,6 +1,5 @@
-"""Search arguments → one request, and dicts → filters. What requests find is in test_store.py."""
+"""Search arguments → one request. What requests find is in test_store.py."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +10,14 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
-from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
+from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.quantization import cosine_similarity
 from pplx_vectorstore.query import (
     QueryVector,
     Ranking,
-    build_filter,
     build_hamming,
     build_query,
     choose_candidates,
-    is_empty,
     map_filters,
 )
 
@@ -160,93 +157,3 @@ def test_filters_are_changed_in_every_stage_that_reads_points():
     assert [stage.filter for stage in map_filters(fused, lambda _: own).prefetch] == [own, own]
     assert single.filter is None
     assert [stage.filter for stage in fused.prefetch] == [None, None]
-
-
-def test_no_filter_stays_none_and_a_ready_filter_passes():
-    ready = models.Filter(must_not=[equal("document_id", "a")])
-    assert build_filter(None) is None
-    assert build_filter({}) is None
-    assert build_filter(ready) is ready
-
-
-@pytest.mark.parametrize(
-    ("given_filter", "condition"),
-    [
-        ({"lang": "en"}, equal("metadata.lang", "en")),
-        ({"year": 2024}, equal("metadata.year", 2024)),
-        ({"draft": True}, equal("metadata.draft", True)),
-        ({"a.b": "x"}, equal('metadata."a.b"', "x")),
-        ({"a[0]": "x"}, equal('metadata."a[0]"', "x")),
-        ({"a": {"b": {"c": 1}}}, equal("metadata.a.b.c", 1)),
-        (
-            {"price": 1.5},
-            models.FieldCondition(key="metadata.price", range=models.Range(gte=1.5, lte=1.5)),
-        ),
-        (
-            {"lang": ["en", "de"]},
-            models.FieldCondition(key="metadata.lang", match=models.MatchAny(any=["en", "de"])),
-        ),
-        ({"year": [1, 2]}, models.FieldCondition(key="metadata.year", match=models.MatchAny(any=[1, 2]))),
-        (
-            {"draft": [True, False]},
-            models.Filter(should=[equal("metadata.draft", True), equal("metadata.draft", False)]),
-        ),
-        ({"gone": None}, models.IsEmptyCondition(is_empty=models.PayloadField(key="metadata.gone"))),
-    ],
-)
-def test_a_dict_becomes_conditions_on_metadata(given_filter, condition):
-    assert build_filter(given_filter) == models.Filter(must=[condition])
-
-
-def test_all_entries_of_a_dict_must_match():
-    assert build_filter({"a": 1, "b": {"c": "x", "d": False}}) == models.Filter(
-        must=[equal("metadata.a", 1), equal("metadata.b.c", "x"), equal("metadata.b.d", False)]
-    )
-
-
-@pytest.mark.parametrize(
-    "value",
-    [[], [1, "a"], [1, True], [1.5], [None], [[1]], (1,), {1}, math.nan, math.inf, b"x", object(), 2**70, [2**70]],
-    ids=repr,
-)
-def test_values_that_cannot_be_matched_are_refused(value):
-    with pytest.raises(UnsupportedFilterError, match="cannot match"):
-        build_filter({"a": {"b": value}})
-
-
-@pytest.mark.parametrize("value", ["\ud800", ["a", "\udfff"]], ids=ascii)
-def test_lone_surrogates_are_refused_before_they_reach_the_engine(value):
-    with pytest.raises(UnsupportedFilterError):
-        build_filter({"a": value})
-
-
-@pytest.mark.parametrize("key", ["", 'a"b', 1, None, ("a",), "\ud800", "a\\b"], ids=ascii)
-def test_keys_that_cannot_be_matched_are_refused(key):
-    with pytest.raises(UnsupportedFilterError, match="key"):
-        build_filter({key: 1})
-
-
-@pytest.mark.parametrize("given_filter", ["lang", 1, ["lang"], [("lang", "en")], {"lang"}, True], ids=repr)
-def test_a_filter_must_be_a_dict_or_a_filter(given_filter):
-    with pytest.raises(UnsupportedFilterError, match="must be a dict"):
-        build_filter(given_filter)
-
-
-def test_an_inner_dict_without_fields_is_refused_rather_than_matching_everything():
-    with pytest.raises(UnsupportedFilterError, match="cannot match"):
-        build_filter({"a": {}})
-
-
-def test_a_filter_that_says_nothing_is_told_from_one_that_does():
-    condition = equal("metadata.a", 1)
-    for empty in (
-        models.Filter(),
-        models.Filter(must=[], must_not=[models.Filter()]),
-        models.Filter(min_should=models.MinShould(conditions=[condition], min_count=0)),
-    ):
-        assert is_empty(empty)
-    for full in (
-        models.Filter(should=[condition]),
-        models.Filter(min_should=models.MinShould(conditions=[condition], min_count=1)),
-    ):
-        assert not is_empty(full)

@@ -190,7 +190,8 @@ def _scoring_query(query: Any, using: str | None) -> Any:
 
 
 def _conditions(conditions: Any) -> list[Any] | None:
-    return None if conditions is None else [_condition(condition) for condition in _as_list(conditions)]
+    # An empty clause says nothing; but within nested objects, nothing would meet an empty `should`.
+    return [_condition(condition) for condition in _as_list(conditions)] or None
 
 
 def _condition(condition: Any) -> Any:

@@ -17,6 +17,8 @@ from pplx_vectorstore.collection import (
     field_indexes,
     has_tenants,
     has_text_index,
+    index_type,
+    index_types,
     indexing_threshold,
     own_indexes,
     schema_differences,
@@ -36,6 +38,7 @@ from pplx_vectorstore.errors import (
     StoreNotFoundError,
 )
 from pplx_vectorstore.operations.access import Limits, PointAccess
+from pplx_vectorstore.operations.ledger import Ledger, ledger_of
 from pplx_vectorstore.operations.session import Session
 
 
@@ -85,7 +88,6 @@ async def open_session(
         encoder=encoder,
         fingerprint=recorded,
         chunker=chunker,
-        write_lock=calls.make_lock(),
         parallel=parallel if capabilities.kind == "server" else 1,
     )
 
@@ -120,8 +122,9 @@ async def list_tenants(calls: Calls, collection: str) -> list[str] | None:
     if not has_tenants(info.config.metadata):
         return None
     capabilities = await learn_capabilities(calls, describe(calls.client))
+    ledger = ledger_of(calls.client, describe(calls.client), collection)
     everyone = PointAccess(
-        calls, collection, None, capabilities, Limits.of(info), has_text_index=False, codes=codes_params(info)
+        calls, ledger, None, capabilities, Limits.of(info), has_text_index=False, codes=codes_params(info)
     )
     return sorted(await everyone.facet(TENANT_FIELD, None, most=1000))
 
@@ -149,6 +152,7 @@ async def open_collection(
     """
     _check_tenant(tenant)
     wanted = field_indexes(index_fields)
+    ledger = ledger_of(calls.client, describe(calls.client), collection)
     if not await calls("collection_exists", collection):
         if not create:
             raise StoreNotFoundError(f"there is no collection {collection!r}; index documents first")
@@ -164,11 +168,11 @@ async def open_collection(
     wants_text_index = has_text_index(info.config.metadata) if config is None else config.text_index
     if wants_text_index and capabilities.text_scoring:
         indexes[TEXT_FIELD] = text_index_params()
-    await _create_indexes(calls, collection, {**indexes, **wanted}, info, capabilities)
+    await _create_indexes(calls, ledger, {**indexes, **wanted}, info, capabilities)
     is_indexed = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
     points = PointAccess(
         calls,
-        collection,
+        ledger,
         tenant,
         capabilities,
         Limits.of(info),
@@ -233,21 +237,23 @@ def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerpri
 
 
 async def _create_indexes(
-    calls: Calls, collection: str, wanted: dict[str, Any], info: models.CollectionInfo, capabilities: Capabilities
+    calls: Calls, ledger: Ledger, wanted: dict[str, Any], info: models.CollectionInfo, capabilities: Capabilities
 ) -> None:
-    existing = info.payload_schema or {}
+    existing = ledger.indexes = index_types(info)
     different = []
     for field, kind in wanted.items():
-        is_ = existing[field].data_type.value if field in existing else None
-        needed = kind if isinstance(kind, str) else kind.type.value
+        is_ = ledger.indexes.get(field)
+        needed = index_type(kind)
         if is_ not in (None, needed):
             different.append(f"the index of field {field!r} is of type {is_}, and {needed} is needed")
     if different:
         raise SchemaMismatchError(
-            f"collection {collection!r} has other indexes: {'; '.join(different)}. Delete them, or ask for their types"
+            f"collection {ledger.collection!r} has other indexes: {'; '.join(different)}. Delete them "
+            "(delete_payload_index of the Qdrant client), and open the store again"
         )
     for field, kind in wanted.items():
         # Not there: the collection is new, or its maker was killed, or the field was not asked for before.
         # In the emulation, no other index has an effect.
         if field not in existing and (capabilities.kind != "emulation" or field == TEXT_FIELD):
-            await calls("create_payload_index", collection, field_name=field, field_schema=kind)
+            await ledger.write(calls, "create_payload_index", field_name=field, field_schema=kind)
+            ledger.indexes = {**ledger.indexes, field: index_type(kind)}
