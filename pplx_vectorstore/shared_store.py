@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -70,6 +71,11 @@ class SharedStore:
             raise InvalidInputError(
                 f"PplxVectorStore needs exactly one of folder, url and client; {' and '.join(given) or 'none'} came"
             )
+        if client is not None and not _is_blocking(client):
+            raise InvalidInputError(
+                f"client must be a QdrantClient, not {type(client).__name__}; coroutines await its answers in threads, "
+                "and a server's over connections of their own where url= is given"
+            )
         for name, value in {"api_key": api_key, "prefer_grpc": prefer_grpc or None}.items():
             if value is not None and url is None:
                 raise InvalidInputError(f"{name} is an option of a store with url=; leave it out with {given[0]}=")
@@ -118,6 +124,11 @@ class SharedStore:
     async def adisconnect(self) -> None:
         """Let go of the running event loop's connections to a server; the store stays open."""
         await self._reading.close_here()
+
+
+def _is_blocking(client: Any) -> bool:
+    verb = getattr(client, "query_batch_points", None)
+    return verb is not None and not inspect.iscoroutinefunction(verb)
 
 
 async def open_in_thread(make: Callable[[], T], close: Callable[[T], None]) -> T:

@@ -28,9 +28,14 @@ def as_encoder(embeddings: Embeddings) -> Encoder:
         return embeddings.encoder
     if isinstance(embeddings, Embeddings):
         return EmbeddingsEncoder(embeddings)
+    if isinstance(embeddings, str):
+        raise InvalidInputError(
+            f"embedding must be LangChain Embeddings, not the str {embeddings!r}; a collection is given as "
+            f"collection={embeddings!r}, a model as PplxEmbeddings(model={embeddings!r})"
+        )
     raise InvalidInputError(
         f"embedding must be LangChain Embeddings, not {type(embeddings).__name__}; for an encoder of pplx_vectorstore "
-        "there is PplxEmbeddings.from_encoder"
+        "there is PplxEmbeddings.from_encoder, and a client is given as client="
     )
 
 

@@ -29,6 +29,7 @@ from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_pplx_vectorstore.retriever import PplxRetriever
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.diversity import order_by_diversity
+from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.equal_norms import as_codes
@@ -303,7 +304,8 @@ class PplxVectorStore(VectorStore):
         """Find the chunks that answer a question best.
 
         Args:
-            query: Not blank.
+            query: Blank only with a `filter`, which then answers alone: the first chunks that match, by document
+                and place in it, with a score of 0.
             k: Most chunks to return; where grouped, most documents.
             **options: See `SearchOptions`.
 
@@ -350,13 +352,15 @@ class PplxVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Search by vector, with cosines; arguments as for `similarity_search_by_vector`."""
-        return _scored(self._store.search(as_codes([embedding])[0], k=k, **_checked(options)))
+        return _scored(self._store.search(as_codes([embedding])[0], k=k, **_without_words(options)))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, **options: Unpack[SearchOptions]
     ) -> Scored:
         """Await what `similarity_search_with_score_by_vector` returns."""
-        return _scored(await (await self._shared.reading()).search(as_codes([embedding])[0], k=k, **_checked(options)))
+        return _scored(
+            await (await self._shared.reading()).search(as_codes([embedding])[0], k=k, **_without_words(options))
+        )
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **options: Unpack[SearchOptions]
@@ -379,7 +383,7 @@ class PplxVectorStore(VectorStore):
         """Find chunks that are relevant and unlike each other.
 
         Args:
-            query: Not blank.
+            query: As for `similarity_search`.
             k: Chunks to return.
             fetch_k: Best chunks to choose from, at least k.
             lambda_mult: 1 for relevance alone, 0 for novelty alone.
@@ -388,6 +392,8 @@ class PplxVectorStore(VectorStore):
         Returns:
             Chunks in the order of choice, which is that of LangChain's ``maximal_marginal_relevance`` on the codes.
         """
+        if isinstance(query, str) and is_blank(query):
+            return _unscored(self.similarity_search_with_score(query, k, **_checked(options, fetch_k)))
         if options.get("hybrid"):
             hits = self._store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
             return _diverse(hits, None, k, lambda_mult)
@@ -403,6 +409,8 @@ class PplxVectorStore(VectorStore):
         **options: Unpack[SearchOptions],
     ) -> list[Document]:
         """Await what `max_marginal_relevance_search` returns."""
+        if isinstance(query, str) and is_blank(query):
+            return _unscored(await self.asimilarity_search_with_score(query, k, **_checked(options, fetch_k)))
         if options.get("hybrid"):
             store = await self._shared.reading()
             hits = await store.search(query, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
@@ -420,7 +428,7 @@ class PplxVectorStore(VectorStore):
     ) -> list[Document]:
         """Search by vector; see `max_marginal_relevance_search`."""
         codes = as_codes([embedding])[0]
-        hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
+        hits = self._store.search(codes, k=max(k, fetch_k), with_codes=True, **_without_words(options, fetch_k))
         return _diverse(hits, codes, k, lambda_mult)
 
     async def amax_marginal_relevance_search_by_vector(
@@ -434,7 +442,7 @@ class PplxVectorStore(VectorStore):
         """Await what `max_marginal_relevance_search_by_vector` returns."""
         store = await self._shared.reading()
         codes = as_codes([embedding])[0]
-        hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_checked(options, fetch_k))
+        hits = await store.search(codes, k=max(k, fetch_k), with_codes=True, **_without_words(options, fetch_k))
         return await asyncio.to_thread(_diverse, hits, codes, k, lambda_mult)
 
     def as_retriever(self, **kwargs: Any) -> PplxRetriever:
@@ -607,6 +615,16 @@ def _checked(options: SearchOptions, fetch_k: int | None = None) -> SearchOption
     if fetch_k is not None and isinstance(candidates, int) and candidates < fetch_k:
         raise InvalidInputError(f"candidates must be at least fetch_k = {fetch_k}, not {candidates}")
     return options
+
+
+def _without_words(options: SearchOptions, fetch_k: int | None = None) -> SearchOptions:
+    """Refuse, beside what `_checked` does, a hybrid search by a vector alone."""
+    if options.get("hybrid") and options.get("lexical_weight", 0.5):
+        raise InvalidInputError(
+            "a hybrid search needs the question's words; give the question to similarity_search, or to "
+            "max_marginal_relevance_search"
+        )
+    return _checked(options, fetch_k)
 
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:

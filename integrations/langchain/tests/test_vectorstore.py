@@ -17,7 +17,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from langchain_pplx_vectorstore import PplxEmbeddings, PplxVectorStore
 from langchain_pplx_vectorstore.options import SearchOptions, StoreOptions
 from langchain_text_splitters import MarkdownHeaderTextSplitter, RecursiveCharacterTextSplitter
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from pplx_vectorstore import VectorStore, cosine_similarity, quantize_to_norm
 from pplx_vectorstore.errors import (
@@ -29,6 +29,7 @@ from pplx_vectorstore.errors import (
     SchemaMismatchError,
     StoreClosedError,
     StoreNotFoundError,
+    UnsupportedFilterError,
 )
 
 BERLIN = """# Berlin
@@ -417,6 +418,52 @@ def test_search_options_of_the_core(open_store):
             store.similarity_search(blank)
 
 
+async def test_a_filter_answers_for_a_blank_question(filled):
+    options = {"filter": {"even": True}}
+    expected = sorted(filled.store.chunks({"even": True}), key=lambda chunk: (chunk.document_id, chunk.chunk_index))
+    texts = [chunk.text for chunk in expected][:4]
+    assert len(texts) == 4
+    for query in ("", " "):
+        for more in ({}, {"hybrid": True}, {"diversity": 0.5}):
+            scored = filled.similarity_search_with_score(query, 4, **options, **more)
+            assert [(document.page_content, score) for document, score in scored] == [(text, 0.0) for text in texts]
+            assert await filled.asimilarity_search_with_score(query, 4, **options, **more) == scored
+            diverse = filled.max_marginal_relevance_search(query, 4, **options, **more)
+            assert diverse == await filled.amax_marginal_relevance_search(query, 4, **options, **more)
+            assert [document.page_content for document in diverse] == texts
+        for search_type in ("similarity", "mmr"):
+            retriever = filled.as_retriever(search_type=search_type, k=4, **options)
+            for documents in (retriever.invoke(query), await retriever.ainvoke(query)):
+                assert [document.page_content for document in documents] == texts
+        for search in (filled.similarity_search, filled.max_marginal_relevance_search):
+            with pytest.raises(InvalidInputError, match="must not be blank, unless a filter says which"):
+                search(query)
+        with pytest.raises(InvalidInputError, match="must not be blank"):
+            await filled.amax_marginal_relevance_search(query, filter={})
+
+
+def test_a_vector_has_no_words(filled):
+    for search in (
+        filled.similarity_search_by_vector,
+        filled.similarity_search_with_score_by_vector,
+        filled.max_marginal_relevance_search_by_vector,
+    ):
+        with pytest.raises(InvalidInputError, match="a hybrid search needs the question's words; give the question to"):
+            search([1.0] * 64, hybrid=True)
+        assert search([1.0] * 64, hybrid=True, lexical_weight=0, k=2)
+
+
+def test_filters_of_qdrant_know_chunks_by_their_ids(filled):
+    (one, another, *_) = [chunk.id for chunk in filled.store.chunks()]
+    condition = models.Filter(must=[models.HasIdCondition(has_id=[one, another])])
+    assert {document.id for document in filled.similarity_search("common", k=9, filter=condition)} == {one, another}
+    before = filled.store.count()
+    assert filled.delete(filter=condition)
+    assert filled.store.count() == before - 2
+    with pytest.raises(UnsupportedFilterError, match=r"HasIdCondition holds 7, .* ids are str"):
+        filled.delete(filter=models.Filter(must=[models.HasIdCondition(has_id=[7])]))
+
+
 async def test_retrievers_take_options_at_every_place(filled):
     retriever = filled.as_retriever(k=2, filter={"even": True}, search_kwargs={"k": 3})
     assert len(retriever.invoke("common word4")) == 3
@@ -496,6 +543,13 @@ def test_a_text_that_stands_alone_and_a_document_of_its_name_leave_each_other_al
 
 
 def test_exactly_one_place_is_needed(folder, hash_embeddings):
+    # As another store's constructor would take them.
+    with pytest.raises(InvalidInputError, match=r"^embedding must .* not the str 'docs'; .* as collection='docs'"):
+        PplxVectorStore("docs")
+    with pytest.raises(InvalidInputError, match=r"not QdrantClient; .* a client is given as client=$"):
+        PplxVectorStore(QdrantClient(":memory:"))
+    with pytest.raises(InvalidInputError, match=r"^client must be a QdrantClient, not AsyncQdrantClient; .* url= is"):
+        PplxVectorStore(DeterministicFakeEmbedding(size=8), client=AsyncQdrantClient(":memory:"))
     with pytest.raises(InvalidInputError, match="exactly one of folder, url and client; none came"):
         PplxVectorStore(hash_embeddings)
     with pytest.raises(InvalidInputError, match="folder and client came"):

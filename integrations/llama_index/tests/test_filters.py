@@ -44,6 +44,7 @@ def matches_in_memory(node, filters):
 KEYS = ["lang", "a.b", "größe", "_x", 'key with "quotes"'[:8]]
 TEXTS = ["", "a", "b", "ab", "xaby", "Ab", "ä€", "1", "None", "2024-01-01"]
 NUMBERS = [-1, 0, 1, 2, 1.0, 0.5, -0.0, 1e20, 2**53 + 1, 2**60]
+BOUNDS = [number for number in NUMBERS if abs(number) < 2**53 or abs(number) > 2**63] + [2**53 - 1]
 scalars = st.sampled_from([*TEXTS, *NUMBERS])
 stored_values = st.one_of(
     st.none(),
@@ -67,7 +68,7 @@ def single_filters(draw):
     if operator in (OP.IN, OP.NIN, OP.ANY, OP.ALL):
         value = draw(lists_of_one_type)
     elif operator in (OP.GT, OP.GTE, OP.LT, OP.LTE):
-        value = draw(st.sampled_from(NUMBERS))
+        value = draw(st.sampled_from(BOUNDS))
     elif operator == OP.TEXT_MATCH:
         value = draw(st.sampled_from(TEXTS[1:]))
     elif operator == OP.CONTAINS:
@@ -113,6 +114,40 @@ def test_the_store_filters_as_memory_does(shared_store, metadatas, trees):
         assert {node.node_id for node in shared_store.get_nodes(filters=tree)} == expected
 
 
+KINDS = ["keyword", "float", "integer", "bool", "datetime", "uuid", "text", "geo"]
+ID = "6e1f0a1c-6f4e-5d0b-9a55-70706c785f76"
+with_ids = st.one_of(stored_values, st.sampled_from([ID, ID.upper(), [ID], 2.5]))
+
+
+@settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
+@given(values=st.lists(with_ids, min_size=1, max_size=8), asked=st.lists(single_filters(), min_size=1, max_size=4))
+@pytest.mark.parametrize("place", ["embedded"], indirect=True)
+def test_an_index_changes_nothing(indexed_store, values, asked):
+    nodes = make_nodes([dict.fromkeys(KINDS, value) for value in values])
+    indexed_store.clear()
+    indexed_store.add(nodes)
+    of_ids = [MetadataFilter(key="", value=ID, operator=operator) for operator in (OP.EQ, OP.NE, OP.CONTAINS)]
+    for kind in KINDS:
+        for given_filter in (*asked, *of_ids):
+            tree = MetadataFilters(filters=[given_filter.model_copy(update={"key": kind})])
+            try:
+                found = {node.node_id for node in indexed_store.get_nodes(filters=tree)}
+            except UnsupportedFilterError as error:
+                refused = str(error)
+                assert kind == "datetime"
+                assert "keeps dates alone" in refused
+            else:
+                assert found == {node.node_id for node in nodes if matches_in_memory(node, tree)}, kind
+
+
+@pytest.fixture
+def indexed_store(open_store):
+    """A store with an index of each kind."""
+    return open_store(index_fields={kind: kind for kind in KINDS})
+
+
 def one(operator, value, key="lang"):
     return MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
 
@@ -129,7 +164,8 @@ def one(operator, value, key="lang"):
         (OP.CONTAINS, None, "CONTAINS with None"),
         (OP.TEXT_MATCH, "", "every text has the empty one as a part"),
         (OP.TEXT_MATCH, 3, "TEXT_MATCH with 3"),
-        (OP.GT, "zebra", "GT with 'zebra': Qdrant orders numbers and dates"),
+        (OP.GT, "zebra", "GT with 'zebra': Qdrant orders numbers and dates, not texts; give a number, or a date"),
+        (OP.GT, "1990", "GT with '1990': Qdrant orders numbers and dates, not texts; give the number 1990, or a date"),
         (OP.GTE, "20240101", "GTE with '20240101': Qdrant orders numbers and dates, .* in the forms 2024-05-01,"),
         (OP.GTE, "2024-W01-1", "in the forms"),
         (OP.LT, "2024-01-01T10", "in the forms"),
@@ -137,6 +173,15 @@ def one(operator, value, key="lang"):
         (OP.LT, "2024-02-30", "in the forms"),
         (OP.LT, float("inf"), "bounds must be finite"),
         (OP.LTE, None, "LTE with None"),
+        (OP.LTE, 2**53, r"LTE with 9007199254740992: Qdrant compares numbers as 64-bit floats.*store smaller ones"),
+        (OP.GT, -(2**60), "GT with -1152921504606846976: Qdrant compares"),
+        (OP.LT, 1e17, "LT with 1e.17: Qdrant compares"),
+        (
+            OP.EQ,
+            2.0**53,
+            r"EQ with 9007199254740992\.0: in Qdrant, this float equals several .*give the int",
+        ),
+        (OP.NIN, [1.0, 2.0**60], "NIN with"),
     ],
 )
 def test_what_qdrant_cannot_express_is_refused_by_key_and_operator(operator, value, said):

@@ -1,15 +1,20 @@
 """A VectorStoreIndex over the store, beside one over LlamaIndex's own."""
 
 import asyncio
+import json
 import warnings
 
 import numpy as np
 import pytest
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
-from llama_index.core.llms import MockLLM
+from llama_index.core.indices.vector_store.retrievers import VectorIndexAutoRetriever
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata, MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, IndexNode, MetadataMode, TextNode
+from llama_index.core.vector_stores.types import MetadataInfo, VectorStoreInfo
 from llama_index.embeddings.pplx_vectorstore import PplxEmbedding
+
+from pplx_vectorstore.errors import InvalidInputError
 
 DOCUMENTS = [
     Document(id_="bridge", text="The bridge was built in 1894. It is made of steel. Trains cross it every hour."),
@@ -187,3 +192,55 @@ def test_other_embeddings_are_kept_apart(open_store, hash_embedding):
         storage_context=StorageContext.from_defaults(vector_store=store),
     )
     assert found(index, "anything", 1) == [("some words", 1.0)]
+
+
+# --- a language model that writes the query --------------------------------------------------------------------
+
+
+class Says(CustomLLM):
+    """A language model that always gives the same answer."""
+
+    answer: str
+
+    @property
+    def metadata(self):
+        return LLMMetadata()
+
+    def complete(self, prompt, formatted=False, **kwargs):
+        return CompletionResponse(text=self.answer)
+
+    def stream_complete(self, prompt, formatted=False, **kwargs):
+        yield self.complete(prompt)
+
+
+def auto_retriever(index, filters, **options):
+    info = VectorStoreInfo(
+        content_info="sights", metadata_info=[MetadataInfo(name="kind", type="str", description="what it is")]
+    )
+    spec = json.dumps({"query": "", "filters": filters, "top_k": None})
+    return VectorIndexAutoRetriever(index, info, llm=Says(answer=f"```json\n{spec}\n```"), **options)
+
+
+@pytest.mark.parametrize("mode", ["default", "hybrid", "text_search", "sparse", "mmr"])
+@pytest.mark.parametrize("vector", [None, [0.0] * 384])
+async def test_a_query_of_filters_alone_is_answered_in_the_order_of_documents(build, mode, vector):
+    kinds = {"bridge": "way", "ferry": "way", "castle": "house"}
+    documents = [
+        Document(id_=document.id_, text=document.text, metadata={"kind": kinds[document.id_]})
+        for document in reversed(DOCUMENTS)
+    ]
+    index = build(documents)
+    options = {"similarity_top_k": 20, "vector_store_query_mode": mode, "default_empty_query_vector": vector}
+    retriever = auto_retriever(index, [{"key": "kind", "value": "way", "operator": "=="}], **options)
+    nodes = sorted(index.vector_store.get_nodes(), key=lambda node: (node.ref_doc_id, node.start_char_idx))
+    expected = [node.text for node in nodes if node.metadata["kind"] == "way"]
+    assert len(expected) > 4
+    for results in (retriever.retrieve("What is a way?"), await retriever.aretrieve("What is a way?")):
+        assert [result.node.text for result in results] == expected
+        assert {result.score for result in results} == {0.0}
+    few = auto_retriever(
+        index, [{"key": "kind", "value": "way", "operator": "=="}], **{**options, "empty_query_top_k": 2}
+    )
+    assert [result.node.text for result in few.retrieve("What is a way?")] == expected[:2]
+    with pytest.raises(InvalidInputError, match="must not be blank, unless a filter says which chunks"):
+        auto_retriever(index, [], **options).retrieve("What?")

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import math
 import pickle
 import random
@@ -16,7 +17,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.vector_stores.pplx_vectorstore import PplxVectorStore
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from pplx_vectorstore import cosine_similarity, quantize_to_norm
 from pplx_vectorstore.errors import (
@@ -318,7 +319,7 @@ def test_a_collection_tells_models_apart(folder, hash_embedding, nodes):
     with PplxVectorStore(folder=folder) as store:  # without a model
         assert store.query(ask(QUERY, 3)).ids
         store.add([nodes[0].model_copy(update={"id_": "new"})])
-    with pytest.raises(StoreNotFoundError, match="to create it, give an encoder"):
+    with pytest.raises(StoreNotFoundError, match=r"^there is no collection 'other'; to create it, give embed_model$"):
         PplxVectorStore(folder=folder, collection="other")
     with pytest.raises(StoreNotFoundError):
         PplxVectorStore(hash_embedding, folder=folder, collection="other", create=False)
@@ -333,6 +334,79 @@ def test_a_store_needs_one_place(folder, hash_embedding, hash_encoder):
         PplxVectorStore(hash_embedding, folder=folder, api_key="key")
     with pytest.raises(InvalidInputError, match=r"not HashEncoder; .*PplxEmbedding\.from_encoder"):
         PplxVectorStore(hash_encoder(8), folder=folder)
+    # As another store's constructor would take them.
+    with pytest.raises(
+        InvalidInputError, match=r"^embed_model must .* not the str 'docs'; .* as collection='docs', a "
+    ):
+        PplxVectorStore("docs", folder=folder)
+    with pytest.raises(InvalidInputError, match=r"not QdrantClient; .* a client is given as client=$"):
+        PplxVectorStore(QdrantClient(":memory:"))
+
+
+def test_a_client_must_block(hash_embedding):
+    for client in (AsyncQdrantClient(":memory:"), "http://localhost:6333"):
+        said = rf"^client must be a QdrantClient, not {type(client).__name__}; coroutines await .* where url= is given$"
+        with pytest.raises(InvalidInputError, match=said):
+            PplxVectorStore(hash_embedding, client=client)
+
+
+# --- what is asked for blankly ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [Mode.DEFAULT, Mode.MMR, Mode.HYBRID, Mode.TEXT_SEARCH, Mode.SPARSE])
+@pytest.mark.parametrize("vector", [None, [0.0] * 64])
+async def test_a_blank_question_is_answered_by_what_else_was_given(filled, mode, vector):
+    def blank(**options):
+        return VectorStoreQuery(query_str=" ", query_embedding=vector, mode=mode, similarity_top_k=4, **options)
+
+    for options, kwargs, expected in (
+        ({"filters": only("i", 7, ">=")}, {}, [7, 8, 9, 10]),
+        ({}, {"filter": {"i": {"$gte": 7}}}, [7, 8, 9, 10]),
+        ({"node_ids": ["n20", "n3"]}, {}, [3, 20]),
+        ({"doc_ids": ["d9", "d2"], "filters": only("even", "yes")}, {}, [6, 8, 28]),
+        ({"doc_ids": []}, {}, []),
+        ({"filters": only("i", 7, ">=")}, {"group_by_document": True}, [7, 9, 12, 15]),
+    ):
+        found = filled.query(blank(**options), **kwargs)
+        assert found == await filled.aquery(blank(**options), **kwargs)
+        assert found.ids == [f"n{i}" for i in expected]
+        assert found.similarities == [0.0] * len(expected)
+    for nothing in (blank(), blank(filters=MetadataFilters(filters=[]))):
+        with pytest.raises(InvalidInputError, match="must not be blank"):
+            filled.query(nothing)
+    k = {"hybrid_top_k": 2, "sparse_top_k": 2} if mode not in (Mode.DEFAULT, Mode.MMR) else {}
+    assert len(filled.query(blank(filters=only("even", "yes"), **k)).ids) == (2 if k else 4)
+
+
+def test_a_vector_without_words_is_searched_for(filled):
+    query = ask(QUERY, 3, filters=only("even", "yes"))
+    expected = filled.query(query).ids
+    for mode, options in ((Mode.DEFAULT, {}), (Mode.HYBRID, {"alpha": 1})):
+        assert filled.query(dataclasses.replace(query, query_str="", mode=mode, **options)).ids == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"similarity_top_k": 0}, "similarity_top_k must be a whole number of at least 1, not 0"),
+        ({"hybrid_top_k": -1, "mode": Mode.HYBRID, "query_str": "common"}, "hybrid_top_k must be"),
+        ({"sparse_top_k": 1.5, "mode": Mode.SPARSE, "query_str": "common"}, "sparse_top_k must be"),
+    ],
+)
+def test_numbers_are_named_as_they_were_given(filled, options, said):
+    with pytest.raises(InvalidInputError, match=f"^{said}"):
+        filled.query(VectorStoreQuery(query_embedding=[1.0] * 64, **options))
+    with pytest.raises(InvalidInputError, match=r"^with_embeddings must be True or False, not 'yes'$"):
+        filled.query(ask(QUERY), with_embeddings="yes")
+
+
+def test_filters_of_qdrant_know_nodes_by_their_ids(filled):
+    own = models.Filter(must_not=[models.HasIdCondition(has_id=["n3", "n20"])])
+    found = filled.query(ask(QUERY, 40), filter=own).ids
+    assert set(found) == {f"n{i}" for i in range(30)} - {"n3", "n20"}
+    bare = models.Filter(must=[models.FieldCondition(key="even", match=models.MatchValue(value="yes"))])
+    with pytest.warns(UserWarning, match=r"no chunk has the field 'even' .*use 'metadata\.even'"):
+        filled.query(ask(QUERY), filter=bare)
 
 
 async def test_a_closed_store_says_so(open_store, nodes):

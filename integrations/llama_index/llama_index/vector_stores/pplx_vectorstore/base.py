@@ -27,15 +27,15 @@ from qdrant_client import models
 import pplx_vectorstore as core
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
 from pplx_vectorstore.coroutines import run_now
-from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.documents import has_lone_surrogate, is_blank
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.equal_norms import as_codes
-from pplx_vectorstore.errors import EncodingError, InvalidInputError
+from pplx_vectorstore.errors import EncodingError, InvalidInputError, StoreNotFoundError
+from pplx_vectorstore.filters import build_filter as build_core_filter
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.points import possible_point_ids
-from pplx_vectorstore.query import build_filter as build_core_filter
 from pplx_vectorstore.query import check_share, choose_candidates
 from pplx_vectorstore.shared_store import SharedStore, open_in_thread
 
@@ -134,22 +134,25 @@ class PplxVectorStore(BasePydanticVectorStore):
         parallel: int = DEFAULT_PARALLEL,
     ) -> None:
         super().__init__(stores_text=True)
-        self._shared = SharedStore(
-            folder=folder,
-            url=url,
-            client=client,
-            collection=collection,
-            encoder=None if embed_model is None else _encoder_of(embed_model),
-            tenant=tenant,
-            create=create,
-            config=config,
-            index_fields=index_fields,
-            api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
-            prefer_grpc=prefer_grpc,
-            timeout=timeout,
-            retries=retries,
-            parallel=parallel,
-        )
+        try:
+            self._shared = SharedStore(
+                folder=folder,
+                url=url,
+                client=client,
+                collection=collection,
+                encoder=None if embed_model is None else _encoder_of(embed_model),
+                tenant=tenant,
+                create=create,
+                config=config,
+                index_fields=index_fields,
+                api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
+                prefer_grpc=prefer_grpc,
+                timeout=timeout,
+                retries=retries,
+                parallel=parallel,
+            )
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(str(error).replace("give an encoder", "give embed_model")) from None
         if self._shared.filters_by_index_only:
             try:
                 self._indexes = _index_types(self.client)
@@ -286,7 +289,9 @@ class PplxVectorStore(BasePydanticVectorStore):
 
         Args:
             query: LlamaIndex's. An empty list of `doc_ids` finds nothing; one of `node_ids`, which an index's
-                retrievers give for all nodes, restricts nothing.
+                retrievers give for all nodes, restricts nothing. Where the question is blank (``""``, as a
+                ``VectorIndexAutoRetriever`` sends it) and has no embedding that is not all zero, filters and ids
+                answer alone: the first nodes that match, by source document and place in it, with a score of 0.
             **kwargs: See `QueryOptions`.
 
         Returns:
@@ -294,7 +299,8 @@ class PplxVectorStore(BasePydanticVectorStore):
             where it ranks alone.
 
         Raises:
-            InvalidInputError: The mode is another one, or lacks what it needs.
+            InvalidInputError: The mode is another one, or lacks what it needs; or the question is blank, and
+                nothing else says which nodes are wanted.
             UnsupportedFilterError: Qdrant cannot express a filter.
         """
         search = self._search(query, kwargs)
@@ -362,12 +368,9 @@ class PplxVectorStore(BasePydanticVectorStore):
     def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
         return build_filter(filters, indexes=self._indexes)
 
-    def _points(self, node_ids: Sequence[str]) -> list[str]:
-        return [point for one in node_ids for point in possible_point_ids(one, self.client.tenant)]
-
     def _having(self, node_ids: Sequence[str]) -> list[models.Filter]:
-        """Match nodes by id, in as many filters as the ids need."""
-        return [_has_id(some) for some in in_batches(self._points(node_ids), self._condition_size or _IDS_AT_ONCE)]
+        """Match nodes by id, in as many filters as the ids need: each may stand for two points."""
+        return [_has_id(some) for some in in_batches(node_ids, max(1, (self._condition_size or _IDS_AT_ONCE) // 2))]
 
     @property
     def _condition_size(self) -> int | None:
@@ -388,6 +391,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         if unknown:
             raise TypeError(f"unexpected keyword argument {', '.join(map(repr, unknown))} of a query")
         kwargs = cast("dict[str, Any]", {**given})
+        mode = _mode(query)
         mmr_threshold = kwargs.pop("mmr_threshold", query.mmr_threshold)
         conditions = [self._filter(query.filters), build_core_filter(kwargs.pop("filter", None))]
         if query.doc_ids is not None:
@@ -395,22 +399,23 @@ class PplxVectorStore(BasePydanticVectorStore):
             conditions.append(field_any("document_id", doc_ids) if doc_ids else _has_id([]))
         # An index's as_retriever() gives [] for every store that keeps the text, and means all nodes.
         if query.node_ids is not None and (node_ids := _as_ids(query.node_ids, "node_ids")):
-            conditions.append(_has_id(self._fitting(self._points(node_ids), "node_ids")))
+            self._fitting([point for id_ in node_ids for point in possible_point_ids(id_)], "node_ids")
+            conditions.append(_has_id(node_ids))
         options: dict[str, Any] = {
-            "k": query.similarity_top_k,
+            "k": _k(query, mode),
             "filter": _both(*conditions),
-            "with_codes": kwargs.pop("with_embeddings", False),
+            "with_codes": _flag("with_embeddings", kwargs.pop("with_embeddings", False)),
             **kwargs,
         }
-        mode = _mode(query)
+        if _is_blank(query, mode):
+            return _Search("", options)
         if mode == VectorStoreQueryMode.DEFAULT:
             return _Search(_codes(query), options)
         if mode == VectorStoreQueryMode.MMR:
             threshold = _share("mmr_threshold", mmr_threshold, _DEFAULT_MMR_THRESHOLD)
             return _Search(_codes(query), {**options, "diversity": 1 - threshold})
         if mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
-            k = query.sparse_top_k or query.similarity_top_k
-            return _Search(_words(query), {**options, "k": k, "hybrid": True, "lexical_weight": 1})
+            return _Search(_words(query), {**options, "hybrid": True, "lexical_weight": 1})
         if mode == VectorStoreQueryMode.HYBRID:
             return _hybrid(query, options)
         raise _unknown_mode(mode.name)
@@ -423,17 +428,42 @@ def _mode(query: VectorStoreQuery) -> VectorStoreQueryMode:
         raise _unknown_mode(repr(query.mode)) from None
 
 
+def _k(query: VectorStoreQuery, mode: VectorStoreQueryMode) -> int:
+    """Return how many nodes are wanted."""
+    names = {
+        VectorStoreQueryMode.HYBRID: "hybrid_top_k",
+        VectorStoreQueryMode.TEXT_SEARCH: "sparse_top_k",
+        VectorStoreQueryMode.SPARSE: "sparse_top_k",
+    }
+    name = names.get(mode, "similarity_top_k")
+    if getattr(query, name) is None:
+        name = "similarity_top_k"
+    k: Any = getattr(query, name)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InvalidInputError(f"{name} must be a whole number of at least 1, not {k!r}")
+    return k
+
+
+def _is_blank(query: VectorStoreQuery, mode: VectorStoreQueryMode) -> bool:
+    """Tell whether there is nothing to search for: no words, and no vector that could do without them."""
+    if query.query_str is None or not is_blank(query.query_str):
+        return False
+    by_vector = mode in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR) or (
+        mode == VectorStoreQueryMode.HYBRID and query.alpha == 1
+    )
+    return not by_vector or query.query_embedding is None or not any(query.query_embedding)
+
+
 def _unknown_mode(name: str) -> InvalidInputError:
     return InvalidInputError(f"mode {name} is not one of this store's: DEFAULT, HYBRID, TEXT_SEARCH, SPARSE and MMR")
 
 
 def _hybrid(query: VectorStoreQuery, options: dict[str, Any]) -> _Search:
     lexical_weight = 1 - _share("alpha", query.alpha, _DEFAULT_ALPHA)
-    k = query.hybrid_top_k or query.similarity_top_k
     wanted = max(query.similarity_top_k, query.sparse_top_k or 0)
-    if options.get("candidates") is None and wanted > choose_candidates(k, None):
+    if options.get("candidates") is None and wanted > choose_candidates(options["k"], None):
         options = {**options, "candidates": wanted}  # each ranking hands on as many as were asked of it
-    options = {**options, "k": k, "hybrid": True, "lexical_weight": lexical_weight}
+    options = {**options, "hybrid": True, "lexical_weight": lexical_weight}
     if lexical_weight == 1:
         return _Search(_words(query), options)
     if lexical_weight == 0:
@@ -445,6 +475,12 @@ def _share(name: str, value: float | None, default: float) -> float:
     if value is None:
         return default
     check_share(name, value)
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name} must be True or False, not {value!r}")
     return value
 
 
@@ -473,8 +509,9 @@ def _result(hits: Sequence[core.Hit]) -> VectorStoreQueryResult:
     )
 
 
-def _has_id(points: Sequence[str]) -> models.Filter:
-    return models.Filter(must=[models.HasIdCondition(has_id=list(points))])
+def _has_id(node_ids: Sequence[str]) -> models.Filter:
+    """Match nodes by their ids, which the core store translates."""
+    return models.Filter(must=[models.HasIdCondition(has_id=list(node_ids))])
 
 
 def _both(*conditions: models.Filter | None) -> Any:
@@ -524,10 +561,15 @@ def _encoder_of(embed_model: BaseEmbedding) -> core.Encoder:
     """Return what tells a collection of the model that its vectors are of; nothing is embedded by it."""
     if isinstance(embed_model, PplxEmbedding):
         return embed_model.encoder
+    if isinstance(embed_model, str):
+        raise InvalidInputError(
+            f"embed_model must be a LlamaIndex embedding, not the str {embed_model!r}; a collection is given as "
+            f"collection={embed_model!r}, a model as PplxEmbedding(model_name={embed_model!r})"
+        )
     if not isinstance(embed_model, BaseEmbedding):
         raise InvalidInputError(
             f"embed_model must be a LlamaIndex embedding, not {type(embed_model).__name__}; for an encoder of "
-            "pplx_vectorstore there is PplxEmbedding.from_encoder"
+            "pplx_vectorstore there is PplxEmbedding.from_encoder, and a client is given as client="
         )
     name = f"llama_index:{embed_model.class_name()}:{embed_model.model_name}"
     sample = np.asarray([embed_model.get_query_embedding("dimension")], dtype=np.float64)

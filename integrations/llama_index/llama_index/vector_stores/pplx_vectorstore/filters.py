@@ -15,6 +15,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import metadata_path
 from pplx_vectorstore.errors import UnsupportedFilterError
+from pplx_vectorstore.filters import WHY_INEXACT, is_number, stands_for_several
 
 Value = str | int | float
 Match = Callable[[str], models.Filter]
@@ -28,7 +29,6 @@ _BOUNDS: dict[FilterOperator, tuple[str, Callable[[Any, Any], bool]]] = {
 _OF_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
 # LlamaIndex lets these name a node's source document, whatever its metadata say.
 _SOURCE_KEYS = ("document_id", "doc_id", "ref_doc_id")
-_EXACT_INTEGERS = 2**53
 # Of ISO 8601, what Qdrant reads in a payload; 20240501 it takes for any text.
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?)?)?")
 _EVERYTHING = models.Filter()
@@ -42,7 +42,7 @@ def build_filter(filters: MetadataFilters | None, *, indexes: Mapping[str, str] 
     no equal of its elements, which ``contains``, ``any`` and ``all`` look at (in Qdrant, at those of a list in it,
     too); these look for parts of a str, too; 1 is 1.0 and True. Where memory raises, since types cannot be compared,
     nothing matches. A str as a bound must be a date in a form in which Qdrant reads stored ones, and is compared as a
-    date.
+    date; a number from 2**53 to 2**63 in magnitude, where comparing is not exact, is no bound.
 
     Args:
         filters: None, or without a filter, for everything.
@@ -162,7 +162,9 @@ class _Translation:
                 alternatives.append(_is(path, bool(value)))
                 if index == "bool":  # which a number's condition could not use
                     continue
-            if isinstance(value, int) and abs(value) > _EXACT_INTEGERS:  # of which several are one float
+            if stands_for_several(value):
+                if isinstance(value, float):
+                    raise _unsupported(one, "in Qdrant, this float equals several whole numbers; give the int")
                 alternatives.append(_is(path, value))
             elif math.isfinite(value):  # metadata hold no others
                 alternatives.append(models.FieldCondition(key=path, range=models.Range(gte=value, lte=value)))
@@ -191,16 +193,19 @@ def _date(one: MetadataFilter, value: str) -> datetime:
     if _DATE.fullmatch(value):
         with contextlib.suppress(ValueError):
             return datetime.fromisoformat(value)
+    number = f"the number {value}" if is_number(value) else "a number"
     raise _unsupported(
         one,
-        "Qdrant orders numbers and dates, which it reads, as bounds and as stored, in the forms 2024-05-01, "
-        "2024-05-01T12:00 and 2024-05-01T12:00:00+00:00",
+        f"Qdrant orders numbers and dates, not texts; give {number}, or a date, which it reads, as a bound and as "
+        "stored, in the forms 2024-05-01, 2024-05-01T12:00 and 2024-05-01T12:00:00+00:00",
     )
 
 
 def _finite(one: MetadataFilter, value: int | float) -> int | float:
     if not math.isfinite(value):
         raise _unsupported(one, "bounds must be finite")
+    if stands_for_several(value):
+        raise _unsupported(one, WHY_INEXACT)
     return value
 
 
