@@ -86,7 +86,7 @@ class AsyncVectorStore:
             "index_fields": index_fields,
             "parallel": parallel,
         }
-        self._calls = AsyncCalls(client, Retries(retries, where=describe(client)), blocking=blocking)
+        self._calls = AsyncCalls(client, Retries.of(client, retries), blocking=blocking)
 
     @classmethod
     async def open(
@@ -230,7 +230,7 @@ class AsyncVectorStore:
         context: int = 0,
         with_codes: bool = False,
     ) -> list[list[Hit]]:
-        """Search for several queries in one request; see ``VectorStore.search_batch``."""
+        """Search for several queries, in as few requests as their size allows; see ``VectorStore.search_batch``."""
         session = await self._open_session()
         options = SearchOptions(
             k=k,

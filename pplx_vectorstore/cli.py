@@ -25,7 +25,7 @@ from pplx_vectorstore.display import (
     print_skipped,
 )
 from pplx_vectorstore.documents import is_blank
-from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, make_client
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError
 from pplx_vectorstore.files import Reading, find_below, find_gone, find_names
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
@@ -488,7 +488,7 @@ def _calls(client: Any) -> BlockingCalls:
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.engines.retrying import Retries
 
-    return BlockingCalls(client, Retries(where=describe(client)))
+    return BlockingCalls(client, Retries.of(client))
 
 
 def _recorded_fingerprint(client: Any, collection: str) -> Fingerprint | None:

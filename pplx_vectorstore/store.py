@@ -81,7 +81,7 @@ class VectorStore:
         self._owns_client = False
         self._closed = False
         where = describe(client)
-        calls = BlockingCalls(client, Retries(retries, where=where), threads=not is_emulation(client))
+        calls = BlockingCalls(client, Retries.of(client, retries), threads=not is_emulation(client))
         self._session = run_now(
             open_session(
                 calls,
@@ -268,8 +268,8 @@ class VectorStore:
             lexical_weight: Share of BM25 in a hybrid search, 0 to 1. With 1, it ranks alone, hits have its
                 score, and nothing is embedded; with 0, the cosine ranks alone.
             group_by_document: True for the best chunk of each document, or how many chunks of one at
-                most. Hits of a document stand together, documents in the order of their best. Up to
-                20,000 candidates are looked through for k documents.
+                most. Hits of a document stand together, documents in the order of their best. There are k
+                documents whenever k match.
             diversity: Choose among the candidates by maximal marginal relevance over the int8 codes: 0
                 for relevance alone (the cosine, or the fused score where hybrid), 1 for novelty alone.
             score_threshold: Least score of a hit: cosine, or the fused score where hybrid.
@@ -284,6 +284,7 @@ class VectorStore:
             InvalidInputError: An argument is out of range, or the query has nothing to embed or no words.
             UnsupportedFilterError: The filter says what the engine cannot answer as it is meant.
             UnsupportedServerError: `hybrid` on a server without BM25.
+            StoreError: Grouped, on a server whose strict mode lets too few documents be excluded.
         """
         (hits,) = self.search_batch(
             [query],
@@ -315,7 +316,7 @@ class VectorStore:
         context: int = 0,
         with_codes: bool = False,
     ) -> list[list[Hit]]:
-        """Search for several queries in one request; arguments as for `search`.
+        """Search for several queries, in as few requests as their size allows; arguments as for `search`.
 
         Returns:
             One list of hits per query, in the given order.

@@ -219,7 +219,8 @@ class Retries:
     def _reason(self, error: BaseException) -> str:
         """Return what went wrong in one line, without secrets: the server's own words where there are any."""
         status, text = _words(error)
-        return f"{status}{' '.join(redact(text, self._secrets).split())[:_MOST_WORDS]}".strip()
+        words = " ".join(redact(text, self._secrets).split())[:_MOST_WORDS]
+        return f"{status}{words}".strip().removesuffix(".")
 
 
 def _refusal(kind: type[ServerError], message: str, status: int | None) -> ServerError:

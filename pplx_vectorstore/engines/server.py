@@ -74,10 +74,7 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
     ):
         raise InvalidInputError(f"timeout must be seconds above 0 or None, not {timeout!r}")
     key = api_key or os.environ.get(API_KEY_VARIABLE) or None
-    if key is not None and not (isinstance(key, str) and _HEADER.fullmatch(key)):
-        raise InvalidInputError(  # without the key; gRPC would take it for a failure that may pass
-            "the api_key must be visible ASCII. Does it begin or end with white space, such as the line end of a file?"
-        )
+    _check_header(key)
     port = _port(url)
     options: dict[str, Any] = {
         "url": url,
@@ -124,11 +121,25 @@ def describe(client: Any) -> str | None:
 
 
 def secrets_of(client: Any) -> tuple[str, ...]:
-    """Return what a client sends and nobody may read: its key, and what else it was given as headers."""
+    """Return what a client sends and nobody may read: its key, and what else it was given as headers.
+
+    Raises:
+        InvalidInputError: The key cannot be sent.
+    """
     options = getattr(client, "init_options", None) or {}
+    key = options.get("api_key")
+    _check_header(key)
     headers = [*(options.get("headers") or {}).values(), *(options.get("metadata") or {}).values()]
     long_enough = [value for value in headers if isinstance(value, str) and len(value) >= _SHORTEST_SECRET]
-    return tuple(filter(None, [options.get("api_key"), *long_enough]))
+    return tuple(filter(None, [key, *long_enough]))
+
+
+def _check_header(key: object) -> None:
+    # Without the key. httpcore would log it, and gRPC take it for a failure that may pass.
+    if key is not None and not (isinstance(key, str) and _HEADER.fullmatch(key)):
+        raise InvalidInputError(
+            "the api_key must be visible ASCII. Does it begin or end with white space, such as the line end of a file?"
+        )
 
 
 def is_emulation(client: Any) -> bool:
