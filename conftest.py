@@ -66,6 +66,12 @@ class Blocking:
         self.close()
 
 
+@pytest.fixture(scope="session")
+def blocking():
+    """``blocking(store, run_async)`` → an AsyncVectorStore with the methods of a VectorStore."""
+    return Blocking
+
+
 async def _listed(values):
     return [value async for value in values]
 
@@ -137,6 +143,12 @@ def folder():
     in_memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None) as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def find_secret():
+    """Look for a secret in all that an object refers to: ``find_secret(error, secret)`` → the ways to it."""
+    return _load_helper("secrets_search").find_secret
 
 
 @pytest.fixture
