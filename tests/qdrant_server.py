@@ -1,7 +1,7 @@
 """A Qdrant server on 127.0.0.1: its REST routes over the embedded engine, and what can go wrong on the way.
 
 It serves the verbs that the store uses, in the way that ``QdrantClient`` and ``AsyncQdrantClient`` ask for
-them. ::
+them, in bodies of at most 32 MiB. ::
 
     with QdrantServer(folder) as server, QdrantClient(url=server.url, check_compatibility=False) as client:
         server.faults = Faults(seed=1, rate=0.2)
@@ -47,6 +47,8 @@ _REFUSALS = {
 _COMPLAINTS = re.compile(
     r"Vector dimension error|Not existing vector name|No appropriate index|Validation failed|failed to parse"
 )
+# Of a body in bytes, as Qdrant's max_request_size_mb by default.
+_MOST_BODY = 32 * 2**20
 _COLLECTION = re.compile(r"/collections/([^/]+)(/.*)?")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
@@ -244,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if len(body) < size:
             self.close_connection = True
+            return
+        if size > _MOST_BODY:
+            message = f"Payload error: JSON payload ({size} bytes) is larger than allowed (limit: {_MOST_BODY} bytes)."
+            self._send(400, _to_json(_error(message)))
             return
         faults = owner.faults
         kind = faults and faults.choose(path)

@@ -1,0 +1,96 @@
+"""How large requests and answers are, estimated, so that none is too large to be sent at once.
+
+A server takes requests of 32 MiB over REST unless its ``max_request_size_mb`` says otherwise; over gRPC, where vectors
+take half of the bytes, neither it nor its client sets a bound. Answers have none either way, but must fit into memory
+and into the time for one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qdrant_client import models
+
+# Estimates may be wrong by a factor of two.
+_MOST_REQUEST = 16 * 2**20
+_MOST_ANSWER = 32 * 2**20
+# As JSON: "255.0, " for a component; names, settings and an id; a field that is no text; a chunk's text and metadata.
+_COMPONENT = 7
+_FRAME = 500
+_FIELD = 200
+_PAYLOAD = 4096
+_CHARACTER = 2
+
+
+class AnswerSizes:
+    """Expects answers of the size of those that came.
+
+    Args:
+        dimension: Components of a vector.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._vector = _COMPONENT * dimension
+        self._payload = _PAYLOAD
+
+    def of_point(self, with_payload: object, with_codes: object) -> int:
+        """Return the bytes of one point.
+
+        Args:
+            with_payload: As in a request: all of it, none, or fields.
+            with_codes: Whether the vector comes too.
+        """
+        size = _FRAME + (self._vector if with_codes else 0)
+        if isinstance(with_payload, (list, tuple)) and "text" not in with_payload:
+            return size + _FIELD * len(with_payload)
+        return size + (self._payload if with_payload else 0)
+
+    def at_once(self, with_payload: object, with_codes: object) -> int:
+        """Return how many points fit into one answer, at least 1."""
+        return max(1, _MOST_ANSWER // self.of_point(with_payload, with_codes))
+
+    def heed(self, payloads: Sequence[Mapping[str, Any] | None]) -> None:
+        """Learn how long texts are, of an answer's payloads."""
+        lengths = [len(payload["text"]) for payload in payloads if payload and "text" in payload]
+        if lengths:
+            self._payload = max(_PAYLOAD, _CHARACTER * sum(lengths) // len(lengths))
+
+    def batches(self, requests: Sequence[models.QueryRequest], most: int | None) -> Iterator[list[models.QueryRequest]]:
+        """Cut searches into lists that can be sent together.
+
+        Args:
+            requests: In order; one that is too large by itself goes alone.
+            most: Searches of a list, or None.
+        """
+        of_filters: dict[int, int] = {}
+        batch: list[models.QueryRequest] = []
+        sent = answered = 0
+        for request in requests:
+            size = _query_bytes(request, of_filters)
+            answer = (request.limit or 0) * self.of_point(request.with_payload, request.with_vector)
+            full = sent + size > _MOST_REQUEST or answered + answer > _MOST_ANSWER or len(batch) == most
+            if batch and full:
+                yield batch
+                batch, sent, answered = [], 0, 0
+            batch.append(request)
+            sent, answered = sent + size, answered + answer
+        if batch:
+            yield batch
+
+
+def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
+    """Return the bytes of a search or a stage of one; filters that many share are measured once."""
+    size = _FRAME
+    if isinstance(stage.query, models.NearestQuery):
+        size += _COMPONENT * len(stage.query.nearest)  # type: ignore[arg-type]
+    elif isinstance(stage.query, models.TextQuery):
+        size += len(str(stage.query.text).encode())
+    if stage.filter is not None:
+        if id(stage.filter) not in of_filters:
+            of_filters[id(stage.filter)] = len(stage.filter.model_dump_json(exclude_none=True).encode())
+        size += of_filters[id(stage.filter)]
+    prefetch = stage.prefetch or []
+    return size + sum(
+        _query_bytes(inner, of_filters) for inner in (prefetch if isinstance(prefetch, list) else [prefetch])
+    )
