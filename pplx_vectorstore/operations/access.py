@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,10 @@ from pplx_vectorstore.collection import TENANT_FIELD, keeps_codes_in_memory, uni
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.server import Capabilities
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.filter_resolution import resolve_filter
+from pplx_vectorstore.filters import build_filter
+from pplx_vectorstore.operations.ledger import Ledger
+from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.query import Ranking, map_filters
 
 T = TypeVar("T")
@@ -31,8 +35,6 @@ MANY_BITS = 768
 _FULL_SCAN_BYTES = 10_000 * 1024
 # Bytes of codes up to which the embedded engine searches by them: the system's page cache holds them.
 _CACHED_BYTES = 2**30
-# Seconds for which a server's word on its index is believed.
-_STATE_AGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Limits:
     condition_size: int | None = None
     conditions: int | None = None
     unindexed_filtering: bool = True
+    unindexed_deleting: bool = True
 
     @classmethod
     def of(cls, info: models.CollectionInfo) -> Limits:
@@ -65,6 +68,7 @@ class Limits:
             condition_size=strict.condition_max_size,
             conditions=strict.filter_max_conditions,
             unindexed_filtering=strict.unindexed_filtering_retrieve is not False,
+            unindexed_deleting=strict.unindexed_filtering_update is not False,
         )
 
 
@@ -73,7 +77,7 @@ class PointAccess:
 
     Args:
         calls: The client.
-        collection: Its collection.
+        ledger: Of the collection.
         tenant: Whose points, or None in a collection without tenants.
         capabilities: What the engine can do.
         limits: What the server allows.
@@ -84,7 +88,7 @@ class PointAccess:
     def __init__(
         self,
         calls: Calls,
-        collection: str,
+        ledger: Ledger,
         tenant: str | None,
         capabilities: Capabilities,
         limits: Limits,
@@ -92,33 +96,72 @@ class PointAccess:
         has_text_index: bool,
         codes: models.VectorParams,
     ) -> None:
-        self.collection = collection
+        self.collection = ledger.collection
         self.tenant = tenant
         self.capabilities = capabilities
         self.limits = limits
         self.has_text_index = has_text_index
         self._calls = calls
+        self._ledger = ledger
         self._codes = codes
-        self._state: tuple[float, models.CollectionInfo] | None = None
-        self._writes = 0
+        self._sizes = AnswerSizes(codes.size)
+        self._warned: set[str] = set()
 
-    async def upsert(self, points: Sequence[models.PointStruct]) -> None:
-        """Write points, which carry the tenant already: their ids are made of it."""
+    def condition(
+        self,
+        filter: models.Filter | Mapping[str, Any] | None,  # noqa: A002 - Qdrant's own word for it
+        *,
+        to_delete: bool = False,
+    ) -> models.Filter | None:
+        """Translate what a caller gave as a filter, for the other methods, whose conditions are ours.
+
+        Raises:
+            UnsupportedFilterError: It says something that the engine cannot answer as it is meant.
+        """
+        built = build_filter(filter)
+        if built is None:
+            return None
+        unindexed = self.limits.unindexed_filtering and (self.limits.unindexed_deleting or not to_delete)
+        return resolve_filter(
+            built,
+            tenant=self.tenant,
+            indexes=self._ledger.indexes,
+            by_index_only=not unindexed,
+            warned=self._warned,
+        )
+
+    def writing(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold the lock of the tenant's documents: between another's upsert and its delete, ours would look stale."""
+        return self._calls.hold(self._ledger.lock_of(self.tenant))
+
+    async def upsert(self, points: Sequence[models.PointStruct], *, stale: models.Filter | None = None) -> None:
+        """Write points, which carry the tenant already: their ids are made of it.
+
+        Args:
+            points: To write.
+            stale: Points to delete after that, in the same request: whoever is killed leaves both done or neither,
+                unless it is the engine itself.
+        """
         for point in points:
             if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
-        try:
-            await self._calls("upsert", self.collection, points=points)
-        finally:
-            self._forget()
+        if stale is None:
+            await self._ledger.write(self._calls, "upsert", points=points)
+            return
+        batch = models.PointsList.model_construct(points=list(points), shard_key=None, update_filter=None)
+        selector = models.FilterSelector(filter=self._scoped(stale) or stale)
+        upsert = models.UpsertOperation.model_construct(upsert=batch)
+        operations = [upsert, models.DeleteOperation(delete=selector)]
+        await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
 
     async def delete(self, condition: models.Filter) -> None:
         """Delete the points that match."""
         selector = models.FilterSelector(filter=self._scoped(condition) or condition)
-        try:
-            await self._calls("delete", self.collection, points_selector=selector)
-        finally:
-            self._forget()
+        await self._ledger.write(self._calls, "delete", points_selector=selector)
+
+    async def create_index(self, field: str, schema: Any) -> None:
+        """Index a payload field."""
+        await self._ledger.write(self._calls, "create_payload_index", field_name=field, field_schema=schema)
 
     async def set_payloads(self, changes: Iterable[tuple[Mapping[str, Any], models.Filter]]) -> None:
         """Set payload fields: pairs of the fields and of what the points to change must match."""
@@ -130,16 +173,10 @@ class PointAccess:
             operations.append(models.SetPayloadOperation(set_payload=change))
             size += 2 * len(json.dumps(fields)) + 100 * _count_values(scoped)
             if size > _UPDATE_BYTES or len(operations) == _UPDATES:
-                await self._update(operations)
+                await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
                 operations, size = [], 0
         if operations:
-            await self._update(operations)
-
-    async def _update(self, operations: list[models.SetPayloadOperation]) -> None:
-        try:
-            await self._calls("batch_update_points", self.collection, update_operations=operations)
-        finally:
-            self._forget()
+            await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
 
     async def retrieve(
         self, ids: Sequence[str], *, with_payload: bool | Sequence[str] = True, with_codes: bool = False
@@ -151,10 +188,15 @@ class PointAccess:
         elif self.tenant is not None:
             fields = with_payload or [TENANT_FIELD]
         found: dict[str, models.Record] = {}
-        for some in in_batches(list(dict.fromkeys(ids)), min(_IDS_AT_ONCE, self.limits.query_limit or _IDS_AT_ONCE)):
+        most = min(_IDS_AT_ONCE, self.limits.query_limit or _IDS_AT_ONCE)
+        left = list(dict.fromkeys(ids))
+        while left:
+            size = min(most, self._sizes.at_once(fields, with_codes))
+            some, left = left[:size], left[size:]
             records = await self._calls(
                 "retrieve", self.collection, ids=some, with_payload=fields, with_vectors=with_codes
             )
+            self._sizes.heed([record.payload for record in records])
             found.update({str(record.id): record for record in records if self._is_own(record)})
         return found
 
@@ -166,19 +208,20 @@ class PointAccess:
         with_codes: bool = False,
         page: int = _PAGE,
     ) -> AsyncIterator[list[models.Record]]:
-        """Yield the points that match, page by page."""
+        """Yield the points that match, in pages of at most `page` points, fewer where these are large."""
         offset = None
-        size = min(page, self.limits.query_limit or page)
+        most = min(page, self.limits.query_limit or page)
         while True:
             records, offset = await self._calls(
                 "scroll",
                 self.collection,
                 scroll_filter=self._scoped(condition),
-                limit=size,
+                limit=min(most, self._sizes.at_once(with_payload, with_codes)),
                 offset=offset,
                 with_payload=with_payload if isinstance(with_payload, bool) else list(with_payload),
                 with_vectors=with_codes,
             )
+            self._sizes.heed([record.payload for record in records])
             if records:
                 yield records
             if offset is None:
@@ -220,16 +263,24 @@ class PointAccess:
         return counts
 
     async def query(self, requests: Sequence[models.QueryRequest]) -> list[list[Any]]:
-        """Run searches together; the points of each, best first."""
+        """Run searches, as many together as fit into one request and its answer; the points of each, best first."""
         sent: list[models.QueryRequest] = []
+        scoped_filters: dict[int, models.Filter | None] = {}  # searches that share a filter share its scoped one
+
+        def scope(condition: models.Filter | None) -> models.Filter | None:
+            if id(condition) not in scoped_filters:
+                scoped_filters[id(condition)] = self._scoped(condition)
+            return scoped_filters[id(condition)]
+
         for request in requests:
-            scoped = map_filters(request, self._scoped) if self.tenant is not None else request
+            scoped = map_filters(request, scope) if self.tenant is not None else request
             if self.capabilities.kind == "emulation" and scoped.params is not None:
                 scoped = scoped.model_copy(update={"params": None})  # it always scans, and warns of settings
             sent.append(scoped)
         results: list[list[Any]] = []
-        for some in in_batches(sent, self.limits.searches or max(1, len(sent))):
+        for some in self._sizes.batches(sent, self.limits.searches):
             responses = await self._calls("query_batch_points", self.collection, requests=some)
+            self._sizes.heed([point.payload for response in responses for point in response.points])
             results.extend(list(response.points) for response in responses)
         return results
 
@@ -262,7 +313,7 @@ class PointAccess:
             size = self._codes.size * (await self._calls("coverage", self.collection)).points
             in_memory = in_memory or size <= _CACHED_BYTES
         else:
-            size = self._codes.size * ((await self._info()).points_count or 0)
+            size = self._codes.size * ((await self._ledger.info(self._calls)).points_count or 0)
         return size <= _FULL_SCAN_BYTES or (in_memory and self._codes.size < MANY_BITS)
 
     async def has_bits(self, candidates: int) -> bool:
@@ -276,7 +327,7 @@ class PointAccess:
         if self.capabilities.kind == "embedded":
             coverage = await self._calls("coverage", self.collection)
             return bool(coverage.unindexed <= candidates)
-        info = await self._info()
+        info = await self._ledger.info(self._calls)
         # What is not indexed cannot be had from the counts: they include points that were deleted or moved since. But
         # once a server has optimized, no segment without an index is larger than the threshold.
         threshold = getattr(info.config.optimizer_config, "indexing_threshold", None)
@@ -303,21 +354,6 @@ class PointAccess:
 
     def _is_own(self, record: models.Record) -> bool:
         return self.tenant is None or (record.payload or {}).get(TENANT_FIELD) == self.tenant
-
-    async def _info(self) -> models.CollectionInfo:
-        now = time.monotonic()
-        state = self._state
-        if state is None or now - state[0] > _STATE_AGE:
-            writes = self._writes
-            state = now, await self._calls("get_collection", self.collection)
-            if writes == self._writes:  # else it is older than what was written meanwhile
-                self._state = state
-        return state[1]
-
-    def _forget(self) -> None:
-        """After a write, what was known of the index is old."""
-        self._writes += 1
-        self._state = None
 
 
 def _count_values(condition: models.Filter) -> int:

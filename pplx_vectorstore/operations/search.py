@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,14 +14,16 @@ from qdrant_client import models
 from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
-from pplx_vectorstore.operations.access import in_batches
+from pplx_vectorstore.filters import is_empty
+from pplx_vectorstore.operations.access import Limits, in_batches
+from pplx_vectorstore.operations.matching import list_matching
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit, read_stored_codes
 from pplx_vectorstore.quantization import Codes, cosine_similarity
 from pplx_vectorstore.query import (
+    CANDIDATES_PER_RESULT,
     QueryVector,
     Ranking,
-    build_filter,
     build_hamming,
     build_query,
     check_share,
@@ -35,7 +37,9 @@ Query = str | npt.NDArray[np.int8] | EncodedQuery
 
 _MOST_CONTEXT = 100
 _PASSAGES_AT_ONCE = 50
-_LARGEST_POOL = 20_000
+_BLANK = "a query must not be blank, unless a filter says which chunks are wanted"
+# Searches of one question among points that others delete meanwhile.
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,31 @@ class _Scored(NamedTuple):
     vector: Any
 
 
+@dataclass(slots=True)
+class _Pool:
+    """What was found for one question.
+
+    Attributes:
+        points: Best first, but for rounding.
+        rounds: Searches that it took.
+        is_cut_off: Whether documents that were found may have more points than were.
+        is_exact: Whether the next search compares all codes.
+    """
+
+    points: list[_Scored] = field(default_factory=list)
+    rounds: int = 0
+    is_cut_off: bool = False
+    is_exact: bool = False
+
+    @property
+    def documents(self) -> dict[str, list[_Scored]]:
+        """The points of each document, in their order."""
+        groups: dict[str, list[_Scored]] = {}
+        for point in self.points:
+            groups.setdefault(point.payload["document_id"], []).append(point)
+        return groups
+
+
 class _Question(NamedTuple):
     """One query, ready to be searched for.
 
@@ -126,16 +155,19 @@ class _Question(NamedTuple):
 
 
 async def search_batch(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
-    """Search for several queries in one request."""
+    """Search for several queries, in as few requests as their size allows; a filter alone answers blank ones."""
+    condition = session.points.condition(options.filter)
+    if condition is not None and not is_empty(condition) and _are_some_blank(queries):
+        return await _search_some_blank(session, queries, options, condition)
     _require_hybrid(session, queries, options)
-    condition = build_filter(options.filter)
     questions = await _questions(session, queries, options)
     if not questions:
         return []
     candidates = _candidates(session, options)
     if options.is_plain:
+        conditions = [condition] * len(questions)
         found = await _find(
-            session, questions, options, condition, candidates, limit=options.k, with_codes=options.with_codes
+            session, questions, conditions, options, candidates, limit=options.k, with_codes=options.with_codes
         )
         hits = [[_read(session, point, point, options) for point in points] for points in found]
     else:
@@ -143,6 +175,34 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
     if options.context:
         return await _with_context(session, hits, options.context)
     return hits
+
+
+async def _search_some_blank(
+    session: Session, queries: Sequence[Query], options: SearchOptions, condition: models.Filter
+) -> list[list[Hit]]:
+    """Search for what is not blank; for the others, return the chunks that match, which all have a score of 0."""
+    others = [query for query in queries if not _is_blank(query)]
+    found = iter(await search_batch(session, others, options) if others else [])
+    matching: list[Hit] = []
+    if options.score_threshold is None or options.score_threshold <= 0:
+        matching = await list_matching(
+            session,
+            condition,
+            k=session.points.check_limit("k", options.k),
+            per_document=int(options.group_by_document),
+            with_codes=options.with_codes,
+        )
+    if options.context:
+        (matching,) = await _with_context(session, [matching], options.context)
+    return [list(matching) if _is_blank(query) else next(found) for query in queries]
+
+
+def _are_some_blank(queries: object) -> bool:
+    return isinstance(queries, Sequence) and not isinstance(queries, str) and any(map(_is_blank, queries))
+
+
+def _is_blank(query: object) -> bool:
+    return isinstance(query, str) and is_blank(query)
 
 
 def _read(session: Session, point: _Scored, record: Any, options: SearchOptions) -> Hit:
@@ -158,7 +218,7 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
     """Search, rank by the bits alone and scan exactly, in one request; compare."""
     if not session.points.limits.exact:
         raise StoreError("explain needs an exact scan, which this server's strict mode forbids (search_allow_exact)")
-    condition = build_filter(options.filter)
+    condition = session.points.condition(options.filter)
     ((_, vector, _),) = await _questions(session, [query], replace(options, hybrid=False))
     assert vector is not None  # not hybrid
     candidates = _candidates(session, options)
@@ -206,7 +266,7 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
     if not capabilities.text_scoring:
         raise UnsupportedServerError(
             f"hybrid search needs Qdrant 1.20 or newer, which ranks text by BM25; this server is "
-            f"{capabilities.version}. Upgrade it, or search with hybrid=False"
+            f"{capabilities.version}. Upgrade it, or search without words"
         )
     if not session.points.has_text_index:
         raise StoreError(
@@ -220,7 +280,7 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
                 "hybrid search needs the question's words; give a str or an EncodedQuery, not codes"
             )
         if is_blank(words):
-            raise InvalidInputError("a query must not be blank")
+            raise InvalidInputError(_BLANK)
 
 
 def _words(query: Query) -> str | None:
@@ -242,21 +302,34 @@ def _candidates(session: Session, options: SearchOptions) -> int:
 async def _find(
     session: Session,
     questions: Sequence[_Question],
+    conditions: Sequence[models.Filter | None],
     options: SearchOptions,
-    condition: models.Filter | None,
     candidates: int,
     *,
     limit: int,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
+    exact: Collection[int] = (),
 ) -> list[list[_Scored]]:
-    """Find points for each question, best first; their scores are cosines, unless words have a share in them."""
+    """Find points for each question, best first; their scores are cosines, unless words have a share in them.
+
+    Args:
+        session: The open store.
+        questions: What is searched for.
+        conditions: The filter of each question.
+        options: Their threshold and shares are heeded.
+        candidates: Points to be compared by their codes.
+        limit: Points of each question.
+        with_payload: As in a request.
+        with_codes: Whether to fetch the vectors.
+        exact: Places of the questions for which all codes are compared.
+    """
 
     def requests(ranking: Ranking) -> list[models.QueryRequest]:
         return [
             build_query(
                 question.vector,
-                ranking,
+                replace(ranking, exact=True) if i in exact else ranking,
                 k=limit,
                 filter=condition,
                 score_threshold=options.score_threshold,
@@ -265,7 +338,7 @@ async def _find(
                 with_payload=with_payload,
                 with_codes=with_codes,
             )
-            for question in questions
+            for i, (question, condition) in enumerate(zip(questions, conditions, strict=True))
         ]
 
     # Fused with words, as many as the candidates are asked for.
@@ -289,9 +362,11 @@ def _scored(question: _Question, points: Sequence[Any], options: SearchOptions) 
         return [_Scored(point.id, point.score, point.payload, point.vector) for point in points]
     cosine = question.vector.cosine
     scored = [_Scored(point.id, cosine(point.score), point.payload, point.vector) for point in points]
-    if options.score_threshold is None:
-        return scored
-    return [point for point in scored if point.score >= options.score_threshold]
+    return _above(scored, options.score_threshold)
+
+
+def _above(points: Sequence[_Scored], threshold: float | None) -> list[_Scored]:
+    return [point for point in points if threshold is None or point.score >= threshold]
 
 
 async def _search_pools(
@@ -301,98 +376,230 @@ async def _search_pools(
     condition: models.Filter | None,
     candidates: int,
 ) -> list[list[Hit]]:
-    """Choose among all candidates of each query; ask for more where they are of too few documents.
+    """Choose among all candidates of each question; where grouped, these are of k documents, if so many match.
 
     Qdrant's own groups would not do: its embedded engine has none, and a server's stop after a few requests, with fewer
     documents than there are. Nor would its MMR, which weighs distances, not cosines, against each other.
     """
-    chosen: dict[int, list[_Scored]] = {}
-    waiting = list(range(len(questions)))
-    cut_off: list[int] = []
-    while waiting:
-        found = await _find(
-            session,
-            [questions[i] for i in waiting],
-            options,
-            condition,
-            candidates,
-            limit=candidates,
-            with_payload=["document_id"],
-            with_codes=options.diversity is not None,
-        )
-        again = []
-        larger = 4 * candidates
-        if session.points.limits.query_limit is not None:
-            larger = min(larger, session.points.limits.query_limit)
-        for i, pool in zip(waiting, found, strict=True):
-            chosen[i] = await session.calls.run(
-                _choose, questions[i].codes, pool, options, session.fingerprint.dimension
-            )
-            if len(pool) < candidates:
-                continue
-            n_documents = len({point.payload["document_id"] for point in chosen[i]})
-            too_few = bool(options.group_by_document) and n_documents < options.k
-            if too_few and options.diversity is None and candidates < larger <= _LARGEST_POOL:
-                again.append(i)
-            else:
-                cut_off.append(i)
-        waiting, candidates = again, larger
-    if int(options.group_by_document) > 1 and options.diversity is None and not options.uses_words:
-        await _fill_groups(session, questions, options, condition, cut_off, chosen)
-    ids = [str(point.id) for points in chosen.values() for point in points]
-    records = await session.points.retrieve(ids, with_codes=options.with_codes)
-    return [
-        [
-            _read(session, point, records[str(point.id)], options)
-            for point in chosen[i]
-            if str(point.id) in records  # deleted since it was found
+    hits: dict[int, list[Hit]] = {}
+    left = list(range(len(questions)))
+    for _ in range(_TRIES):
+        chosen = await _choose_all(session, [questions[i] for i in left], options, condition, candidates)
+        ids = [str(point.id) for points in chosen for point in points]
+        records = await session.points.retrieve(ids, with_codes=options.with_codes)
+        for i, points in zip(left, chosen, strict=True):
+            there = [point for point in points if str(point.id) in records]
+            hits[i] = [_read(session, point, records[str(point.id)], options) for point in there]
+        # What was deleted since it was found may have stood before others.
+        left = [
+            i for i, points in zip(left, chosen, strict=True) if any(str(point.id) not in records for point in points)
         ]
-        for i in range(len(questions))
-    ]
+        if not left:
+            break
+    return [hits[i] for i in range(len(questions))]
 
 
-async def _fill_groups(
+async def _choose_all(
     session: Session,
     questions: Sequence[_Question],
     options: SearchOptions,
     condition: models.Filter | None,
-    incomplete: Sequence[int],
-    chosen: dict[int, list[_Scored]],
-) -> None:
-    """Search within each chosen document: its other good chunks may lie beyond the candidates."""
-    most = int(options.group_by_document)
-    places = [
-        (i, document_id)
-        for i in incomplete
-        for document_id in dict.fromkeys(point.payload["document_id"] for point in chosen[i])
-    ]
-    if not places:
-        return
+    candidates: int,
+) -> list[list[_Scored]]:
+    """Choose the points of each question."""
 
-    def requests(ranking: Ranking) -> list[models.QueryRequest]:
-        return [
-            build_query(
-                questions[i].vector,
-                ranking,
-                k=most,
-                filter=_within(document_id, condition),
-                score_threshold=options.score_threshold,
-                with_payload=["document_id"],
-            )
-            for i, document_id in places
+    async def choose(question: _Question, pool: _Pool) -> list[_Scored]:
+        return await session.calls.run(_choose, question.codes, pool.points, options, session.fingerprint.dimension)
+
+    pools = [_Pool() for _ in questions]
+    await _fill_pools(session, questions, pools, options, condition, candidates)
+    chosen = [await choose(question, pool) for question, pool in zip(questions, pools, strict=True)]
+    if options.group_by_document:
+        for i in await _complete_groups(session, questions, pools, chosen, options, condition, candidates):
+            chosen[i] = await choose(questions[i], pools[i])
+    return chosen
+
+
+async def _fill_pools(
+    session: Session,
+    questions: Sequence[_Question],
+    pools: Sequence[_Pool],
+    options: SearchOptions,
+    condition: models.Filter | None,
+    candidates: int,
+) -> None:
+    """Find candidates; where they are of too few documents, more that are of none of these, until there are enough.
+
+    However many chunks a document has, the next search passes it by, so that each finds a document at least.
+    """
+    waiting = list(range(len(pools)))
+    while waiting:
+        found = await _find(
+            session,
+            [questions[i] for i in waiting],
+            [_beyond(pools[i], condition, session.points.limits) for i in waiting],
+            # Below the threshold is where a search may end; above it, where it must go on.
+            replace(options, score_threshold=None),
+            candidates,
+            limit=candidates,
+            with_payload=["document_id"],
+            with_codes=options.diversity is not None,
+            exact={row for row, i in enumerate(waiting) if pools[i].is_exact},
+        )
+        waiting = [
+            i
+            for i, points in zip(waiting, found, strict=True)
+            if _add(pools[i], points, options, candidates, session.points.limits)
         ]
 
-    candidates = _candidates(session, replace(options, k=most, candidates=None, group_by_document=False))
-    found = await _query(session, requests, candidates, n=most)
-    groups: dict[int, list[list[_Scored]]] = {i: [] for i in incomplete}
-    for (i, _), points in zip(places, found, strict=True):
-        scored = _scored(questions[i], points, options)
-        if scored:
-            groups[i].append(scored)
-    for i in incomplete:
-        # Within a document, more may have been found than its best among the candidates.
-        groups[i].sort(key=lambda points: -points[0].score)
-        chosen[i] = [point for points in groups[i] for point in points]
+
+def _add(pool: _Pool, found: Sequence[_Scored], options: SearchOptions, candidates: int, limits: Limits) -> bool:
+    """Add what a search found to a pool; tell whether another one is needed."""
+    known = {str(point.id) for point in pool.points}
+    new = [point for point in found if str(point.id) not in known]
+    if options.uses_words and pool.points:
+        # Fused scores are of ranks within one search: those of the next go on from the last of the one before.
+        new = _scaled(new, pool.points[-1].score)
+    n_before = len(pool.documents)
+    # Best first also where a search that was not exact left out what the next one found.
+    pool.points = _best_first([*pool.points, *new])
+    pool.rounds += 1
+    if not options.group_by_document:
+        return False
+    documents = pool.documents
+    is_full, ends_below = len(found) == candidates, len(_above(new, options.score_threshold)) < len(new)
+    pool.is_cut_off |= is_full and not ends_below
+    if ends_below or len(documents) >= options.k:
+        return False
+    if is_full:
+        pool.is_exact = False
+        if len(documents) == n_before:
+            raise StoreError(
+                f"{len(documents)} documents fill all {candidates} candidates, and this server's strict mode "
+                f"(condition_max_size, filter_max_conditions) lets no search pass by so many; ask for fewer than "
+                f"k={options.k} documents, for more candidates, or for a narrower filter"
+            )
+        _thin(pool, documents, options, candidates)
+        return True
+    # A walk through the graph past many points may end too early: the last word is a comparison with all.
+    if pool.is_exact or not limits.exact or not options.uses_vectors:
+        return False
+    pool.is_exact = True
+    return True
+
+
+def _scaled(points: list[_Scored], most: float) -> list[_Scored]:
+    """Bring scores down so that the best is `most`, if it is above."""
+    best = points[0].score if points else 0.0
+    return [point._replace(score=point.score * most / best) for point in points] if best > most else points
+
+
+def _thin(pool: _Pool, documents: Mapping[str, Sequence[_Scored]], options: SearchOptions, candidates: int) -> None:
+    """Keep of each document as many points as its share of the candidates, so that pools stay as small as one search.
+
+    Each choice by diversity costs a pass over the pool.
+    """
+    share = _share(options, candidates)
+    kept = {id(point) for points in documents.values() for point in points[:share]}
+    pool.points = [point for point in pool.points if id(point) in kept]
+
+
+def _share(options: SearchOptions, candidates: int) -> int:
+    return max(int(options.group_by_document), candidates // options.k)
+
+
+def _beyond(pool: _Pool, condition: models.Filter | None, limits: Limits) -> models.Filter | None:
+    """Match what a filter matches, but for the documents found already.
+
+    Strict mode bounds the size of a condition and the number of conditions: where there are more documents than it
+    allows to be named, those are that fill the pool most.
+    """
+    if not pool.points:
+        return condition
+    documents = sorted(pool.documents.items(), key=lambda item: -len(item[1]))
+    names = [name for name, _ in documents]
+    size = limits.condition_size or len(names)
+    most = len(names)
+    if limits.conditions is not None:
+        most = limits.conditions - (0 if condition is None else _count_conditions(condition)) - 1  # the tenant's
+    parts: list[Any] = [
+        models.FieldCondition(key="document_id", match=models.MatchAny(any=some))
+        for some in islice(in_batches(names, size), max(0, most))
+    ]
+    return models.Filter(must=None if condition is None else [condition], must_not=parts)
+
+
+def _count_conditions(condition: Any) -> int:
+    if isinstance(condition, models.NestedCondition):
+        return _count_conditions(condition.nested.filter)
+    if not isinstance(condition, models.Filter):
+        return 1
+    least = condition.min_should
+    clauses = (condition.must, condition.should, condition.must_not, least and least.conditions)
+    parts = [part for clause in clauses if clause for part in (clause if isinstance(clause, list) else [clause])]
+    return sum(map(_count_conditions, parts))
+
+
+async def _complete_groups(
+    session: Session,
+    questions: Sequence[_Question],
+    pools: Sequence[_Pool],
+    chosen: Sequence[Sequence[_Scored]],
+    options: SearchOptions,
+    condition: models.Filter | None,
+    candidates: int,
+) -> set[int]:
+    """Search within chosen documents whose good chunks may lie beyond the candidates; tell of which questions.
+
+    Where one search was not enough, a document may have had more good chunks than there were candidates, so that the
+    best of them may be missing too. And bits are a poor judge among the many like chunks of one document: they may have
+    kept out the best of any.
+    """
+    most = int(options.group_by_document)
+    if not any(pool.is_cut_off for pool in pools):
+        return set()
+    by_bits = options.uses_vectors and (await session.points.ranking(candidates, n=candidates)).by_bits
+    places: list[tuple[int, str]] = []
+    for i, pool in enumerate(pools):
+        if pool.is_cut_off:
+            found = pool.documents
+            is_crowded = pool.rounds > 1 or (by_bits and max(map(len, found.values())) > CANDIDATES_PER_RESULT)
+            places += [(i, name) for name in _names(chosen[i]) if is_crowded or len(found[name]) < most]
+    if not places:
+        return set()
+    inner = await _find(
+        session,
+        [questions[i] for i, _ in places],
+        [_within(name, condition) for _, name in places],
+        replace(options, score_threshold=None),
+        _candidates(session, replace(options, k=most, candidates=None, group_by_document=False)),
+        limit=most if options.diversity is None else _share(options, candidates),
+        with_payload=["document_id"],
+        with_codes=options.diversity is not None,
+        exact=range(len(places)) if session.points.limits.exact else (),
+    )
+    groups = {
+        i: {name: points for name, points in pools[i].documents.items() if name in set(_names(chosen[i]))}
+        for i in {i for i, _ in places}
+    }
+    for (i, name), points in zip(places, inner, strict=True):
+        known = {str(point.id) for point in groups[i][name]}
+        new = [point for point in points if str(point.id) not in known]
+        if options.uses_words:
+            # Ranks within a document say nothing of others: what is new comes after what the whole search had found.
+            new = _scaled(new, groups[i][name][-1].score)
+        groups[i][name] += new
+    for i, of_documents in groups.items():
+        pools[i].points = _best_first(point for points in of_documents.values() for point in points)
+    return set(groups)
+
+
+def _names(points: Iterable[_Scored]) -> list[str]:
+    return list(dict.fromkeys(point.payload["document_id"] for point in points))
+
+
+def _best_first(points: Iterable[_Scored]) -> list[_Scored]:
+    return sorted(points, key=lambda point: -point.score)
 
 
 def _within(document_id: str, condition: models.Filter | None) -> models.Filter:
@@ -402,7 +609,8 @@ def _within(document_id: str, condition: models.Filter | None) -> models.Filter:
 
 
 def _choose(query: Codes, pool: Sequence[_Scored], options: SearchOptions, dimension: int) -> list[_Scored]:
-    """Order a pool by diversity, group it by document, and cut it."""
+    """Order what of a pool scores enough by diversity, group it by document, and cut it."""
+    pool = _above(pool, options.score_threshold)
     ordered: Iterable[_Scored] = pool
     if options.diversity is not None and pool:
         codes = np.stack([read_stored_codes(point.vector, dimension) for point in pool])
@@ -506,7 +714,7 @@ async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vecto
         given = query.codes if isinstance(query, EncodedQuery) else query
         if isinstance(given, str):
             if is_blank(given):
-                raise InvalidInputError("a query must not be blank")
+                raise InvalidInputError(_BLANK)
             texts[row] = given
         elif isinstance(given, np.ndarray) and given.dtype == np.int8 and given.shape == (dimension,):
             codes[row] = given
