@@ -153,6 +153,20 @@ def test_a_chunks_id_is_not_taken_from_a_document_that_stays(new_store):
     assert contents(store) == {"new": ["3 of new"], "a": ["1 of a"]}
 
 
+@IN_GROUPS_OF
+@pytest.mark.parametrize("verb", ["add", "sync"])
+@pytest.mark.usefixtures("group_size")
+def test_nothing_is_taken_from_a_document_whose_new_version_is_refused(new_store, verb):
+    after = [own("a", "1", "3"), own("new", "2"), own("newer", "4", "6"), own("free", "7")]
+    for number, order in enumerate(itertools.permutations(after)):
+        store = new_store(collection=f"c{number}")
+        store.add(BEFORE)
+        with pytest.raises(DuplicateDocumentError, match="belongs to document 'b'"):
+            getattr(store, verb)(order)
+        expected = {document.id: [chunk.text for chunk in document.chunks] for document in [*BEFORE, after[3]]}
+        assert contents(store) == expected
+
+
 # --- copies -----------------------------------------------------------------------------------------------
 
 
@@ -239,6 +253,9 @@ def test_blocking_and_awaited_stores_of_one_collection_take_turns(folder, server
     made = versions(8)
 
     async def run(asynchronous, blocking):
+        assert await asynchronous.count() == blocking.count() == 0
+        assert asynchronous._session.points._ledger is blocking._session.points._ledger
+
         async def awaited():
             for version in made[::2]:
                 await asynchronous.add([version])

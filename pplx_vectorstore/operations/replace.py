@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qdrant_client import models
 
@@ -35,6 +36,13 @@ class Claim:
     """A chunk's own id, and the document that is to have it."""
 
     chunk_id: str
+    document_id: str
+
+
+class Holder(NamedTuple):
+    """A claim to a chunk id, and the document that has it."""
+
+    claim: Claim
     document_id: str
 
 
@@ -86,7 +94,7 @@ class _Request:
 
 
 async def replace_documents(
-    session: Session, versions: Sequence[Version], may_take_from: Collection[str] | None
+    session: Session, versions: Sequence[Version], may_take_from: Container[str] | None
 ) -> None:
     """Make what is stored of some documents exactly these versions of them.
 
@@ -107,7 +115,8 @@ async def replace_documents(
     new = {point_id for version in versions for point_id in version.point_ids}
     async with session.points.writing():
         if may_take_from is not None:
-            refuse_held(await find_held(session, claims, [ids, may_take_from]))
+            holders = await find_holders(session, claims)
+            refuse_held([holder for holder in holders if holder.document_id not in ids], may_take_from)
         before = await _stored_points(session, ids)
         pieces = [
             Piece(
@@ -119,41 +128,28 @@ async def replace_documents(
         await write_pieces(session, pieces)
 
 
-async def find_held(
-    session: Session, claims: Mapping[str, Claim], replaced: Collection[Collection[str]]
-) -> dict[str, str]:
-    """Find claims to chunk ids that belong to documents that are not replaced.
-
-    Args:
-        session: The open store.
-        claims: By point id.
-        replaced: Sets of ids of documents whose points may be overwritten.
-
-    Returns:
-        Document id → why it cannot be written.
-    """
-    held: dict[str, str] = {}
-    if not claims:
-        return held
-    for point_id, record in (await session.points.retrieve(list(claims), with_payload=["document_id"])).items():
-        claim, holder = claims[point_id], (record.payload or {})["document_id"]
-        if holder != claim.document_id and not any(holder in some for some in replaced):
-            held[claim.document_id] = (
-                f"chunk id {claim.chunk_id!r} of document {claim.document_id!r} belongs to document {holder!r} "
-                "already; use ids that are unique in the collection, delete that document first, or give it in the "
-                "same call"
-            )
-    return held
+async def find_holders(session: Session, claims: Mapping[str, Claim]) -> list[Holder]:
+    """Find out which other documents have the chunk ids that are claimed, by point id."""
+    holders: list[Holder] = []
+    if claims:
+        records = await session.points.retrieve(list(claims), with_payload=["document_id"])
+        holders = [Holder(claims[id_], (record.payload or {})["document_id"]) for id_, record in records.items()]
+    return [holder for holder in holders if holder.document_id != holder.claim.document_id]
 
 
-def refuse_held(held: Mapping[str, str]) -> None:
-    """Raise if `find_held` found any.
+def refuse_held(holders: Iterable[Holder], may_take_from: Container[str]) -> None:
+    """Raise if a chunk id belongs to a document that is not replaced.
 
     Raises:
         DuplicateDocumentError: Names the chunk id and both documents.
     """
-    for reason in held.values():
-        raise DuplicateDocumentError(reason)
+    for claim, holder in holders:
+        if holder not in may_take_from:
+            raise DuplicateDocumentError(
+                f"chunk id {claim.chunk_id!r} of document {claim.document_id!r} belongs to document {holder!r} "
+                "already; use ids that are unique in the collection, delete that document first, or give it in the "
+                "same call"
+            )
 
 
 async def write_pieces(session: Session, pieces: Iterable[Piece]) -> None:

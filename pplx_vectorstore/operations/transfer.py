@@ -13,7 +13,7 @@ from qdrant_client import models
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.documents import read_documents
-from pplx_vectorstore.operations.replace import Claim, Version, find_held, refuse_held, replace_documents
+from pplx_vectorstore.operations.replace import Claim, Version, find_holders, refuse_held, replace_documents
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.operations.write import flush
 from pplx_vectorstore.parquet import ExportedFile, ExportWriter, StoredRows
@@ -109,7 +109,7 @@ def _read(fingerprint: Fingerprint, documents: Iterable[list[models.Record]]) ->
 async def _require_free(session: Session, own_ids: Iterable[tuple[str, str]], document_ids: Collection[str]) -> None:
     """Refuse chunk ids, given with their documents' ids, that belong to documents that are not replaced."""
     claims = {point_id_of(id_, session.points.tenant): Claim(id_, document_id) for id_, document_id in own_ids}
-    refuse_held(await find_held(session, claims, [document_ids]))
+    refuse_held(await find_holders(session, claims), document_ids)
 
 
 async def _write(session: Session, documents: list[StoredRows], may_take_from: Collection[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Awaitable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -34,7 +34,7 @@ from pplx_vectorstore.operations.replace import (
     Claim,
     Piece,
     Version,
-    find_held,
+    find_holders,
     refuse_held,
     replace_documents,
     write_pieces,
@@ -166,23 +166,25 @@ async def _write(
             if extend:
                 work = _extend_group(session, plan.to_embed, codes)
             else:
-                work = _write_group(session, plan.to_embed, codes, None if replaces_all else seen)
+                work = _write_group(session, plan.to_embed, codes, None if replaces_all else free)
             written.follow(session.calls.start(work), _sum(plan.done, _count(plan.to_embed, plan.new)))
 
         try:
             groups = _groups(session, documents, seen, given_up, need_ids=extend)
-            waiting: list[_Prepared] = []
+            waiting: dict[str, _Prepared] = {}
+            free = _Seen(seen, waiting)
             # The caller's iterable and the chunking take their time, which is no event loop's to give.
             while group := await session.calls.run(next, groups, None):
                 plan = await _plan(session, group) if skip_unchanged else _Plan(group)
                 if not (extend or replaces_all):
-                    plan, held = await _set_aside(session, plan, seen)
-                    waiting += held
+                    plan = await _set_aside(session, plan, free)
                 await write(plan)
             # By now, whatever the call replaces has come: a chunk's id may have moved from one document to another.
             await written.settle()
-            refuse_held(await find_held(session, _claims(session, waiting), [seen]))
-            for some in in_batches(waiting, _GROUP_DOCUMENTS):
+            refuse_held(await find_holders(session, _claims(session, waiting.values())), seen)
+            last = list(waiting.values())
+            waiting.clear()
+            for some in in_batches(last, _GROUP_DOCUMENTS):
                 plan = await _plan(session, some) if skip_unchanged else _Plan(some)
                 await write(plan)
             await written.settle()
@@ -305,14 +307,32 @@ async def _plan(session: Session, group: list[_Prepared]) -> _Plan:
     return _Plan(to_embed, new, done)
 
 
-async def _set_aside(session: Session, plan: _Plan, seen: Collection[str]) -> tuple[_Plan, list[_Prepared]]:
-    """Take documents out of a plan whose chunks' ids belong to others that have not come yet.
+@dataclass(frozen=True, slots=True)
+class _Seen(Container[str]):
+    """Documents that have come in a call, without those that wait for its end.
 
-    They wait for the end of the call: those others may come still.
+    Attributes:
+        seen: Ids of all that came.
+        waiting: Of those that wait.
     """
-    held = await find_held(session, _claims(session, plan.to_embed), [seen])
-    waiting = [one for one in plan.to_embed if one.document.id in held]
-    return replace(plan, to_embed=[one for one in plan.to_embed if one.document.id not in held]), waiting
+
+    seen: Collection[str]
+    waiting: dict[str, _Prepared]
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self.seen and document_id not in self.waiting
+
+
+async def _set_aside(session: Session, plan: _Plan, free: _Seen) -> _Plan:
+    """Let documents wait for the end of the call whose chunks' ids belong to others that have not come yet.
+
+    They may come still. Whoever takes from one that waits waits with it: if that is refused, it keeps what it has.
+    """
+    holders = await find_holders(session, _claims(session, plan.to_embed))
+    of_plan = {one.document.id: one for one in plan.to_embed}
+    while held := {of.claim.document_id for of in holders if of.document_id not in free} - free.waiting.keys():
+        free.waiting.update((id_, of_plan[id_]) for id_ in of_plan if id_ in held)
+    return replace(plan, to_embed=[one for id_, one in of_plan.items() if id_ not in free.waiting])
 
 
 def _claims(session: Session, group: Iterable[_Prepared]) -> dict[str, Claim]:
@@ -351,7 +371,7 @@ async def _relabel(session: Session, group: list[_Prepared], hashes: Sequence[st
 
 
 async def _write_group(
-    session: Session, group: list[_Prepared], all_codes: Sequence[Codes], may_take_from: Collection[str] | None
+    session: Session, group: list[_Prepared], all_codes: Sequence[Codes], may_take_from: Container[str] | None
 ) -> int:
     """Put a group in the place of what is stored of its documents; return how many chunks were bent."""
     all_vectors = await session.calls.run(_equalize, session, group, all_codes)
