@@ -16,8 +16,9 @@ from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import manage, search, transfer, write
+from pplx_vectorstore.operations.finding import SearchOptions
 from pplx_vectorstore.operations.prepare import open_session
-from pplx_vectorstore.operations.search import Query, SearchOptions
+from pplx_vectorstore.operations.search import Query
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL, Session
 from pplx_vectorstore.reports import AddReport, Explanation, StoredDocument, SyncReport
 

@@ -183,7 +183,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the chunks that answer a question best."""
-    from pplx_vectorstore.operations.search import SearchOptions
+    from pplx_vectorstore.operations.finding import SearchOptions
     from pplx_vectorstore.store import VectorStore
 
     with reported_errors() as console:

@@ -9,8 +9,9 @@ import pytest
 from pplx_vectorstore import Document, VectorStore, cosine_similarity
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.errors import StoreError
-from pplx_vectorstore.operations import access, search
+from pplx_vectorstore.operations import access, pools
 from pplx_vectorstore.operations.access import Limits
+from pplx_vectorstore.operations.finding import Scored, SearchOptions
 
 DIMENSION = 64
 
@@ -271,8 +272,6 @@ def test_hybrid_finds_as_many_documents_with_scores_that_go_on_falling(filled, c
         best = [hit.score for hit in hits[::2]]
         assert best == sorted(best, reverse=True)
         assert all(first.score >= second.score for first, second in zip(hits[::2], hits[1::2], strict=True))
-        plain = filled.search("word of large0", k=1, **{**options, "group_by_document": False})
-        assert hits[0].score == pytest.approx(plain[0].score)
         for least in best[2:12:3]:
             kept = filled.search("word of large0", k=15, score_threshold=least, **options)
             assert min(hit.score for hit in kept) >= least
@@ -280,14 +279,14 @@ def test_hybrid_finds_as_many_documents_with_scores_that_go_on_falling(filled, c
 
 def test_a_pool_of_many_rounds_stays_as_small_as_one_search():
     """Each choice by diversity costs a pass over it."""
-    options = search.SearchOptions(k=10, group_by_document=1, diversity=0.5)
-    pool = search._Pool()
+    options = SearchOptions(k=10, group_by_document=1, diversity=0.5)
+    pool = pools.Pool()
     for number in range(9):
         found = [
-            search._Scored(f"{number} {i}", 0.9 - number / 100 - i / 1e5, {"document_id": f"d{number}"}, None)
+            Scored(f"{number} {i}", 0.9 - number / 100 - i / 1e5, {"document_id": f"d{number}"}, None)
             for i in range(100)
         ]
-        assert search._add(pool, found, options, 100, Limits())
+        assert pools.add_to(pool, found, options, 100, Limits())
     assert len(pool.points) == 90
     assert [len(points) for points in pool.documents.values()] == [10] * 9
     assert [point.id for point in pool.documents["d3"]] == [f"3 {i}" for i in range(10)]

@@ -1,0 +1,189 @@
+"""Finding points: what a search asks for, and the points that one round of requests gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from qdrant_client import models
+
+from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.query import QueryVector, Ranking, build_query, check_share, check_threshold, choose_candidates
+
+_MOST_CONTEXT = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """What a search was asked for; checked when it is made.
+
+    Attributes:
+        k: Hits, or documents where grouped.
+        candidates: Points to be compared by their codes, or the width of the beam; None to choose.
+        filter: Only points that match.
+        score_threshold: Least score of a hit.
+        hybrid: Fuse with BM25.
+        lexical_weight: Share of BM25 in the fusion, 0 to 1.
+        group_by_document: False, or most chunks of one document (True for 1).
+        diversity: None, or how much hits shall differ, 0 to 1.
+        context: Neighbours of a hit to return with it, on each side.
+        with_codes: Whether hits bring their codes.
+    """
+
+    k: int = 10
+    candidates: int | None = None
+    filter: models.Filter | Mapping[str, Any] | None = None
+    score_threshold: float | None = None
+    hybrid: bool = False
+    lexical_weight: float = 0.5
+    group_by_document: bool | int = False
+    diversity: float | None = None
+    context: int = 0
+    with_codes: bool = False
+
+    def __post_init__(self) -> None:
+        choose_candidates(self.k, self.candidates)
+        check_threshold(self.score_threshold)
+        for name in ("hybrid", "with_codes"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.group_by_document, int) or self.group_by_document < 0:
+            raise InvalidInputError(
+                f"group_by_document must be True, False or most chunks of one document, not {self.group_by_document!r}"
+            )
+        check_share("lexical_weight", self.lexical_weight)
+        if self.diversity is not None:
+            check_share("diversity", self.diversity)
+        if (
+            isinstance(self.context, bool)
+            or not isinstance(self.context, int)
+            or not 0 <= self.context <= _MOST_CONTEXT
+        ):
+            raise InvalidInputError(f"context must be a whole number from 0 to {_MOST_CONTEXT}, not {self.context!r}")
+
+    @property
+    def uses_words(self) -> bool:
+        """Whether BM25 has a share in the ranking, so that scores are no cosines."""
+        return self.hybrid and self.lexical_weight > 0
+
+    @property
+    def uses_vectors(self) -> bool:
+        """Whether vectors have one."""
+        return not self.hybrid or self.lexical_weight < 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether hits come as the engine ranks them."""
+        return not self.group_by_document and self.diversity is None
+
+
+class Scored(NamedTuple):
+    """A point that was found."""
+
+    id: Any
+    score: float
+    payload: dict[str, Any]
+    vector: Any
+
+
+class Question(NamedTuple):
+    """One query, ready to be searched for.
+
+    Attributes:
+        codes: int8, shape (dimension,).
+        vector: What is compared; None where vectors have no part.
+        words: For BM25; None where it has no part.
+    """
+
+    codes: Codes
+    vector: QueryVector | None
+    words: str | None
+
+
+def candidates_of(session: Session, options: SearchOptions) -> int:
+    """Check what the server bounds, and return how many points are to be compared by their codes.
+
+    Raises:
+        InvalidInputError: The server allows less.
+    """
+    points = session.points
+    points.check_limit("k", options.k)
+    points.check_limit("group_by_document", int(options.group_by_document))
+    if options.candidates is not None:
+        return points.check_limit("candidates", options.candidates)
+    chosen = choose_candidates(options.k, None)
+    return chosen if points.limits.query_limit is None else min(chosen, points.limits.query_limit)
+
+
+async def find(
+    session: Session,
+    questions: Sequence[Question],
+    conditions: Sequence[models.Filter | None],
+    options: SearchOptions,
+    candidates: int,
+    *,
+    limit: int,
+    with_payload: bool | list[str] = True,
+    with_codes: bool = False,
+    exact: Collection[int] = (),
+) -> list[list[Scored]]:
+    """Find points for each question, best first; their scores are cosines, unless words have a share in them.
+
+    Args:
+        session: The open store.
+        questions: What is searched for.
+        conditions: The filter of each question.
+        options: Their threshold and shares are heeded.
+        candidates: Points to be compared by their codes.
+        limit: Points of each question.
+        with_payload: As in a request.
+        with_codes: Whether to fetch the vectors.
+        exact: Places of the questions for which all codes are compared.
+    """
+
+    def requests(ranking: Ranking) -> list[models.QueryRequest]:
+        return [
+            build_query(
+                question.vector,
+                replace(ranking, exact=True) if i in exact else ranking,
+                k=limit,
+                filter=condition,
+                score_threshold=options.score_threshold,
+                text=question.words,
+                lexical_weight=options.lexical_weight,
+                with_payload=with_payload,
+                with_codes=with_codes,
+            )
+            for i, (question, condition) in enumerate(zip(questions, conditions, strict=True))
+        ]
+
+    # Fused with words, as many as the candidates are asked for.
+    found = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
+    return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+
+
+async def _query(
+    session: Session, requests: Callable[[Ranking], list[models.QueryRequest]], candidates: int, *, n: int
+) -> list[list[Any]]:
+    """Search in the way that is the better one now; again by the codes if a write made bits useless meanwhile."""
+    ranking = await session.points.ranking(candidates, n=n)
+    found = await session.points.query(requests(ranking))
+    if ranking.by_bits and not await session.points.has_bits(candidates):
+        found = await session.points.query(requests(replace(ranking, by_bits=False)))
+    return found
+
+
+def _scored(question: Question, points: Sequence[Any], options: SearchOptions) -> list[Scored]:
+    if question.words is not None or question.vector is None:
+        return [Scored(point.id, point.score, point.payload, point.vector) for point in points]
+    cosine = question.vector.cosine
+    scored = [Scored(point.id, cosine(point.score), point.payload, point.vector) for point in points]
+    return above(scored, options.score_threshold)
+
+
+def above(points: Sequence[Scored], threshold: float | None) -> list[Scored]:
+    """Return the points that score enough."""
+    return [point for point in points if threshold is None or point.score >= threshold]
