@@ -23,7 +23,7 @@ from pplx_vectorstore.errors import (
     StoreNotFoundError,
     UnsupportedServerError,
 )
-from pplx_vectorstore.operations import access
+from pplx_vectorstore.operations import access, ledger
 
 TEXT_INDEX = {"type": "text", "scoring": True, "enable_hnsw": False}
 DIMENSION = 64
@@ -665,7 +665,7 @@ WIDE = 384  # components; shorter vectors are never searched by their bits
 @pytest.fixture
 def said(change_answers, monkeypatch):
     """What the server says of collection "c": its status, and its indexing threshold in KB."""
-    monkeypatch.setattr(access, "_STATE_AGE", 0.0)
+    monkeypatch.setattr(ledger, "_STATE_AGE", 0.0)
     monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
     said = {"status": "green", "threshold": 36}
 
@@ -814,14 +814,14 @@ def test_the_state_is_asked_for_again_after_a_while_and_after_a_write(new_store,
         return n
 
     now = time.monotonic()
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: now)
     sent.clear()
     assert asked() == 1
     assert asked() == 0
     store.add(documents[:1])
     sent.clear()
     assert asked() == 1
-    monkeypatch.setattr(access.time, "monotonic", lambda: now + 1.1)
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: now + 1.1)
     assert asked() == 1
 
 

@@ -32,6 +32,7 @@ from pplx_vectorstore.operations.manage import delete_documents
 from pplx_vectorstore.operations.places import plan_extension
 from pplx_vectorstore.operations.replace import (
     Claim,
+    Holder,
     Piece,
     Version,
     find_holders,
@@ -181,14 +182,15 @@ async def _write(
                 await write(plan)
             # By now, whatever the call replaces has come: a chunk's id may have moved from one document to another.
             await written.settle()
-            refuse_held(await find_holders(session, _claims(session, waiting.values())), seen)
-            last = list(waiting.values())
-            waiting.clear()
+            holders = await find_holders(session, _claims(session, waiting.values()))
+            refused = _held(holders, _Seen(seen, {}))
+            last = [waiting.pop(id_) for id_ in list(waiting) if id_ not in refused]
             for some in in_batches(last, _GROUP_DOCUMENTS):
                 plan = await _plan(session, some) if skip_unchanged else _Plan(some)
                 await write(plan)
             await written.settle()
             await flush(session)
+            refuse_held(holders, seen)
         except BaseException as error:
             # What is under way ends first, so that the report is true and no thread is left behind; but
             # whoever interrupts will not wait for a server to come back, nor is any more input read.
@@ -324,15 +326,23 @@ class _Seen(Container[str]):
 
 
 async def _set_aside(session: Session, plan: _Plan, free: _Seen) -> _Plan:
-    """Let documents wait for the end of the call whose chunks' ids belong to others that have not come yet.
+    """Let documents wait for the end of the call whose chunks' ids belong to others that have not come yet."""
+    held = _held(await find_holders(session, _claims(session, plan.to_embed)), free)
+    free.waiting.update((one.document.id, one) for one in plan.to_embed if one.document.id in held)
+    return replace(plan, to_embed=[one for one in plan.to_embed if one.document.id not in held])
 
-    They may come still. Whoever takes from one that waits waits with it: if that is refused, it keeps what it has.
+
+def _held(holders: Sequence[Holder], free: Container[str]) -> set[str]:
+    """Return the documents that claim chunk ids of others that are not free, or of documents that do so themselves.
+
+    What is refused is to keep what it has.
     """
-    holders = await find_holders(session, _claims(session, plan.to_embed))
-    of_plan = {one.document.id: one for one in plan.to_embed}
-    while held := {of.claim.document_id for of in holders if of.document_id not in free} - free.waiting.keys():
-        free.waiting.update((id_, of_plan[id_]) for id_ in of_plan if id_ in held)
-    return replace(plan, to_embed=[one for id_, one in of_plan.items() if id_ not in free.waiting])
+    held: set[str] = set()
+    while (
+        more := {of.claim.document_id for of in holders if of.document_id not in free or of.document_id in held} - held
+    ):
+        held |= more
+    return held
 
 
 def _claims(session: Session, group: Iterable[_Prepared]) -> dict[str, Claim]:
