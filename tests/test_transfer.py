@@ -10,7 +10,7 @@ import pytest
 
 from pplx_vectorstore import Chunk, Document, VectorStore, parquet
 from pplx_vectorstore.errors import DuplicateDocumentError, InvalidInputError, MissingExtraError, SchemaMismatchError
-from pplx_vectorstore.operations import documents
+from pplx_vectorstore.operations import access
 
 UMASK = os.umask(0)
 os.umask(UMASK)
@@ -49,7 +49,7 @@ def state(read_points):
 
 
 def test_a_store_goes_through_parquet_unchanged(new_store, state, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_POINTS", 7)
+    monkeypatch.setattr(access, "_PAGE", 7)
     monkeypatch.setattr(parquet, "_ROWS", 7)
     store = new_store(collection="from")
     store.add(corpus())

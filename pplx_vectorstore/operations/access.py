@@ -104,7 +104,7 @@ class PointAccess:
         self._calls = calls
         self._ledger = ledger
         self._codes = codes
-        self._sizes = AnswerSizes(codes.size)
+        self._sizes = AnswerSizes(codes.size, small=calls.awaits or capabilities.kind == "embedded")
         self._warned: set[str] = set()
 
     def condition(
@@ -199,6 +199,10 @@ class PointAccess:
             self._sizes.heed([record.payload for record in records])
             found.update({str(record.id): record for record in records if self._is_own(record)})
         return found
+
+    def page_size(self, *, with_payload: bool | Sequence[str] = True, with_codes: bool = False) -> int:
+        """Return how many points are read at once, at most."""
+        return min(_PAGE, self.limits.query_limit or _PAGE, self._sizes.at_once(with_payload, with_codes))
 
     async def scroll(
         self,

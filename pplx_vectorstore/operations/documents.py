@@ -12,8 +12,8 @@ from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import is_of_piece
 from pplx_vectorstore.reports import StoredDocument
 
-_CONDITION_SIZE = 500
-_POINTS = 1000
+# Engines take the square of the time for a condition of many values.
+_CONDITION_SIZE = 200
 _FIRST = models.Filter(must=[models.FieldCondition(key="chunk_index", match=models.MatchValue(value=0))])
 
 
@@ -45,13 +45,14 @@ async def document_pages(session: Session) -> AsyncIterator[list[StoredDocument]
 
 
 async def read_documents(session: Session, *, with_codes: bool) -> AsyncIterator[list[list[models.Record]]]:
-    """Yield the points of every document, in chunk order, about a thousand at a time; of a mixed one, one version's."""
+    """Yield the points of every document, in chunk order, some at a time; of a mixed document, one version's."""
     most = _condition_size(session)
+    at_once = session.points.page_size(with_codes=with_codes)
     some: list[str] = []
     n = 0
     async for page in document_pages(session):
         for document in page:
-            if some and (n + document.chunks > _POINTS or len(some) == most):
+            if some and (n + document.chunks > at_once or len(some) == most):
                 yield await _points_of(session, some, with_codes=with_codes)
                 some, n = [], 0
             some.append(document.id)

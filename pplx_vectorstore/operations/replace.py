@@ -21,9 +21,10 @@ from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import point_bytes
 
 _UPSERT_POINTS = 256
-# A server refuses requests above 32 MB, and is kept waiting by large ones; so is an event loop, which writes them.
+# A server refuses requests above 32 MB, and is kept waiting by large ones.
 _UPSERT_BYTES = 4 * 2**20
-_AWAITED_BYTES = 2**20
+# An event loop writes each of them itself, and those that are under way at once one after the other.
+_AWAITED_BYTES = 2**19
 # The embedded engine lets no other thread run while it takes them in: about 20 ms.
 _UPSERT_COMPONENTS = 2**17
 

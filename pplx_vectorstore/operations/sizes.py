@@ -15,6 +15,9 @@ from qdrant_client import models
 # Estimates may be wrong by a factor of two.
 _MOST_REQUEST = 16 * 2**20
 _MOST_ANSWER = 32 * 2**20
+# What an event loop writes or reads at once takes it about 20 ms, in which it does nothing else. Nor does any other
+# thread while the embedded engine answers.
+_MOST_AWAITED = 2**20
 # As JSON: "255.0, " for a component; names, settings and an id; a field that is no text; a chunk's text and metadata.
 _COMPONENT = 7
 _FRAME = 500
@@ -28,9 +31,11 @@ class AnswerSizes:
 
     Args:
         dimension: Components of a vector.
+        small: Whether requests and answers are to take a few milliseconds each.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, *, small: bool = False) -> None:
+        self._small = small
         self._vector = _COMPONENT * dimension
         self._payload = _PAYLOAD
 
@@ -48,7 +53,10 @@ class AnswerSizes:
 
     def at_once(self, with_payload: object, with_codes: object) -> int:
         """Return how many points fit into one answer, at least 1."""
-        return max(1, _MOST_ANSWER // self.of_point(with_payload, with_codes))
+        return max(1, self._most_answer() // self.of_point(with_payload, with_codes))
+
+    def _most_answer(self) -> int:
+        return _MOST_AWAITED if self._small else _MOST_ANSWER
 
     def heed(self, payloads: Sequence[Mapping[str, Any] | None]) -> None:
         """Learn how long texts are, of an answer's payloads."""
@@ -63,13 +71,14 @@ class AnswerSizes:
             requests: In order; one that is too large by itself goes alone.
             most: Searches of a list, or None.
         """
+        most_sent, most_answered = _MOST_AWAITED if self._small else _MOST_REQUEST, self._most_answer()
         of_filters: dict[int, int] = {}
         batch: list[models.QueryRequest] = []
         sent = answered = 0
         for request in requests:
             size = _query_bytes(request, of_filters)
             answer = (request.limit or 0) * self.of_point(request.with_payload, request.with_vector)
-            full = sent + size > _MOST_REQUEST or answered + answer > _MOST_ANSWER or len(batch) == most
+            full = sent + size > self._most_request or answered + answer > self._most_answer or len(batch) == most
             if batch and full:
                 yield batch
                 batch, sent, answered = [], 0, 0
