@@ -78,7 +78,7 @@ class AnswerSizes:
         for request in requests:
             size = _query_bytes(request, of_filters)
             answer = (request.limit or 0) * self.of_point(request.with_payload, request.with_vector)
-            full = sent + size > self._most_request or answered + answer > self._most_answer or len(batch) == most
+            full = sent + size > most_sent or answered + answer > most_answered or len(batch) == most
             if batch and full:
                 yield batch
                 batch, sent, answered = [], 0, 0
