@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, SecretStr, model_validator
 
 from pplx_vectorstore import ApiOptions, Encoder, load_encoder
 from pplx_vectorstore.documents import is_blank
@@ -68,6 +68,14 @@ class PplxEmbeddings(BaseModel, Embeddings):
 
     _encoder: Encoder | None = PrivateAttr(default=None)
     _is_given: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_key(cls, settings: Any) -> Any:
+        # Pydantic's errors quote all settings, such as where the model is missing.
+        if isinstance(settings, dict) and isinstance(settings.get("api_key"), str):
+            return {**settings, "api_key": SecretStr(settings["api_key"])}
+        return settings
 
     @classmethod
     def from_encoder(cls, encoder: Encoder) -> PplxEmbeddings:

@@ -123,6 +123,15 @@ def test_a_key_is_of_the_environment_and_is_never_shown_or_pickled(monkeypatch):
     assert again.api_key.get_secret_value() == "key-of-the-environment"
 
 
+@pytest.mark.parametrize(
+    "wrong", [{}, {"model": 5}, {"model": "m", "modell": "n"}, {"model": "m", "backend": "x"}], ids=str
+)
+def test_a_key_is_not_quoted_in_errors_of_settings(wrong):
+    with pytest.raises(ValidationError) as caught:
+        PplxEmbeddings(**wrong, api_key="key-as-given")
+    assert "key-as-given" not in f"{caught.value!r} {caught.value} {caught.value.errors()} {caught.value.json()}"
+
+
 def test_a_local_model_does_not_mind_a_key_in_the_environment(pplx_checkpoint, monkeypatch):
     monkeypatch.setenv("PPLX_API_KEY", "key")
     assert PplxEmbeddings(model=str(pplx_checkpoint)).embed_query("curiosity")

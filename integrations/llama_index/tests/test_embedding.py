@@ -295,6 +295,15 @@ def test_changed_settings_load_the_model_again(wide_pplx_checkpoint):
         given.get_query_embedding("curiosity")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{}, {"model_name": 5}, {"model_name": "m", "model": "n"}, {"model_name": "m", "backend": "x"}], ids=str
+)
+def test_a_key_is_not_quoted_in_errors_of_settings(wrong):
+    with pytest.raises(ValidationError) as caught:
+        PplxEmbedding(**wrong, api_key="key-as-given")
+    assert "key-as-given" not in f"{caught.value!r} {caught.value} {caught.value.errors()} {caught.value.json()}"
+
+
 def test_a_key_is_never_shown_serialised_or_pickled(monkeypatch, pplx_checkpoint):
     api = ApiOptions(tokenizer=str(pplx_checkpoint))
     embedding = PplxEmbedding(model_name="pplx-embed-context-v1-4b", backend="api", api_key="key-as-given", api=api)

@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
 from llama_index.embeddings.pplx_vectorstore.grouping import group_nodes
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from pplx_vectorstore import ApiOptions, Encoder, load_encoder
 from pplx_vectorstore.errors import InvalidInputError
@@ -77,6 +77,14 @@ class PplxEmbedding(BaseEmbedding):
     _loaded_with: dict[str, Any] | None = PrivateAttr(default=None)
     _is_given: bool = PrivateAttr(default=False)
     _has_warned: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_key(cls, settings: Any) -> Any:
+        # Pydantic's errors quote all settings, such as where the model is missing.
+        if isinstance(settings, dict) and isinstance(settings.get("api_key"), str):
+            return {**settings, "api_key": SecretStr(settings["api_key"])}
+        return settings
 
     @classmethod
     def class_name(cls) -> str:
