@@ -106,6 +106,7 @@ class ExportedFile:
     def __init__(self, path: str, file: Any, fingerprint: Fingerprint) -> None:
         self.document_ids: dict[str, None] = {}
         self._path = path
+        self._bytes = os.path.getsize(path)
         self._file = file
         self._dimension = fingerprint.dimension
         self._columns = _schema(_pyarrow()[0], fingerprint).names  # others may be there, and are of no concern
@@ -208,7 +209,7 @@ class ExportedFile:
     def _sorted_batches(self) -> Iterator[Any]:
         """Yield the rows with those of a document together, by way of files of a part of the documents each."""
         pa, parquet = _pyarrow()
-        size = self._file.metadata.num_rows * self._dimension + os.path.getsize(self._path)
+        size = self._file.metadata.num_rows * self._dimension + self._bytes
         n_parts = 1 + size // _SORTED_BYTES
         folder = Path(self._sorted.enter_context(tempfile.TemporaryDirectory(prefix="pplx-vectorstore-")))
         paths = [folder / f"{part}.parquet" for part in range(n_parts)]
