@@ -191,8 +191,8 @@ class VectorStore:
         """Embed documents and write their chunks; a document already there is replaced whole.
 
         Written group by group, the next being embedded meanwhile: when this returns, all of it survives
-        a killed process. If it is interrupted, a document is there whole, or not yet replaced, or (of the
-        groups being written) mixed; adding the same documents again gives the state of an undisturbed run.
+        a killed process. If it is interrupted, a document is there as it was or as it is, or, where it took several
+        requests, mixed; adding the same documents again gives the state of an undisturbed run.
 
         Args:
             documents: Any iterable; a generator is consumed as it is written, in bounded memory.
@@ -207,7 +207,8 @@ class VectorStore:
 
         Raises:
             InvalidDocumentError: Something in `documents` is not a document, or its vectors do not fit.
-            DuplicateDocumentError: An id comes twice. Groups before it are written.
+            DuplicateDocumentError: An id comes twice; groups before it are written. Or a chunk's id belongs to a
+                document that does not come; all others are written.
             EncodingError: The model gave NaN or infinity; its group is not written.
             ServerUnavailableError: The server failed on every try. Each error of ours tells in its
                 ``report`` what was written before.
@@ -436,7 +437,8 @@ class VectorStore:
     def import_parquet(self, path: str | os.PathLike[str]) -> int:
         """Write the chunks of an exported Parquet file, without embedding anything.
 
-        A document already there is replaced whole. Doing it again completes an interrupted import.
+        A document already there is replaced whole. The file is read twice, and nothing is written if anything of it is
+        wrong. Doing it again completes an interrupted import.
 
         Args:
             path: A file that `export_parquet` wrote, from a store of the same model and settings.
@@ -446,7 +448,8 @@ class VectorStore:
 
         Raises:
             SchemaMismatchError: The file is of another model or setting; every difference is named.
-            InvalidInputError: It is no such file.
+            InvalidInputError: It is no such file, or a value of it is wrong: its column and row are named.
+            DuplicateDocumentError: A chunk's own id belongs to a document that the file does not hold.
             MissingExtraError: The extra ``parquet`` is not installed.
         """
         return run_now(transfer.import_parquet(self._open_session(), path))
@@ -464,6 +467,7 @@ class VectorStore:
 
         Raises:
             SchemaMismatchError: The stores are of different models or settings.
+            DuplicateDocumentError: A chunk's own id belongs to a document that only the target has.
         """
         if not isinstance(target, VectorStore):
             raise InvalidInputError(f"target must be a VectorStore, not {type(target).__name__}")
