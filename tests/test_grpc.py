@@ -279,7 +279,7 @@ def test_a_refusal_is_final(new_store, grpc_server, refuse, code, words, class_,
 def test_what_the_engine_refuses_is_told(new_store, grpc_server):
     store = new_store(retries=5)
     grpc_server.calls.clear()
-    condition = models.Filter(must=[models.FieldCondition(key='a"b', match=models.MatchValue(value=1))])
+    condition = models.Filter(must=[models.FieldCondition(key='metadata.a"b', match=models.MatchValue(value=1))])
     with pytest.raises(ServerError, match="refused count: INVALID_ARGUMENT Wrong input"):
         store.count(condition)
     assert grpc_server.calls == ["Count"]
