@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pplx_vectorstore.documents import Chunk, clean_text, is_blank
@@ -13,8 +15,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     Splitter = CodeSplitter | MarkdownSplitter | TextSplitter
+    Piece = tuple[int, str]
 
 DEFAULT_CHUNK_TOKENS = 256
+
+# For each chunk, the splitter looks through all that follows: the next paragraph, sentence or word may end anywhere. So
+# it is given windows. Texts that fit one are cut as they would be without windows. Characters per token of a chunk:
+_WINDOW = 256
+_LONG_LINE = 96
+_WINDOW_IN_LONG_LINE = 16  # smaller: where there is no boundary, the splitter also tokenizes all that follows
+_LEAST_TOKENS = DEFAULT_CHUNK_TOKENS  # smaller chunks get the windows of these
+
+_LINE = re.compile(r"[^\r\n]+")
+# A window best starts where no structure of the format is open: after an empty line, with what is no list, quote or
+# indented block, and after as many of the marks that open as of those that close, which look alike.
+_TOP_LEVEL = re.compile(r"[\w#@]")
+_PAIRED_MARKS = ("```", "~~~", '"""', "'''")
 
 # Language → the module of its grammar and the function in it.
 GRAMMARS = {
@@ -75,9 +91,21 @@ class Chunker:
             self._splitters[format] = self._make_splitter(format)
         return [
             Chunk(text=piece, start=start, end=start + len(piece))
-            for start, piece in self._splitters[format].chunk_indices(text)
+            for start, piece in self._cut(text, self._splitters[format])
             if not is_blank(piece)  # the splitter does not count separators such as U+001F as white space
         ]
+
+    def _cut(self, text: str, splitter: Splitter) -> Iterator[Piece]:
+        """Cut a text in time that grows as its length does; pieces as the splitter's own."""
+        tokens = max(self.chunk_tokens, _LEAST_TOKENS)
+        done = 0
+        for line in _LINE.finditer(text):
+            start, stop = line.span()
+            if stop - start > _LONG_LINE * tokens:
+                yield from _cut_in_windows(text, done, start, splitter, _WINDOW * tokens)
+                yield from _cut_in_windows(text, start, stop, splitter, _WINDOW_IN_LONG_LINE * tokens)
+                done = stop
+        yield from _cut_in_windows(text, done, len(text), splitter, _WINDOW * tokens)
 
     def _make_splitter(self, format: str) -> Splitter:  # noqa: A002
         from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
@@ -93,3 +121,42 @@ class Chunker:
             else:
                 return CodeSplitter.from_huggingface_tokenizer(language, self._tokenizer, self.chunk_tokens)
         return TextSplitter.from_huggingface_tokenizer(self._tokenizer, self.chunk_tokens)
+
+
+def _cut_in_windows(text: str, start: int, stop: int, splitter: Splitter, size: int) -> Iterator[Piece]:
+    """Cut ``text[start:stop]`` in windows of so many characters, or more where a piece is that long."""
+    window_size = size
+    while start < stop:
+        window = text[start : min(start + window_size, stop)]
+        pieces = splitter.chunk_indices(window)
+        is_last = start + len(window) == stop
+        kept = len(pieces) if is_last else _choose_seam(window, pieces)
+        yield from ((start + at, piece) for at, piece in pieces[:kept])
+        if is_last:
+            return
+        if kept:
+            start += pieces[kept][0]
+            window_size = max(size, window_size // 2)
+        else:
+            window_size *= 2
+
+
+def _choose_seam(window: str, pieces: list[Piece]) -> int:
+    """Return how many pieces of a window to keep; the next window starts with the piece after them.
+
+    The last two are not kept: with more text, they might end elsewhere.
+    """
+    last = max(len(pieces) - 2, 0)
+    for kept in range(last, 0, -1):
+        (before, piece), (at, _) = pieces[kept - 1 : kept + 1]
+        if at < len(window) // 2:
+            break
+        gap = window[before + len(piece) : at]
+        if (
+            len(gap.splitlines()) > 1
+            and gap[-1] in "\r\n"
+            and _TOP_LEVEL.match(window, at)
+            and all(window.count(mark, 0, at) % 2 == 0 for mark in _PAIRED_MARKS)
+        ):
+            return kept
+    return last

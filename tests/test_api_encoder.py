@@ -557,6 +557,46 @@ class TestPacking:
         assert "".join(part for item in items for part in item.texts) == text
         assert len(items) > 5
 
+    def test_as_few_requests_as_first_fit(self):
+        """Up to 256 open requests, which is any group of ordinary size."""
+        rng = random.Random(4)
+        items = [Item(("a",) * rng.randint(1, 600), (), (), rng.randint(1, 4096)) for _ in range(3000)]
+        expected, room = [], []
+        for item in sorted(items, key=lambda item: -item.tokens):
+            fits = (
+                i
+                for i, (tokens, texts) in enumerate(room)
+                if item.tokens <= tokens and len(item.texts) <= texts and len(expected[i]) < 512
+            )
+            i = next(fits, len(room))
+            if i == len(room):
+                expected.append([])
+                room.append((120_000, 16_000))
+            expected[i].append(item)
+            room[i] = (room[i][0] - item.tokens, room[i][1] - len(item.texts))
+        assert 10 < len(expected) < 256
+        assert pack_requests(items) == expected
+
+    @pytest.mark.parametrize("sizes", [[1], [4096], [32_000, 30_000, 200], [70_000, 1]])
+    def test_packing_takes_time_as_items_do(self, sizes):
+        comparisons = 0
+
+        class Counted(int):
+            def __le__(self, other):
+                nonlocal comparisons
+                comparisons += 1
+                return int(self) <= other
+
+        amounts = []
+        for n in (6000, 12_000):
+            comparisons = 0
+            items = [Item(("a",), (i,), (1,), Counted(sizes[i % len(sizes)])) for i in range(n)]
+            requests = pack_requests(items)
+            amounts.append(comparisons)
+            assert sorted(item.slots for request in requests for item in request) == [(i,) for i in range(n)]
+            assert all(len(request) <= 512 and sum(item.tokens for item in request) <= 120_000 for request in requests)
+        assert amounts[1] < 2.2 * amounts[0]
+
 
 class TestFromOutside:
     def test_an_async_store_awaits_the_service(self, server, load, folder, run_async):

@@ -1,3 +1,5 @@
+import itertools
+import random
 import sys
 
 import pytest
@@ -140,3 +142,160 @@ def test_long_text_without_a_space(tokenizers):
     chunks = Chunker(tokenizers["pplx"].tokenizer, 256).split(text)
     assert "".join(chunk.text for chunk in chunks) == text
     assert max(len(tokenizers["pplx"].encode([chunk.text])[0]) for chunk in chunks) <= 256
+
+
+# --- long texts ---------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A splitter that tells how much it is given at a time."""
+
+    def __init__(self, splitter):
+        self._splitter = splitter
+        self.sizes = []
+
+    def chunk_indices(self, text):
+        self.sizes.append(len(text))
+        return self._splitter.chunk_indices(text)
+
+
+def record(chunker, text_format):
+    chunker.split("x", text_format)
+    recording = chunker._splitters[text_format] = Recording(chunker._splitters[text_format])
+    return recording
+
+
+def repeat(pattern, n):
+    return (pattern * (n // len(pattern) + 1))[:n]
+
+
+# What has few or no boundaries, far apart or all alike.
+LONG = {
+    "Chinese without a stop": "机器学习是人工智能的一个分支它研究计算机怎样模拟人类的学习行为",
+    "Thai": "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+    "one word": "abcdefghij",
+    "base64": "dGhlIHF1aWNrIGJyb3duIGZveA+/",
+    "one line of sentences": "The river froze. Nobody crossed it before March. ",
+    "words without a stop": "river frozen road ",
+    "emoji joined": "👩\u200d",
+    "combining": "e\u0301\u0301\u0301",
+    "white space": " ",
+    "newlines": "\n",
+    "lines": "17 ms for one line of a log\n",
+    "short lines": "a\n",
+    "paragraphs": "One paragraph.\n\n",
+    "headings": "# One\n\nText of it.\n\n",
+    "list": "- item\n  - nested\n",
+    "quotes": "> ",
+    "brackets": "[(",
+    "table": "| a | b |\n",
+    "code": "def f(x):\n    return [x, 1]\n\n\n",
+}
+LONG_CODE = [("code", "python"), ("one word", "python"), ("brackets", "javascript"), ("lines", "go")]
+
+
+@pytest.mark.parametrize(("kind", "text_format"), [*itertools.product(LONG, ["text", "markdown"]), *LONG_CODE])
+def test_time_grows_as_the_text_does(tokenizers, kind, text_format):
+    """The splitter, whose time for a text grows as the square of its length, is never given much at a time."""
+    text = repeat(LONG[kind], 100_000)
+    chunker = Chunker(tokenizers["minilm"].tokenizer)
+    recording = record(chunker, text_format)
+    chunks = chunker.split(text, text_format)
+    assert sum(recording.sizes) < 3 * len(text)
+    # One token alone may be longer than any window: whatever WordPiece does not know, and white space.
+    longest = max((chunk.end - chunk.start for chunk in chunks), default=len(text))
+    assert max(recording.sizes) <= max(65_536, 4 * longest)
+    position = 0
+    for chunk in chunks:
+        assert text[chunk.start : chunk.end] == chunk.text
+        assert chunk.start >= position
+        assert not text[position : chunk.start].strip()
+        position = chunk.end
+    assert not text[position:].strip()
+
+
+@pytest.mark.parametrize("pattern", ["abcdefghij", "机器学习是人工智能的一个分支", "The river froze. "])
+def test_what_is_tokenized_grows_as_a_long_line_does(tokenizers, pattern):
+    """Without a boundary in sight, the splitter tokenizes all that follows for each chunk."""
+    from semantic_text_splitter import TextSplitter
+
+    tokenizer = tokenizers["pplx"].tokenizer
+    tokenized = []
+
+    def count_tokens(text):
+        tokenized.append(len(text))
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    amounts = []
+    for n in (40_000, 80_000):
+        chunker = Chunker(tokenizer)
+        chunker._splitters["text"] = TextSplitter.from_callback(count_tokens, 256)
+        tokenized.clear()
+        chunker.split(repeat(pattern, n) + "\n")
+        amounts.append(sum(tokenized))
+    assert amounts[1] < 2.2 * amounts[0]
+
+
+def make_prose(n, rng):
+    """Make Markdown of all sorts."""
+
+    def sentence():
+        words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(rng.randint(3, 25))]
+        return " ".join(words).capitalize() + "."
+
+    def paragraph():
+        return " ".join(sentence() for _ in range(rng.randint(1, 7)))
+
+    kinds = [
+        lambda: f"{'#' * rng.randint(1, 4)} {sentence()[:-1]}",
+        lambda: "\n".join(f"{'  ' * rng.randint(0, 2)}- {sentence()}" for _ in range(rng.randint(2, 9))),
+        lambda: "```python\n" + "\n\n".join(f"# {sentence()}\nx = {i}" for i in range(rng.randint(1, 30))) + "\n```",
+        lambda: "> " + paragraph(),
+        lambda: "| a | b |\n|---|---|\n" + "\n".join(f"| {sentence()} | 1 |" for _ in range(rng.randint(1, 9))),
+        *[paragraph] * 8,
+    ]
+    blocks = []
+    while n > 0:
+        blocks.append(rng.choice(kinds)())
+        n -= len(blocks[-1]) + 2
+    return "\n\n".join(blocks)
+
+
+@pytest.mark.parametrize("text_format", ["text", "markdown"])
+def test_windows_change_nothing_in_ordinary_texts(tokenizers, text_format):
+    text = make_prose(200_000, random.Random(2))
+    chunker = Chunker(tokenizers["minilm"].tokenizer)
+    recording = record(chunker, text_format)
+    chunks = chunker.split(text, text_format)
+    assert len(recording.sizes) > 3
+    whole = recording._splitter.chunk_indices(text)
+    assert [(chunk.start, chunk.text) for chunk in chunks] == whole
+
+
+def test_windows_change_nothing_in_ordinary_code(tokenizers):
+    functions = [
+        f"class C{i}:\n    '''Doc.\n\nOf {i}.\n    '''\n\n    def f(self, x):\n        return [x, {i}]\n\n\n"
+        * (1 + i % 3)
+        + f"def g{i}(x):\n    y = x + {i}\n\n    return y\n\n\n"
+        for i in range(700)
+    ]
+    text = "".join(functions)
+    chunker = Chunker(tokenizers["minilm"].tokenizer)
+    recording = record(chunker, "python")
+    chunks = chunker.split(text, "python")
+    assert len(recording.sizes) > 1
+    assert [(chunk.start, chunk.text) for chunk in chunks] == recording._splitter.chunk_indices(text)
+
+
+def test_a_text_that_fits_one_window_is_given_whole(tokenizers):
+    chunker = Chunker(tokenizers["minilm"].tokenizer)
+    recording = record(chunker, "markdown")
+    chunker.split(repeat("A line of prose, and more of it.\n", 65_536), "markdown")
+    assert recording.sizes == [65_536]
+
+
+def test_words_far_apart(tokenizers):
+    """A chunk that spans windows of nothing."""
+    text = "word" + "\n" * 300_000 + "word"
+    for tokenizer in tokenizers.values():
+        assert "".join(chunk.text.replace("\n", "") for chunk in Chunker(tokenizer.tokenizer).split(text)) == "wordword"

@@ -30,6 +30,7 @@ MOST_CHUNKS = 16_000
 MOST_REQUEST_TOKENS = 120_000
 MOST_DOCUMENT_TOKENS = 32_000
 """The service says 32K and not which; the smaller reading fits both."""
+_MOST_OPEN = 256  # as many as that are seldom open: then it is first-fit without a bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,23 +174,30 @@ class _Cutter:
 def pack_requests(items: Sequence[Item]) -> list[list[Item]]:
     """Put items into as few requests as first-fit makes of them, the largest first, within the service's limits.
 
+    Each item goes into the first request that has room for it, of the latest 256 that have room for any: so the
+    time grows as the number of items does.
+
     >>> one = Item(("a",), (0,), (70_000,), 70_000)
     >>> other = Item(("b",), (1,), (40_000,), 40_000)
     >>> [[item.tokens for item in request] for request in pack_requests([other, one, one])]
     [[70000, 40000], [70000]]
     """
     requests: list[list[Item]] = []
-    room: list[tuple[int, int]] = []  # tokens and texts left in each request
+    open_: list[tuple[list[Item], int, int]] = []  # with the tokens and texts left in each
+    smallest = min((item.tokens for item in items), default=0)
     for item in sorted(items, key=lambda item: -item.tokens):
-        for i, (tokens, texts) in enumerate(room):
-            if item.tokens <= tokens and len(item.texts) <= texts and len(requests[i]) < MOST_DOCUMENTS:
+        for i, (_, tokens, texts) in enumerate(open_):
+            if item.tokens <= tokens and len(item.texts) <= texts:
+                request, _, _ = open_.pop(i)
                 break
         else:
-            i, tokens, texts = len(room), MOST_REQUEST_TOKENS, MOST_CHUNKS
-            requests.append([])
-            room.append((tokens, texts))
-        requests[i].append(item)
-        room[i] = (tokens - item.tokens, texts - len(item.texts))
+            i, request, tokens, texts = len(open_), [], MOST_REQUEST_TOKENS, MOST_CHUNKS
+            requests.append(request)
+        request.append(item)
+        tokens, texts = tokens - item.tokens, texts - len(item.texts)
+        if tokens >= smallest and texts and len(request) < MOST_DOCUMENTS:
+            open_.insert(i, (request, tokens, texts))
+            del open_[:-_MOST_OPEN]
     return requests
 
 
