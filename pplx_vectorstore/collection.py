@@ -26,6 +26,8 @@ WEIGHTS_PREFIX = "sha256:"
 
 METADATA_KEY = "pplx_vectorstore"
 TEXT_FIELD = "text"
+WORDS_FIELD = "words"
+"""Words of the text that the index of the text itself does not see: `pplx_vectorstore.lexical`."""
 TENANT_FIELD = "tenant"
 LOSS_FIELD = "loss"
 
@@ -67,7 +69,7 @@ class CollectionConfig:
         query_encoding: "scalar8bits" weighs each bit by the query's component, kept at 8 bits, and finds more with
             as few candidates; "binary" compares bits with bits, the plain Hamming distance.
         text_index: Whether to index the text for hybrid search. True, given for a collection that lacks
-            the index, adds it.
+            an index for it, adds it.
     """
 
     shard_number: int | None = None
@@ -139,7 +141,7 @@ class Fingerprint:
             tenants: Whether the collection's points belong to tenants.
             text_index: Whether the text is to be indexed.
         """
-        layout = {"tenants": tenants, "text_index": text_index}
+        layout = {"tenants": tenants, "text_index": text_index, "words_index": text_index}
         return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, **layout, **asdict(self)}}
 
     @classmethod
@@ -196,9 +198,11 @@ def has_tenants(metadata: dict[str, Any] | None) -> bool:
     return bool((metadata or {}).get(METADATA_KEY, {}).get("tenants", False))
 
 
-def has_text_index(metadata: dict[str, Any] | None) -> bool:
-    """Tell whether a collection's text is to be indexed."""
-    return bool((metadata or {}).get(METADATA_KEY, {}).get("text_index", False))
+def lexical_fields(metadata: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return the fields whose words are to be indexed: none, the text, or also the words that its index misses."""
+    recorded = (metadata or {}).get(METADATA_KEY, {})
+    keys = {TEXT_FIELD: "text_index", WORDS_FIELD: "words_index"}  # the second came later
+    return tuple(field for field, key in keys.items() if recorded.get(key, False))
 
 
 def vector_params(
@@ -283,7 +287,7 @@ def own_indexes(*, without_links: bool) -> dict[str, Any]:
 
 
 def text_index_params() -> models.TextIndexParams:
-    """Return the index that BM25 ranks by: words in lower case, without stemming, in any language."""
+    """Return the index that BM25 ranks by: runs of letters and digits in lower case, without stemming."""
     from qdrant_client import models
 
     # With links for each common word, the graph was measured to take several times its space.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, VECTOR_NAME, Fingerprint
+from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, VECTOR_NAME, WORDS_FIELD, Fingerprint
 from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
 from pplx_vectorstore.equal_norms import (
     MOST_LOSS,
@@ -27,6 +27,7 @@ from pplx_vectorstore.equal_norms import (
     storage_loss,
 )
 from pplx_vectorstore.errors import AlignmentError, EncodingError
+from pplx_vectorstore.lexical import unseen_words
 from pplx_vectorstore.quantization import Codes, norms
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _PIECE = "+"
 _CONTENT_DIGITS = 32
 _METADATA_DIGITS = 16
 
-_OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD}
+_OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD, WORDS_FIELD}
 
 SHIFT = 128
 """Added to int8 codes (-128 to 127) to store them as uint8 (0 to 255)."""
@@ -275,6 +276,7 @@ def iter_points(
             "document_hash": document_hash,
             "metadata": join_metadata(document, chunk),
             **fields,
+            **_words_of(chunk.text),
         }
         if chunk.id is not None:
             payload["id"] = chunk.id
@@ -300,9 +302,15 @@ def copy_points(
         raise AlignmentError(f"{len(vectors.codes)} vectors for {len(payloads)} chunks")
     for stored, (vector, fields) in zip(payloads, vectors.rows(), strict=True):
         payload = {name: value for name, value in stored.items() if name not in _OF_STORAGE} | fields
+        payload |= _words_of(payload["text"])
         if tenant is not None:
             payload[TENANT_FIELD] = tenant
         yield _point(stored_point_id(payload, tenant), vector, payload)
+
+
+def _words_of(text: str) -> dict[str, str]:
+    words = unseen_words(text)
+    return {WORDS_FIELD: words} if words else {}
 
 
 def stored_point_id(payload: Mapping[str, Any], tenant: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.points import SHIFT
 from pplx_vectorstore.quantization import Codes
 
@@ -153,6 +154,7 @@ def build_query(
     score_threshold: float | None = None,
     text: str | None = None,
     lexical_weight: float = 0.5,
+    lexical_fields: Sequence[str] = (TEXT_FIELD,),
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
 ) -> models.QueryRequest:
@@ -170,6 +172,7 @@ def build_query(
         text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
             their reciprocal ranks. None for cosine alone.
         lexical_weight: Share of BM25 in the fusion, above 0 and below 1.
+        lexical_fields: The text, and the field of the words that its index does not see, if that has an index.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
 
@@ -186,16 +189,38 @@ def build_query(
             rest["score_threshold"] = query.largest_distance(score_threshold)
         return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
-    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": TEXT_FIELD, "filter": filter}
+    n = ranking.candidates
+    lexical = _lexical(text or "", lexical_fields, filter, n=n)
     if query is None:
         return models.QueryRequest.model_construct(**lexical, **rest)
-    n = ranking.candidates
     stages = [_nearest(query, ranking, filter, n=n), lexical]
     return models.QueryRequest.model_construct(
         prefetch=[models.Prefetch.model_construct(**stage, limit=n) for stage in stages],
         query=_fusion(lexical_weight),
         **rest,
     )
+
+
+def _lexical(
+    text: str,
+    fields: Sequence[str],
+    filter: models.Filter | None,  # noqa: A002
+    *,
+    n: int,
+) -> dict[str, Any]:
+    """Build a ranking by BM25; of two fields, which share no words of a chunk, the scores add up."""
+    from qdrant_client import models
+
+    if len(fields) < 2:  # written before there were two
+        return {"query": models.TextQuery(text=text), "using": TEXT_FIELD, "filter": filter}
+    words = models.TextQuery(text=normalize_words(text))
+    scores = [f"$score[{i}]" for i in range(len(fields))]
+    return {
+        "prefetch": [
+            models.Prefetch.model_construct(query=words, using=field, filter=filter, limit=n) for field in fields
+        ],
+        "query": models.FormulaQuery(formula=models.SumExpression(sum=scores), defaults=dict.fromkeys(scores, 0.0)),
+    }
 
 
 def _fusion(lexical_weight: float) -> Any:

@@ -150,6 +150,53 @@ def test_deleting_most_leaves_the_rest_as_findable(library, queries, way, engine
         library.store.close()
 
 
+@pytest.mark.slow
+def test_an_index_from_which_much_is_deleted_is_built_anew(folder, rng):
+    """Of more codes than are compared as a whole; each time as good as a fresh index of what is left."""
+    dimension = 1024
+    codes = quantize_tanh(0.1 * clustered(rng, 13_000, dimension))
+    queries = quantize_tanh(0.1 * clustered(rng, 60, dimension))
+    encoder = PrecomputedEncoder("made", dimension, quantizer="tanh")
+    library = Library(VectorStore.open(folder / "index", encoder=encoder))
+    library.sync(documents_of(codes))
+    library.store.optimize()
+
+    def fresh():
+        with VectorStore.open(folder / f"fresh-{len(library.held)}", encoder=encoder) as store:
+            other = Library(store)
+            other.sync(library.held)
+            store.optimize()
+            return other.recall(queries)
+
+    def check():
+        recall = library.recall(queries)
+        assert recall >= fresh() - 0.01
+        return recall
+
+    assert check() >= 0.9
+    order = rng.permutation(sorted(library.held)).tolist()
+    for share in (0.3, 0.3, 0.5):  # of what is left
+        library.delete([order.pop() for _ in range(round(share * len(order)))])
+        check()
+    library.relabel(0.4, "other")
+    library.delete([order.pop() for _ in range(len(order) // 5)])
+    check()
+    library.reopen(folder / "index")
+    check()
+    # Before the index is built anew, and after a process was killed there, nothing is missed either.
+    shard = library.store._client._shard("documents")
+    shard.optimize()
+    shard.optimize = lambda: None
+    library.sync(documents_of(codes))
+    del shard.optimize
+    library.store.optimize()
+    shard.optimize = lambda: None
+    library.delete([id_ for number, id_ in enumerate(sorted(library.held)) if number % 10])
+    assert shard.coverage().is_worn
+    assert library.recall(queries) == 1.0
+    library.store.close()
+
+
 @EACH_WAY
 def test_overwriting_is_found_at_once(library, queries, way, engine, rng, folder):
     ids = sorted(library.held)[::2]

@@ -81,7 +81,7 @@ class PointAccess:
         tenant: Whose points, or None in a collection without tenants.
         capabilities: What the engine can do.
         limits: What the server allows.
-        has_text_index: Whether BM25 has an index to rank by.
+        lexical_fields: Fields that have an index for BM25 to rank by.
         codes: How the engine keeps the codes.
     """
 
@@ -93,14 +93,14 @@ class PointAccess:
         capabilities: Capabilities,
         limits: Limits,
         *,
-        has_text_index: bool,
+        lexical_fields: Sequence[str],
         codes: models.VectorParams,
     ) -> None:
         self.collection = ledger.collection
         self.tenant = tenant
         self.capabilities = capabilities
         self.limits = limits
-        self.has_text_index = has_text_index
+        self.lexical_fields = lexical_fields
         self._calls = calls
         self._ledger = ledger
         self._codes = codes
@@ -308,7 +308,11 @@ class PointAccess:
             and await self.has_bits(candidates)
             and not await self._prefers_codes()
         )
-        return Ranking(candidates=candidates, by_bits=by_bits, most_hnsw_ef=self.limits.hnsw_ef)
+        # Until an index from which much was deleted is built anew, nothing is walked.
+        exact = self.capabilities.kind == "embedded" and (await self._calls("coverage", self.collection)).is_worn
+        return Ranking(
+            candidates=candidates, by_bits=by_bits and not exact, exact=exact, most_hnsw_ef=self.limits.hnsw_ef
+        )
 
     async def _prefers_codes(self) -> bool:
         """Tell whether the codes are the better way although the bits are right."""

@@ -154,6 +154,7 @@ async def find(
                 score_threshold=options.score_threshold,
                 text=question.words,
                 lexical_weight=options.lexical_weight,
+                lexical_fields=session.points.lexical_fields,
                 with_payload=with_payload,
                 with_codes=with_codes,
             )

@@ -10,16 +10,17 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import (
     TENANT_FIELD,
     TEXT_FIELD,
+    WORDS_FIELD,
     CollectionConfig,
     Fingerprint,
     IndexFields,
     codes_params,
     field_indexes,
     has_tenants,
-    has_text_index,
     index_type,
     index_types,
     indexing_threshold,
+    lexical_fields,
     own_indexes,
     schema_differences,
     tenant_index_params,
@@ -40,6 +41,8 @@ from pplx_vectorstore.errors import (
 from pplx_vectorstore.operations.access import Limits, PointAccess
 from pplx_vectorstore.operations.ledger import Ledger, ledger_of
 from pplx_vectorstore.operations.session import Session
+
+_LEXICAL = (TEXT_FIELD, WORDS_FIELD)
 
 
 async def open_session(
@@ -124,7 +127,7 @@ async def list_tenants(calls: Calls, collection: str) -> list[str] | None:
     capabilities = await learn_capabilities(calls, describe(calls.client))
     ledger = ledger_of(calls.client, describe(calls.client), collection)
     everyone = PointAccess(
-        calls, ledger, None, capabilities, Limits.of(info), has_text_index=False, codes=codes_params(info)
+        calls, ledger, None, capabilities, Limits.of(info), lexical_fields=(), codes=codes_params(info)
     )
     return sorted(await everyone.facet(TENANT_FIELD, None, most=1000))
 
@@ -165,18 +168,18 @@ async def open_collection(
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
     # By what is recorded, so that a creation cut short is completed.
-    wants_text_index = has_text_index(info.config.metadata) if config is None else config.text_index
-    if wants_text_index and capabilities.text_scoring:
-        indexes[TEXT_FIELD] = text_index_params()
+    lexical = lexical_fields(info.config.metadata) if config is None else _LEXICAL if config.text_index else ()
+    if capabilities.text_scoring:
+        indexes |= {field: text_index_params() for field in lexical}
     await _create_indexes(calls, ledger, {**indexes, **wanted}, info, capabilities)
-    is_indexed = capabilities.kind == "emulation" or TEXT_FIELD in {*indexes, *(info.payload_schema or {})}
+    indexed = {*indexes, *(info.payload_schema or {})}
     points = PointAccess(
         calls,
         ledger,
         tenant,
         capabilities,
         Limits.of(info),
-        has_text_index=is_indexed,
+        lexical_fields=tuple(field for field in _LEXICAL if capabilities.kind == "emulation" or field in indexed),
         codes=codes_params(info),
     )
     return points, recorded
@@ -254,6 +257,6 @@ async def _create_indexes(
     for field, kind in wanted.items():
         # Not there: the collection is new, or its maker was killed, or the field was not asked for before.
         # In the emulation, no other index has an effect.
-        if field not in existing and (capabilities.kind != "emulation" or field == TEXT_FIELD):
+        if field not in existing and (capabilities.kind != "emulation" or field in _LEXICAL):
             await ledger.write(calls, "create_payload_index", field_name=field, field_schema=kind)
             ledger.indexes = {**ledger.indexes, field: index_type(kind)}

@@ -150,7 +150,7 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
             f"hybrid search needs Qdrant 1.20 or newer, which ranks text by BM25; this server is "
             f"{capabilities.version}. Upgrade it, or search without words"
         )
-    if not session.points.has_text_index:
+    if not session.points.lexical_fields:
         raise StoreError(
             f"collection {session.points.collection!r} has no index of its text; open it once with "
             "config=CollectionConfig(text_index=True), which builds it"
