@@ -5,18 +5,20 @@ What it does is tested with VectorStore, by the suites that run on every engine.
 
 import asyncio
 import inspect
+import threading
 import time
 
 import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
+from pplx_vectorstore import AsyncVectorStore, Document, PrecomputedEncoder, VectorStore, parquet, points
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.retrying import Retries
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreLockedError, StoreNotFoundError
+from pplx_vectorstore.operations import manage, transfer, write
 
 
 def public_members(cls):
@@ -207,3 +209,52 @@ def test_started_work_runs_beside_and_its_error_is_raised_where_it_is_awaited():
 
     assert run_now(use()) == 5
     assert order == ["started"]
+
+
+@pytest.mark.parametrize("kind", ["edge", "server"])
+def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, monkeypatch, kind):
+    """Making and reading points, hashing, JSON and Parquet are a thread's work, whatever the method."""
+    ran = {}
+
+    def watch(module, name):
+        function = getattr(module, name)
+
+        def watched(*arguments, **options):
+            ran.setdefault(name, set()).add(threading.get_ident())
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for module, names in {
+        points: ["_point", "equalize_norms", "storage_loss"],
+        write: ["hash_document", "quantize"],
+        transfer: ["read_codes", "equalize_codes"],
+        manage: ["read_codes"],
+        parquet: ["_in_order", "stored_point_id", "copy_metadata"],
+        parquet.ExportWriter: ["write", "finish"],
+    }.items():
+        for name in names:
+            watch(module, name)
+    encoder = PrecomputedEncoder("made", 64)
+    vectors = np.random.default_rng(0).normal(size=(4, 64))
+    given = [Document(id=f"d{i}", chunks=["a", "b", "c", "d"], vectors=vectors + i) for i in range(30)]
+
+    async def open_store(name):
+        if kind == "edge":
+            return await AsyncVectorStore.open(folder / name, encoder=encoder)
+        return await AsyncVectorStore.connect(server.url, collection=name, encoder=encoder)
+
+    async def run():
+        async with await open_store("first") as first, await open_store("second") as second:
+            await first.add(given)
+            await first.sync(given[:20], delete_missing=True)
+            assert len([chunk async for chunk in first.chunks(with_codes=True)]) == 80
+            assert await first.export_parquet(folder / "all.parquet") == 80
+            assert await second.import_parquet(folder / "all.parquet") == 80
+            assert await first.copy_to(second) == 80
+            assert await second.count() == 80
+        return threading.get_ident()
+
+    loop_thread = asyncio.run(run())
+    assert ran.keys() >= {"_point", "hash_document", "read_codes", "write", "_in_order", "quantize"}
+    assert [name for name, threads in ran.items() if loop_thread in threads] == []

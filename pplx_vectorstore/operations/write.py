@@ -468,6 +468,11 @@ async def _codes_of(session: Session, group: list[_Prepared], progress: Progress
         raise AlignmentError(f"the encoder gave codes of {len(codes)} documents for {len(texts)}")
     for chunks, some in zip(texts, codes, strict=True):
         session.require_codes(some, len(chunks))
+    return await session.calls.run(_join_given, session, group, codes)
+
+
+def _join_given(session: Session, group: list[_Prepared], codes: Sequence[Codes]) -> list[Codes]:
+    """Return the codes of all documents of a group: those that were embedded, and those that came with vectors."""
     encoded = iter(codes)
     return [next(encoded) if one.document.vectors is None else _given_codes(session, one) for one in group]
 
