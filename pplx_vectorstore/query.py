@@ -12,7 +12,6 @@ import numpy as np
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError
-from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.points import SHIFT
 from pplx_vectorstore.quantization import Codes
 
@@ -169,10 +168,10 @@ def build_query(
         k: Hits wanted.
         filter: Only points that match it.
         score_threshold: Least score of a hit. Of cosines it is applied with a little room, for arithmetic of 32 bits.
-        text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
+        text: The question's words: the candidates of all rankings, by cosine and by BM25, are fused by
             their reciprocal ranks. None for cosine alone.
         lexical_weight: Share of BM25 in the fusion, above 0 and below 1.
-        lexical_fields: The text, and the field of the words that its index does not see, if that has an index.
+        lexical_fields: What BM25 ranks by, each in a ranking of its own; one where it ranks alone.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
 
@@ -190,46 +189,27 @@ def build_query(
         return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
     n = ranking.candidates
-    lexical = _lexical(text or "", lexical_fields, filter, n=n)
+    words = models.TextQuery(text=text or "")
+    lexical: list[dict[str, Any]] = [{"query": words, "using": field, "filter": filter} for field in lexical_fields]
     if query is None:
-        return models.QueryRequest.model_construct(**lexical, **rest)
-    stages = [_nearest(query, ranking, filter, n=n), lexical]
+        (one,) = lexical
+        return models.QueryRequest.model_construct(**one, **rest)
+    stages = [_nearest(query, ranking, filter, n=n), *lexical]
     return models.QueryRequest.model_construct(
         prefetch=[models.Prefetch.model_construct(**stage, limit=n) for stage in stages],
-        query=_fusion(lexical_weight),
+        query=_fusion(lexical_weight, len(lexical)),
         **rest,
     )
 
 
-def _lexical(
-    text: str,
-    fields: Sequence[str],
-    filter: models.Filter | None,  # noqa: A002
-    *,
-    n: int,
-) -> dict[str, Any]:
-    """Build a ranking by BM25; of two fields, which share no words of a chunk, the scores add up."""
-    from qdrant_client import models
-
-    if len(fields) < 2:  # written before there were two
-        return {"query": models.TextQuery(text=text), "using": TEXT_FIELD, "filter": filter}
-    words = models.TextQuery(text=normalize_words(text))
-    scores = [f"$score[{i}]" for i in range(len(fields))]
-    return {
-        "prefetch": [
-            models.Prefetch.model_construct(query=words, using=field, filter=filter, limit=n) for field in fields
-        ],
-        "query": models.FormulaQuery(formula=models.SumExpression(sum=scores), defaults=dict.fromkeys(scores, 0.0)),
-    }
-
-
-def _fusion(lexical_weight: float) -> Any:
-    """Fuse two rankings by their reciprocal ranks."""
+def _fusion(lexical_weight: float, n_lexical: int) -> Any:
+    """Fuse a ranking by vectors and those by words by their reciprocal ranks."""
     from qdrant_client import models
 
     if lexical_weight == 0.5:
         return models.FusionQuery(fusion=models.Fusion.RRF)
-    return models.RrfQuery(rrf=models.Rrf(weights=[2 * (1 - lexical_weight), 2 * lexical_weight]))
+    weights = [2 * (1 - lexical_weight), *n_lexical * [2 * lexical_weight]]
+    return models.RrfQuery(rrf=models.Rrf(weights=weights))
 
 
 def build_hamming(

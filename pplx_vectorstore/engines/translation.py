@@ -186,9 +186,6 @@ def _scoring_query(query: Any, using: str | None) -> Any:
         return edge.Fusion.Rrf(_RRF_K)
     if isinstance(query, models.RrfQuery):
         return edge.Fusion.Rrf(query.rrf.k or _RRF_K, query.rrf.weights)
-    if isinstance(query, models.FormulaQuery) and isinstance(query.formula, models.SumExpression):
-        terms = [edge.Expression.Variable(name) for name in cast("list[str]", query.formula.sum)]
-        return edge.Formula(edge.Expression.Sum(terms), query.defaults)
     raise TypeError(f"query {type(query).__name__} is not translated")
 
 

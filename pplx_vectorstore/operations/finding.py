@@ -143,26 +143,33 @@ async def find(
         with_codes: Whether to fetch the vectors.
         exact: Places of the questions for which all codes are compared.
     """
+    fields = session.points.lexical_fields
+    # The engine fuses rankings by their ranks; where words rank alone, BM25 of both fields is to be added up.
+    adds_up = not options.uses_vectors and len(fields) > 1
+    apart = [[field] for field in fields] if adds_up else [fields]
 
     def requests(ranking: Ranking) -> list[models.QueryRequest]:
         return [
             build_query(
                 question.vector,
                 replace(ranking, exact=True) if i in exact else ranking,
-                k=limit,
+                k=max(limit, candidates) if adds_up else limit,
                 filter=condition,
-                score_threshold=options.score_threshold,
+                score_threshold=None if adds_up else options.score_threshold,
                 text=question.words,
                 lexical_weight=options.lexical_weight,
-                lexical_fields=session.points.lexical_fields,
+                lexical_fields=of_request,
                 with_payload=with_payload,
                 with_codes=with_codes,
             )
             for i, (question, condition) in enumerate(zip(questions, conditions, strict=True))
+            for of_request in apart
         ]
 
     # Fused with words, as many as the candidates are asked for.
     found = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
+    if adds_up:
+        found = [_add_up(found[i : i + len(apart)], options, limit) for i in range(0, len(found), len(apart))]
     return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
 
 
@@ -175,6 +182,18 @@ async def _query(
     if ranking.by_bits and not await session.points.has_bits(candidates):
         found = await session.points.query(requests(replace(ranking, by_bits=False)))
     return found
+
+
+def _add_up(rankings: Sequence[Sequence[Any]], options: SearchOptions, limit: int) -> list[Any]:
+    """Join rankings of the same points by words that none of them shares: scores of BM25 are sums over words."""
+    points: dict[Any, Any] = {}
+    scores: dict[Any, float] = {}
+    for point in (point for ranking in rankings for point in ranking):
+        points.setdefault(point.id, point)
+        scores[point.id] = scores.get(point.id, 0.0) + point.score
+    best = sorted(points, key=lambda id_: -scores[id_])[:limit]
+    joined = [Scored(id_, scores[id_], points[id_].payload, points[id_].vector) for id_ in best]
+    return above(joined, options.score_threshold)
 
 
 def _scored(question: Question, points: Sequence[Any], options: SearchOptions) -> list[Scored]:

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
+from pplx_vectorstore.collection import WORDS_FIELD
 from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
 from pplx_vectorstore.filters import is_empty
+from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.finding import Question, Scored, SearchOptions, candidates_of, find
 from pplx_vectorstore.operations.matching import list_matching
@@ -256,11 +258,13 @@ async def _questions(session: Session, queries: Sequence[Query], options: Search
     """Check queries, and embed those that are not embedded yet."""
     all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
     squared_norm = session.fingerprint.squared_norm
+    # Written before words were normalized, they are compared as they are.
+    normalize = normalize_words if WORDS_FIELD in session.points.lexical_fields else str
     return [
         Question(
             codes,
             QueryVector.of(codes, squared_norm) if options.uses_vectors else None,
-            _words(query) if options.uses_words else None,
+            normalize(_words(query) or "") if options.uses_words else None,
         )
         for query, codes in zip(queries, all_codes, strict=True)
     ]
