@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
 _DISTANCE_ROOM = 1e-6
+T = TypeVar("T")
 FilterChange = Callable[["models.Filter | None"], "models.Filter | None"]
 
 
@@ -153,7 +154,7 @@ def build_query(
     score_threshold: float | None = None,
     text: str | None = None,
     lexical_weight: float = 0.5,
-    lexical_fields: Sequence[str] = (TEXT_FIELD,),
+    lexical_field: str = TEXT_FIELD,
     with_payload: bool | list[str] = True,
     with_codes: bool = False,
 ) -> models.QueryRequest:
@@ -168,10 +169,10 @@ def build_query(
         k: Hits wanted.
         filter: Only points that match it.
         score_threshold: Least score of a hit. Of cosines it is applied with a little room, for arithmetic of 32 bits.
-        text: The question's words: the candidates of all rankings, by cosine and by BM25, are fused by
+        text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
             their reciprocal ranks. None for cosine alone.
         lexical_weight: Share of BM25 in the fusion, above 0 and below 1.
-        lexical_fields: What BM25 ranks by, each in a ranking of its own; one where it ranks alone.
+        lexical_field: What BM25 ranks by.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
 
@@ -188,28 +189,41 @@ def build_query(
             rest["score_threshold"] = query.largest_distance(score_threshold)
         return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
-    n = ranking.candidates
-    words = models.TextQuery(text=text or "")
-    lexical: list[dict[str, Any]] = [{"query": words, "using": field, "filter": filter} for field in lexical_fields]
+    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": lexical_field, "filter": filter}
     if query is None:
-        (one,) = lexical
-        return models.QueryRequest.model_construct(**one, **rest)
-    stages = [_nearest(query, ranking, filter, n=n), *lexical]
+        return models.QueryRequest.model_construct(**lexical, **rest)
+    n = ranking.candidates
+    stages = [_nearest(query, ranking, filter, n=n), lexical]
     return models.QueryRequest.model_construct(
         prefetch=[models.Prefetch.model_construct(**stage, limit=n) for stage in stages],
-        query=_fusion(lexical_weight, len(lexical)),
+        query=_fusion(lexical_weight),
         **rest,
     )
 
 
-def _fusion(lexical_weight: float, n_lexical: int) -> Any:
-    """Fuse a ranking by vectors and those by words by their reciprocal ranks."""
+def _fusion(lexical_weight: float) -> Any:
+    """Fuse two rankings by their reciprocal ranks."""
     from qdrant_client import models
 
     if lexical_weight == 0.5:
         return models.FusionQuery(fusion=models.Fusion.RRF)
-    weights = [2 * (1 - lexical_weight), *n_lexical * [2 * lexical_weight]]
-    return models.RrfQuery(rrf=models.Rrf(weights=weights))
+    return models.RrfQuery(rrf=models.Rrf(weights=[2 * (1 - lexical_weight), 2 * lexical_weight]))
+
+
+def fuse_ranks(nearest: Sequence[T], lexical: Sequence[T], lexical_weight: float) -> dict[T, float]:
+    """Fuse two rankings as the engine does.
+
+    Returns:
+        The sum of ``1 / (rank / weight + 1)`` over the rankings that an element is in, ranks counted from 1.
+
+    >>> fuse_ranks(["a", "b"], ["b"], 0.5)
+    {'a': 0.5, 'b': 0.8333333333333333}
+    """
+    scores: dict[T, float] = {}
+    for ranking, weight in ((nearest, 2 * (1 - lexical_weight)), (lexical, 2 * lexical_weight)):
+        for rank, element in enumerate(ranking, start=1):
+            scores[element] = scores.get(element, 0.0) + 1 / (rank / weight + 1)
+    return scores
 
 
 def build_hamming(

@@ -13,7 +13,14 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from pplx_vectorstore import AsyncVectorStore, CollectionConfig, Document, VectorStore
-from pplx_vectorstore.collection import LOSS_FIELD, METADATA_KEY, PAYLOAD_INDEXES, VECTOR_NAME, vector_params
+from pplx_vectorstore.collection import (
+    LOSS_FIELD,
+    METADATA_KEY,
+    PAYLOAD_INDEXES,
+    VECTOR_NAME,
+    text_index_params,
+    vector_params,
+)
 from pplx_vectorstore.engines.server import make_client
 from pplx_vectorstore.errors import (
     InvalidInputError,
@@ -324,6 +331,7 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         "library": recorded["library"],
         "tenants": False,
         "text_index": False,
+        "words_index": False,
         **dataclasses.asdict(store.fingerprint),
     }
     own = {field: {"type": kind, "enable_hnsw": False} for field, kind in PAYLOAD_INDEXES.items()}
@@ -396,7 +404,7 @@ def test_an_existing_collection_keeps_its_layout_and_gets_what_is_new(new_store,
     new_store(DIMENSION, collection="c")
     assert {request.method for request in sent} == {"GET"}
     new_store(DIMENSION, collection="c", config=CollectionConfig(), index_fields={"lang": "keyword"})
-    assert indexed(sent) == {"text": TEXT_INDEX, "metadata.lang": "keyword"}
+    assert indexed(sent) == {"text": TEXT_INDEX, "words": TEXT_INDEX, "metadata.lang": "keyword"}
     assert {request.method for request in sent if not request.path.endswith("/index")} == {"GET"}
 
 
@@ -409,13 +417,36 @@ def test_without_create_there_must_be_one(connect, server, sent):
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_collection_without_the_index_of_words_goes_on_as_it_is(new_store, server, sent, hash_encoder):
+    """Its search by words finds what the index of the text sees; a copy has both indexes."""
+    metadata = hash_encoder(DIMENSION).fingerprint.to_metadata()
+    del metadata[METADATA_KEY]["words_index"]
+    server.client.create_collection("old", vectors_config=vector_params(DIMENSION), metadata=metadata)
+    for field, kind in {**PAYLOAD_INDEXES, "text": text_index_params()}.items():
+        server.client.create_payload_index("old", field, kind)
+    old = new_store(DIMENSION, collection="old")
+    assert {request.method for request in sent} == {"GET"}
+    old.add([Document(id="zh", chunks=["机器学习 part 80"]), Document(id="en", chunks=["part 81"])])
+    words = {"hybrid": True, "lexical_weight": 1}
+    assert [hit.document_id for hit in old.search("80", **words)] == ["zh"]
+    assert old.search("学习", **words) == []
+    assert old.search("学习", hybrid=True)
+    new = new_store(DIMENSION, collection="new")
+    old.copy_to(new)
+    for store in (new, new_store(DIMENSION, collection="old", config=CollectionConfig(text_index=True))):
+        assert [hit.document_id for hit in store.search("学习", **words)] == ["zh"]
+        assert [hit.document_id for hit in store.search("80", **words)] == ["zh"]
+    assert server.client.get_collection("old").payload_schema.keys() == {"text", "words", *PAYLOAD_INDEXES}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_what_a_killed_process_left_out_is_completed(new_store, server, sent, hash_encoder):
     metadata = hash_encoder(DIMENSION).fingerprint.to_metadata()
     server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
     server.client.create_payload_index("c", LOSS_FIELD, "float")
     new_store(DIMENSION, collection="c")
-    assert indexed(sent).keys() == {"text", *PAYLOAD_INDEXES} - {LOSS_FIELD}
-    assert server.client.get_collection("c").payload_schema.keys() == {"text", *PAYLOAD_INDEXES}
+    assert indexed(sent).keys() == {"text", "words", *PAYLOAD_INDEXES} - {LOSS_FIELD}
+    assert server.client.get_collection("c").payload_schema.keys() == {"text", "words", *PAYLOAD_INDEXES}
 
 
 # --- what exists is verified -------------------------------------------------------------------------
@@ -559,7 +590,7 @@ def test_another_may_make_the_collection_meanwhile(connect, server, sent, hash_e
     server.answer = make_it_first
     if same:
         connect(server.url, collection="c")
-        assert server.client.get_collection("c").payload_schema.keys() == {*PAYLOAD_INDEXES, "text"}
+        assert server.client.get_collection("c").payload_schema.keys() == {*PAYLOAD_INDEXES, "text", "words"}
     else:
         with pytest.raises(SchemaMismatchError, match="model 'of another process' in the collection"):
             connect(server.url, collection="c")
@@ -694,7 +725,8 @@ def search_of(store, sent, said):
         hits = store.search("text 7", **options)
         assert hits[0].document_id == "d7"
         (body,) = [request.body for request in sent if request.path.endswith("/query/batch")]
-        (search,) = body["searches"]
+        search, *unseen = body["searches"]
+        assert [one["using"] for one in unseen] == (["words"] if options.get("hybrid") else [])
         return search
 
     return search
@@ -781,7 +813,7 @@ def test_a_search_by_bits_that_a_write_made_useless_meanwhile_is_done_again(new_
         sent.clear()
         assert store.search("text 7", **options)[0].document_id == "d7"
         batches = [request.body["searches"] for request in sent if request.path.endswith("/query/batch")]
-        of_vectors = [(one.get("prefetch") or [one])[0] for (one,) in batches]
+        of_vectors = [(one.get("prefetch") or [one])[0] for (one, *_) in batches]
         assert [one["params"]["quantization"]["ignore"] for one in of_vectors] == [False, True]
 
 
@@ -792,6 +824,17 @@ def test_more_candidates_per_hit_than_the_server_allows_are_searched_by_the_code
     assert search("green", 36, k=10, candidates=101)["params"]["quantization"] == BY_CODES
     by_bits = search("green", 36, k=20, candidates=100)["params"]["quantization"]
     assert by_bits == {"ignore": False, "rescore": True, "oversampling": 5.0}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_words_of_many_questions_are_asked_for_together(new_store, sent):
+    store = new_store(DIMENSION)
+    store.add(Document(id=f"d{i}", chunks=[f"第{i}章 text {i}"]) for i in range(20))
+    for question, n_requests in (("text {}", 1), ("第{}章", 3)):
+        sent.clear()
+        hits = store.search_batch([question.format(i) for i in range(20)], k=1, hybrid=True, lexical_weight=0.9)
+        assert [hit.document_id for (hit,) in hits] == [f"d{i}" for i in range(20)]
+        assert len([one for one in sent if one.path.startswith("/collections/") and one.method == "POST"]) == n_requests
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)

@@ -1,6 +1,7 @@
 """Search options on every engine: hybrid, grouped, diverse, with context, explained, filtered by operators."""
 
 import math
+import re
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -17,6 +18,7 @@ from pplx_vectorstore import (
 )
 from pplx_vectorstore.diversity import by_relevance_and_novelty
 from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedFilterError
+from pplx_vectorstore.lexical import normalize_words, unseen_words
 
 N_DOCUMENTS, PER_DOCUMENT, DIMENSION = 30, 6, 64
 
@@ -168,6 +170,113 @@ def test_words_alone_rank_without_an_embedding(filled, monkeypatch):
     assert filled.search("absent", **options) == []
     with pytest.raises(InvalidInputError, match="must not be blank"):
         filled.search(" ", **options)
+
+
+LANGUAGES = {
+    "Chinese": ("机器学习是人工智能的一个分支。", ["人工智能", "学习", "什么是机器学习？"]),
+    "Japanese": ("東京都は日本の首都です。", ["東京", "首都", "日本の首都はどこ"]),
+    "Thai": ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", ["เมืองหลวง", "ประเทศไทย"]),
+    "Korean": ("서울은 대한민국의 수도이다", ["서울", "대한민국", "수도"]),
+    "apart": ("Der Ku\u0308hlschrank o\u0308ffnet", ["öffnet", "o\u0308ffnet", "KÜHLSCHRANK"]),
+    "together": ("Die Säge läuft", ["läuft", "la\u0308uft", "sa\u0308ge"]),
+    "full-width": ("ｔｙｐｅ ４７１１ＡＢ", ["4711AB", "４７１１ａｂ"]),
+    "half-width": ("ｶﾀﾛｸﾞ", ["カタログ", "ｶﾀﾛｸﾞ"]),
+    "digits within": ("型号80-4471的零件", ["80-4471", "4471", "零件"]),
+    "digits": ("Seal for the lid, part 80-4417.", ["80-4417", "part 4417", "4417"]),
+}
+
+
+def test_words_are_found_in_every_script_and_form(new_store):
+    store = new_store()
+    store.add(Document(id=name, chunks=[text]) for name, (text, _) in LANGUAGES.items())
+    store.add(Document(id=f"other {i}", chunks=[f"Filler {i}, of no use", f"毫无用处的填充{i}"]) for i in range(20))
+    questions = [(name, question) for name, (_, asked) in LANGUAGES.items() for question in asked]
+    for share in (1, 0.99):
+        found = store.search_batch([question for _, question in questions], k=1, hybrid=True, lexical_weight=share)
+        assert [hit.document_id for (hit,) in found] == [name for name, _ in questions]
+    for (hit,), (name, _) in zip(found, questions, strict=True):
+        assert hit.text == LANGUAGES[name][0]
+    assert store.search("不存在", hybrid=True, lexical_weight=1) == []
+
+
+def bm25(question, texts):
+    """Score texts by BM25 with its usual settings."""
+    documents = [re.findall(r"[^\W_]+", text.lower()) for text in texts]
+    documents = {i: words for i, words in enumerate(documents) if words}
+    mean = sum(map(len, documents.values())) / len(documents)
+    scores = np.zeros(len(texts))
+    for word in set(re.findall(r"[^\W_]+", question.lower())):
+        having = [i for i, words in documents.items() if word in words]
+        idf = math.log(1 + (len(documents) - len(having) + 0.5) / (len(having) + 0.5))
+        for i in having:
+            tf = documents[i].count(word)
+            scores[i] += idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * len(documents[i]) / mean))
+    return scores
+
+
+def test_scores_of_words_alone_are_those_of_bm25(new_store):
+    texts = ["GPU 上的机器学习", "机器学习 on a GPU, GPU time", "Of the GPU", "CPU time", "机器", "型号80的 GPU"]
+    texts += [f"Filler {i}" for i in range(9)]
+    store = new_store()
+    store.add([Document(id="d", chunks=texts)])
+    for question in ("GPU 机器学习 time", "GPU", "机器学习"):
+        hits = store.search(question, k=9, hybrid=True, lexical_weight=1)
+        words = normalize_words(question)
+        expected = bm25(words, texts) + bm25(words, [unseen_words(text) for text in texts])
+        assert {hit.chunk_index for hit in hits} == set(np.flatnonzero(expected).tolist())
+        assert [hit.score for hit in hits] == pytest.approx([expected[hit.chunk_index] for hit in hits], abs=1e-4)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        least = hits[1].score
+        kept = store.search(question, k=9, hybrid=True, lexical_weight=1, score_threshold=least - 1e-6)
+        assert [hit.id for hit in kept] == [hit.id for hit in hits if hit.score >= least]
+        assert [hit.id for hit in store.search(question, k=2, hybrid=True, lexical_weight=1)] == [
+            hit.id for hit in hits[:2]
+        ]
+
+
+ANIMALS = "猫狗鸟鱼马牛羊鸡鸭鹅"
+
+
+def test_words_that_the_index_of_the_text_does_not_see_are_fused_alike(new_store, codes, stored):
+    """Sums of BM25 make one ranking, whatever is done with the candidates."""
+    n = N_DOCUMENTS * PER_DOCUMENT
+    rng = np.random.default_rng(12)
+    texts = ["".join(rng.choice(list(ANIMALS), size=2 + i)) + f" x{i % 7}" + " y" * i for i in rng.permutation(n)]
+    store = new_store(DIMENSION)
+    store.add(
+        Document(
+            id=f"d{i}",
+            chunks=texts[i * PER_DOCUMENT : (i + 1) * PER_DOCUMENT],
+            vectors=codes[i * PER_DOCUMENT : (i + 1) * PER_DOCUMENT],
+            metadata={"lang": ["zh", "en"][i % 2]},
+        )
+        for i in range(N_DOCUMENTS)
+    )
+    question = "猫狗鸟 x3"
+    (query,) = store._session.encoder.encode_queries([question])
+    words = normalize_words(question)
+    scores = bm25(words, texts) + bm25(words, [unseen_words(text) for text in texts])
+    lexical = sorted(np.flatnonzero(scores).tolist(), key=lambda row: -scores[row])
+    assert np.min(-np.diff(np.sort(scores[scores > 0])[::-1])) > 1e-5  # else their order is the engine's
+    by_cosine = np.argsort(-cosine_similarity(query, stored), kind="stable").tolist()
+    expected = fuse(by_cosine, lexical)
+    hits = store.search(question, k=8, candidates=n, hybrid=True)
+    # Far down, cosines may be so alike that the engine's 32 bits put them in another order.
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:8], abs=1e-3)
+    assert [expected[row] for row in rows(hits)] == pytest.approx([hit.score for hit in hits], abs=1e-3)
+    assert store.search_batch([question, "absent", question], k=8, candidates=n, hybrid=True)[::2] == [hits, hits]
+    assert store.search(question, k=8, candidates=n, hybrid=True, score_threshold=hits[3].score - 1e-6) == [
+        hit for hit in hits if hit.score >= hits[3].score
+    ]
+    for hit in store.search(question, k=8, hybrid=True, filter={"lang": "zh"}, with_codes=True):
+        (row,) = rows([hit])
+        assert (row // PER_DOCUMENT % 2, hit.text) == (0, texts[row])
+        assert (hit.codes == codes[row]).all()
+    grouped = store.search(question, k=5, hybrid=True, group_by_document=True)
+    assert len({hit.document_id for hit in grouped}) == 5
+    assert store.search(question, k=5, candidates=n, hybrid=True, diversity=0.5)[0].id == hits[0].id
+    alone = store.search(question, k=200, hybrid=True, lexical_weight=1)
+    assert set(rows(alone)) == set(np.flatnonzero(scores).tolist())
 
 
 def test_hybrid_without_a_text_index_says_how_to_build_it(new_store, engine):

@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 
 from qdrant_client import models
 
+from pplx_vectorstore.collection import TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.quantization import Codes
-from pplx_vectorstore.query import QueryVector, Ranking, build_query, check_share, check_threshold, choose_candidates
+from pplx_vectorstore.query import (
+    QueryVector,
+    Ranking,
+    build_query,
+    check_share,
+    check_threshold,
+    choose_candidates,
+    fuse_ranks,
+)
 
 _MOST_CONTEXT = 100
 
@@ -143,34 +152,98 @@ async def find(
         with_codes: Whether to fetch the vectors.
         exact: Places of the questions for which all codes are compared.
     """
-    fields = session.points.lexical_fields
-    # The engine fuses rankings by their ranks; where words rank alone, BM25 of both fields is to be added up.
-    adds_up = not options.uses_vectors and len(fields) > 1
-    apart = [[field] for field in fields] if adds_up else [fields]
+    asked = list(zip(questions, conditions, strict=True))
+    with_words = options.uses_words and WORDS_FIELD in session.points.lexical_fields
+    most = candidates if options.uses_vectors else max(candidates, limit)
 
     def requests(ranking: Ranking) -> list[models.QueryRequest]:
-        return [
+        of_questions = [
             build_query(
                 question.vector,
                 replace(ranking, exact=True) if i in exact else ranking,
-                k=max(limit, candidates) if adds_up else limit,
+                k=limit,
                 filter=condition,
-                score_threshold=None if adds_up else options.score_threshold,
+                score_threshold=options.score_threshold,
                 text=question.words,
                 lexical_weight=options.lexical_weight,
-                lexical_fields=of_request,
                 with_payload=with_payload,
                 with_codes=with_codes,
             )
-            for i, (question, condition) in enumerate(zip(questions, conditions, strict=True))
-            for of_request in apart
+            for i, (question, condition) in enumerate(asked)
         ]
+        return of_questions + [_by_words(WORDS_FIELD, *one, ranking, most) for one in asked if with_words]
 
     # Fused with words, as many as the candidates are asked for.
     found = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
-    if adds_up:
-        found = [_add_up(found[i : i + len(apart)], options, limit) for i in range(0, len(found), len(apart))]
-    return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+    found, of_words = found[: len(asked)], found[len(asked) :]
+    scored = [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+    # Of most texts, their index sees all words. Where the other index has no part, the engine has fused all there is.
+    unseen = {i: points for i, points in enumerate(of_words) if points}
+    if unseen:
+        of_unseen = [asked[i] for i in unseen]
+        are_exact = [i in exact for i in unseen]
+        fused = await _fuse_unseen(session, of_unseen, list(unseen.values()), options, candidates, most, are_exact)
+        read = await _read(session, [points[:limit] for points in fused], with_payload, with_codes)
+        for i, points in zip(unseen, read, strict=True):
+            scored[i] = points
+    return scored
+
+
+def _by_words(
+    field: str, question: Question, condition: models.Filter | None, ranking: Ranking, most: int
+) -> models.QueryRequest:
+    text = question.words
+    return build_query(None, ranking, k=most, filter=condition, text=text, lexical_field=field, with_payload=False)
+
+
+async def _fuse_unseen(
+    session: Session,
+    asked: Sequence[tuple[Question, models.Filter | None]],
+    unseen: Sequence[Sequence[Any]],
+    options: SearchOptions,
+    candidates: int,
+    most: int,
+    exact: Sequence[bool],
+) -> list[list[Scored]]:
+    """Rank by all words: scores of BM25 are sums over words. Then fuse with vectors, as the engine does.
+
+    The engine itself, by a formula, gives points of equal scores in another order each time.
+    """
+
+    def requests(ranking: Ranking) -> list[models.QueryRequest]:
+        nearest = [
+            build_query(question.vector, replace(ranking, exact=is_exact), k=most, filter=condition, with_payload=False)
+            for (question, condition), is_exact in zip(asked, exact, strict=True)
+            if options.uses_vectors
+        ]
+        return [_by_words(TEXT_FIELD, *one, ranking, most) for one in asked] + nearest
+
+    found = await _query(session, requests, candidates, n=candidates)
+    fused = []
+    for i, of_question in enumerate(unseen):
+        scores: dict[Any, float] = {}
+        for point in (*found[i], *of_question):
+            scores[point.id] = scores.get(point.id, 0.0) + point.score
+        if options.uses_vectors:
+            lexical = sorted(scores, key=lambda id_: -scores[id_])[:most]
+            scores = fuse_ranks([point.id for point in found[len(asked) + i]], lexical, options.lexical_weight)
+        points = [Scored(id_, score, {}, None) for id_, score in scores.items()]
+        fused.append(above(sorted(points, key=lambda point: -point.score), options.score_threshold))
+    return fused
+
+
+async def _read(
+    session: Session, found: Sequence[Sequence[Scored]], with_payload: bool | list[str], with_codes: bool
+) -> list[list[Scored]]:
+    """Fill in what is asked for of points; those that were deleted meanwhile are left out."""
+    ids = [str(point.id) for points in found for point in points]
+    records = await session.points.retrieve(ids, with_payload=with_payload, with_codes=with_codes)
+
+    def fill(point: Scored) -> Scored:
+        record = records[str(point.id)]
+        return point._replace(payload=record.payload or {}, vector=record.vector)
+
+    return [[fill(point) for point in points if str(point.id) in records] for points in found]
 
 
 async def _query(
@@ -182,18 +255,6 @@ async def _query(
     if ranking.by_bits and not await session.points.has_bits(candidates):
         found = await session.points.query(requests(replace(ranking, by_bits=False)))
     return found
-
-
-def _add_up(rankings: Sequence[Sequence[Any]], options: SearchOptions, limit: int) -> list[Any]:
-    """Join rankings of the same points by words that none of them shares: scores of BM25 are sums over words."""
-    points: dict[Any, Any] = {}
-    scores: dict[Any, float] = {}
-    for point in (point for ranking in rankings for point in ranking):
-        points.setdefault(point.id, point)
-        scores[point.id] = scores.get(point.id, 0.0) + point.score
-    best = sorted(points, key=lambda id_: -scores[id_])[:limit]
-    joined = [Scored(id_, scores[id_], points[id_].payload, points[id_].vector) for id_ in best]
-    return above(joined, options.score_threshold)
 
 
 def _scored(question: Question, points: Sequence[Any], options: SearchOptions) -> list[Scored]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from qdrant_client import models
 
+from pplx_vectorstore.collection import TEXT_FIELD, WORDS_FIELD
+
 # Estimates may be wrong by a factor of two.
 _MOST_REQUEST = 16 * 2**20
 _MOST_ANSWER = 32 * 2**20
@@ -47,7 +49,7 @@ class AnswerSizes:
             with_codes: Whether the vector comes too.
         """
         size = _FRAME + (self._vector if with_codes else 0)
-        if isinstance(with_payload, (list, tuple)) and "text" not in with_payload:
+        if isinstance(with_payload, (list, tuple)) and TEXT_FIELD not in with_payload:
             return size + _FIELD * len(with_payload)
         return size + (self._payload if with_payload else 0)
 
@@ -60,7 +62,8 @@ class AnswerSizes:
 
     def heed(self, payloads: Sequence[Mapping[str, Any] | None]) -> None:
         """Learn how long texts are, of an answer's payloads."""
-        lengths = [len(payload["text"]) for payload in payloads if payload and "text" in payload]
+        read = [payload for payload in payloads if payload and TEXT_FIELD in payload]
+        lengths = [len(payload[TEXT_FIELD]) + len(payload.get(WORDS_FIELD, "")) for payload in read]
         if lengths:
             self._payload = max(_PAYLOAD, _CHARACTER * sum(lengths) // len(lengths))
 
