@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,17 +20,24 @@ def run_now(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("an operation over a blocking client waited for an event loop")
 
 
-async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await work that goes on when it is cancelled, such as a thread's: a cancellation counts once it has ended."""
+async def run_to_its_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:
+    """Await work that goes on when it is cancelled, such as a thread's: a cancellation counts once it has ended.
+
+    Args:
+        work: To be awaited.
+        hurry: Called at a cancellation, to tell the work that nobody waits for its result any more.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as cancelled:
+        hurry()
         while not task.done():
             try:
                 await asyncio.wait([task])
             except asyncio.CancelledError:  # again; still not before the end
                 continue
-        if not task.cancelled():
-            task.exception()  # what it failed with is of no interest any more
+        if not task.cancelled() and (error := task.exception()):
+            for note in getattr(error, "__notes__", ()):  # such as what was written
+                cancelled.add_note(note)
         raise

@@ -165,7 +165,7 @@ class _Resolution:
             raise UnsupportedFilterError(
                 f"filter on {one.key} compares with {', '.join(f'{bound:.17g}' for bound in bounds)}: {WHY_INEXACT}"
             )
-        is_whole = range_.gte == range_.lte and len(bounds) == 2 and bounds[0].is_integer()
+        is_whole = range_.gte is not None and range_.gte == range_.lte and len(bounds) == 2 and bounds[0].is_integer()
         if kind == "datetime" or (kind == "integer" and not is_whole):
             raise _changed_by(one, kind, "float")
         return one

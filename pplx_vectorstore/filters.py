@@ -68,7 +68,11 @@ def is_empty(filter: models.Filter) -> bool:  # noqa: A002
         for clause in (filter.must, filter.should, filter.must_not, at_least)
         for condition in (clause if isinstance(clause, list) else [clause] if clause else [])
     ]
-    return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
+    return all(
+        (isinstance(condition, models.Filter) and is_empty(condition))
+        or (isinstance(condition, models.HasIdCondition) and not condition.has_id)
+        for condition in inner
+    )
 
 
 def stands_for_several(value: float) -> bool:

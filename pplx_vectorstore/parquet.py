@@ -16,8 +16,9 @@ import numpy as np
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.documents import copy_metadata
+from pplx_vectorstore.equal_norms import MOST_LOSS
 from pplx_vectorstore.errors import InvalidDocumentError, InvalidInputError, MissingExtraError, SchemaMismatchError
-from pplx_vectorstore.points import stored_point_id
+from pplx_vectorstore.points import equalize_codes, stored_point_id
 from pplx_vectorstore.quantization import Codes
 
 _ROWS = 1000
@@ -109,6 +110,7 @@ class ExportedFile:
         self._bytes = os.path.getsize(path)
         self._file = file
         self._dimension = fingerprint.dimension
+        self._squared_norm = fingerprint.squared_norm
         self._columns = _schema(_pyarrow()[0], fingerprint).names  # others may be there, and are of no concern
         self._is_strewn = False
         self._sorted = contextlib.ExitStack()
@@ -228,7 +230,10 @@ class ExportedFile:
             path.unlink()
 
     def _batches(self, rows: int = _ROWS) -> Iterator[Any]:
-        yield from self._file.iter_batches(batch_size=rows, columns=self._columns)
+        try:
+            yield from self._file.iter_batches(batch_size=rows, columns=self._columns)
+        except OSError as error:
+            raise InvalidInputError(f"{self._path} is damaged: {error}; export it again") from error
 
     def _read(self, batch: Any, first_row: int) -> tuple[list[dict[str, Any]], Codes]:
         """Read rows, and check each of their values."""
@@ -248,6 +253,10 @@ class ExportedFile:
         payloads, codes = self._rows(batch, first_row)
         for row, payload in enumerate(payloads, start=first_row):
             self._check(payload, row)
+        (vectors,) = equalize_codes([codes], self._squared_norm)
+        for row in np.flatnonzero(vectors.losses > MOST_LOSS).tolist():
+            what = "a vector that this collection cannot hold (components too far above the others)"
+            raise self._wrong("codes", first_row + row, what)
         return payloads, codes
 
     def _rows(self, batch: Any, first_row: int = 0) -> tuple[list[dict[str, Any]], Codes]:
@@ -270,13 +279,10 @@ class ExportedFile:
         for name in ("id", "document_id", "document_hash"):
             if payload.get(name) == "":
                 raise self._wrong(name, row, "an empty text")
-        if not payload["chunk_index"] >= 0:
-            raise self._wrong("chunk_index", row, f"{payload['chunk_index']}, which is below 0")
-        if not payload["chunk_count"] >= 1:
-            raise self._wrong("chunk_count", row, f"{payload['chunk_count']}, which is below 1")
-        for name in ("start", "end"):
-            if payload[name] is not None and payload[name] < 0:
-                raise self._wrong(name, row, f"{payload[name]}, which is below 0")
+        for name, least in (("chunk_index", 0), ("chunk_count", 1), ("start", 0), ("end", 0)):
+            value = payload[name]
+            if value is not None and not least <= value < 2**63:
+                raise self._wrong(name, row, f"{value}, which is not from {least} to 2**63 - 1")
 
     def _require_unique(self, hashes: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
         order = np.argsort(hashes, kind="stable")
@@ -357,7 +363,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
         return parquet.ParquetFile(os.fspath(path))
     except FileNotFoundError as error:
         raise InvalidInputError(f"there is no file {str(path)!r}") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise InvalidInputError(f"{path} is not a Parquet file: {error}") from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from pplx_vectorstore.async_store import AsyncVectorStore
 from pplx_vectorstore.coroutines import run_to_its_end
-from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
+from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, operation
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
@@ -210,8 +210,10 @@ class _InThreads:
         method = getattr(self._store, name)
 
         async def call(*arguments: Any, **options: Any) -> Any:
-            work = functools.partial(contextvars.copy_context().run, method, *arguments, **options)
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            with operation() as given_up:
+                work = functools.partial(contextvars.copy_context().run, method, *arguments, **options)
+            future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+            # A thread cannot be stopped, but told: nothing is written any more once a cancelled call has returned.
+            return await run_to_its_end(future, given_up.set)
 
-        # A thread cannot be stopped: nothing is written any more once a cancelled call has returned.
-        return lambda *arguments, **options: run_to_its_end(call(*arguments, **options))
+        return call

@@ -283,8 +283,15 @@ class Sequences(RuleBasedStateMachine):
             undo()
         if reopened:
             self.reopen()
-        listed = [one.id for one in self.library.store.documents()]
+        told = list(self.library.store.documents())
+        listed = [one.id for one in told]
         assert len(set(listed)) == len(listed)
+        for one in told:  # whole, old or new, or said not to be
+            if one.chunks == one.chunk_count:
+                texts = [chunk.text for chunk in self.read(one.id)]
+                known = [[chunk.text for chunk in self.library.held.get(one.id, ())]]
+                known += [[chunk.text for chunk in document.chunks] for document in documents if document.id == one.id]
+                assert texts in known
         untouched = self.library.held.keys() - {document.id for document in documents}
         assert untouched <= set(listed)
         if refused:
@@ -293,6 +300,10 @@ class Sequences(RuleBasedStateMachine):
         else:
             getattr(self.library.store, verb)(documents)
         self.library.put([document for document in documents if document.id not in refused])
+
+    def read(self, id_):
+        found = [chunk for chunk in self.library.store.chunks() if chunk.document_id == id_]
+        return sorted(found, key=lambda chunk: chunk.chunk_index)
 
     # --- moving -------------------------------------------------------------------------------------
 

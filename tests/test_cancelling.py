@@ -91,7 +91,7 @@ def test_an_interrupted_thread_leaves_the_retries_of_the_others(server, hash_enc
             thread.start()
         threads[0].join()
         assert isinstance(ended["a"], KeyboardInterrupt)
-        assert ended["a"].__notes__[0].startswith("Written before this: 0 documents, 0 chunks.")
+        assert ended["a"].__notes__[0].startswith("Written before this: documents: 0, chunks: 0.")
         seen = down.refused
         while down.refused < seen + 20:
             assert "b" not in ended
@@ -125,7 +125,7 @@ def test_a_cancelled_call_stops_reading_and_tells_what_it_wrote(folder, server, 
             await task
         written = await store.count()
         assert written in (4, 8)
-        assert f"Written before this: {written} documents, {written} chunks." in "".join(caught.value.__notes__)
+        assert f"Written before this: documents: {written}, chunks: {written}." in "".join(caught.value.__notes__)
         go_on.set()
         await asyncio.sleep(0.05)
         assert taken <= 11

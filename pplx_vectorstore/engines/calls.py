@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
-from pplx_vectorstore.engines.retrying import Retries
+from pplx_vectorstore.engines.retrying import Retries, operation
 from pplx_vectorstore.engines.turns import TurnLock
+from pplx_vectorstore.errors import StoreError
 
 T = TypeVar("T")
 
@@ -92,9 +93,19 @@ class BlockingCalls:
 
     @contextlib.asynccontextmanager
     async def hold(self, lock: TurnLock) -> AsyncIterator[None]:
-        """Block until the lock is had."""
+        """Block until the lock is had.
+
+        Raises:
+            StoreError: The tasks that have it need the event loop that this thread would block.
+        """
         turn = lock.ask()
         try:
+            loop = asyncio._get_running_loop()
+            if loop is not None and not turn.done() and lock.needs(loop):
+                raise StoreError(
+                    "a blocking store was called in an event loop whose tasks are writing to the same collection, and "
+                    "would wait for them forever; await an AsyncVectorStore, or use asyncio.to_thread"
+                )
             turn.result()
             yield
         finally:
@@ -132,7 +143,9 @@ class AsyncCalls:
         function = getattr(self.client, verb)
         if self._blocking:
             # The thread cannot be stopped; a lock that is held must be held until it has ended.
-            return await run_to_its_end(asyncio.to_thread(self._retries.call, verb, function, arguments, options))
+            with operation() as given_up:
+                work = asyncio.to_thread(self._retries.call, verb, function, arguments, options)
+                return await run_to_its_end(work, given_up.set)
         return await self._retries.acall(verb, function, arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -146,7 +159,7 @@ class AsyncCalls:
     @contextlib.asynccontextmanager
     async def hold(self, lock: TurnLock) -> AsyncIterator[None]:
         """Await the lock."""
-        turn = lock.ask()
+        turn = lock.ask(asyncio.get_running_loop())
         try:
             await asyncio.wrap_future(turn)
             yield

@@ -47,14 +47,21 @@ _GLANCE = 0.1
 def operation() -> Iterator[threading.Event]:
     """Within the block, requests belong to one operation: once the event is set, none of them is tried again.
 
-    Threads and tasks that are begun within belong to it too.
+    Threads and tasks that are begun within belong to it too. An operation within another is a part of that.
     """
-    given_up = threading.Event()
+    given_up = _given_up.get() or threading.Event()
     token = _given_up.set(given_up)
     try:
         yield given_up
     finally:
         _given_up.reset(token)
+
+
+def give_up_unless(error: BaseException) -> None:
+    """Let nothing of the running operation be tried again, unless it is an ordinary error that ends it."""
+    given_up = _given_up.get()
+    if given_up is not None and not isinstance(error, Exception):
+        given_up.set()
 
 
 async def _sleep_unless(given_up: threading.Event, seconds: float) -> None:

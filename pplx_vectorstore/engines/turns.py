@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -17,11 +18,14 @@ class TurnLock:
         self._mutex = threading.Lock()
         self._waiting: deque[Turn] = deque()
         self._is_held = False
+        self._loops: dict[Turn, asyncio.AbstractEventLoop] = {}
 
-    def ask(self) -> Turn:
-        """Ask for the lock; each turn must be given back, by `leave`."""
+    def ask(self, loop: asyncio.AbstractEventLoop | None = None) -> Turn:
+        """Ask for the lock, for a task of that event loop or for a thread; each turn must be given back, by `leave`."""
         turn: Turn = Future()
         with self._mutex:
+            if loop is not None:
+                self._loops[turn] = loop
             self._waiting.append(turn)
             if not self._is_held:
                 self._pass_on()
@@ -30,10 +34,16 @@ class TurnLock:
     def leave(self, turn: Turn) -> None:
         """Give a turn back, had or still waited for."""
         with self._mutex:
+            self._loops.pop(turn, None)
             if turn in self._waiting:
                 self._waiting.remove(turn)
             elif not turn.cancelled():
                 self._pass_on()
+
+    def needs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether the lock is held, or waited for, by tasks of that event loop."""
+        with self._mutex:
+            return loop in self._loops.values()
 
     def _pass_on(self) -> None:
         while self._waiting:

@@ -161,7 +161,7 @@ class PointAccess:
 
     async def create_index(self, field: str, schema: Any) -> None:
         """Index a payload field."""
-        await self._ledger.write(self._calls, "create_payload_index", field_name=field, field_schema=schema)
+        await self._ledger.create_index(self._calls, field, schema)
 
     async def set_payloads(self, changes: Iterable[tuple[Mapping[str, Any], models.Filter]]) -> None:
         """Set payload fields: pairs of the fields and of what the points to change must match."""

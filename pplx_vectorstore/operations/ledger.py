@@ -10,7 +10,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import index_types
+from pplx_vectorstore.collection import index_type, index_types
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.turns import TurnLock
 
@@ -48,6 +48,11 @@ class Ledger:
         finally:
             self._writes += 1
             self._state = None
+
+    async def create_index(self, calls: Calls, field: str, schema: Any) -> None:
+        """Index a payload field, by a type's name or index parameters; filters heed it from now on."""
+        await self.write(calls, "create_payload_index", field_name=field, field_schema=schema)
+        self.indexes = {**self.indexes, field: index_type(schema)}
 
     async def info(self, calls: Calls) -> models.CollectionInfo:
         """Return the collection's state: after the last write, and not older than a second."""

@@ -258,5 +258,4 @@ async def _create_indexes(
         # Not there: the collection is new, or its maker was killed, or the field was not asked for before.
         # In the emulation, no other index has an effect.
         if field not in existing and (capabilities.kind != "emulation" or field in _LEXICAL):
-            await ledger.write(calls, "create_payload_index", field_name=field, field_schema=kind)
-            ledger.indexes = {**ledger.indexes, field: index_type(kind)}
+            await ledger.create_index(calls, field, kind)

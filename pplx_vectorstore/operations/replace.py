@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from qdrant_client import models
 
+from pplx_vectorstore.engines.retrying import give_up_unless
 from pplx_vectorstore.errors import DuplicateDocumentError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
@@ -168,6 +169,9 @@ async def write_pieces(session: Session, pieces: Iterable[Piece]) -> None:
                 under_way.append(session.calls.start(_send(session, request)))
         while under_way:
             await under_way.popleft()
+    except BaseException as error:
+        give_up_unless(error)
+        raise
     finally:
         for rest in under_way:  # one has failed: let the others end, its error is the one that counts
             with contextlib.suppress(Exception):
@@ -244,10 +248,7 @@ async def _stored_points(session: Session, document_ids: Collection[str]) -> dic
     """Return what is stored of some documents: document id → point id → document hash."""
     stored: dict[str, dict[str, str]] = {}
     for some in in_batches(document_ids, session.points.limits.condition_size or max(1, len(document_ids))):
-        counts = await session.points.facet("document_id", field_any("document_id", some), len(some))
-        if not counts:
-            continue
-        condition = field_any("document_id", list(counts))
+        condition = field_any("document_id", some)
         async for page in session.points.scroll(condition, with_payload=["document_id", "document_hash"]):
             for record in page:
                 payload = record.payload or {}

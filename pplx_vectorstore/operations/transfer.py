@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from qdrant_client import models
 
 from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.engines.retrying import operation
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.documents import read_documents
 from pplx_vectorstore.operations.replace import Claim, Version, find_holders, refuse_held, replace_documents
@@ -44,14 +45,13 @@ async def import_parquet(session: Session, path: str | os.PathLike[str]) -> int:
         if await session.points.count():
             for some in in_batches(file.own_ids(), _CLAIMS):
                 await _require_free(session, some, file.document_ids)
-        lots = file.documents()
-        total = 0
-        while (documents := await run(next, lots, None)) is not None:
-            total += await _write(session, documents, file.document_ids)
+        async with _Moved(session) as moved:
+            lots = file.documents()
+            while (documents := await run(next, lots, None)) is not None:
+                await moved.write(documents, file.document_ids)
     finally:
         await run(file.close)
-    await flush(session)
-    return total
+    return moved.chunks
 
 
 def read_exported_fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
@@ -82,11 +82,10 @@ async def copy(source: Session, target: Session) -> int:
                     own_ids.append((payload["id"], payload["document_id"]))
         for some in in_batches(own_ids, _CLAIMS):
             await _require_free(target, some, document_ids)
-    total = 0
-    async for documents in _stored_documents(source):
-        total += await _write(target, documents, document_ids)
-    await flush(target)
-    return total
+    async with _Moved(target) as moved:
+        async for documents in _stored_documents(source):
+            await moved.write(documents, document_ids)
+    return moved.chunks
 
 
 async def _stored_documents(session: Session) -> AsyncIterator[list[StoredRows]]:
@@ -112,10 +111,44 @@ async def _require_free(session: Session, own_ids: Iterable[tuple[str, str]], do
     refuse_held(await find_holders(session, claims), document_ids)
 
 
-async def _write(session: Session, documents: list[StoredRows], may_take_from: Collection[str]) -> int:
-    versions = await session.calls.run(_versions, session, documents)
-    await replace_documents(session, versions, may_take_from)
-    return sum(len(one.payloads) for one in documents)
+class _Moved:
+    """What was written to a store, which is flushed at the end; an error is told what was written before it.
+
+    Args:
+        session: Of the store.
+
+    Attributes:
+        documents: Written so far.
+        chunks: Theirs.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.documents = self.chunks = 0
+        self._session = session
+        self._operation = operation()
+
+    async def write(self, documents: list[StoredRows], may_take_from: Container[str]) -> None:
+        """Put documents in the place of what is stored of them."""
+        versions = await self._session.calls.run(_versions, self._session, documents)
+        await replace_documents(self._session, versions, may_take_from)
+        self.documents += len(documents)
+        self.chunks += sum(len(one.payloads) for one in documents)
+
+    async def __aenter__(self) -> _Moved:
+        self._operation.__enter__()
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                await flush(self._session)
+            else:
+                error.add_note(
+                    f"Written before this: documents: {self.documents}, chunks: {self.chunks}. They are kept; the same "
+                    "call again writes all."
+                )
+        finally:
+            self._operation.__exit__(None, None, None)
 
 
 def _versions(session: Session, documents: list[StoredRows]) -> list[Version]:

@@ -16,7 +16,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
 from pplx_vectorstore.encoders.meter import Progress
-from pplx_vectorstore.engines.retrying import operation
+from pplx_vectorstore.engines.retrying import give_up_unless, operation
 from pplx_vectorstore.equal_norms import quantize, storage_loss
 from pplx_vectorstore.errors import (
     AlignmentError,
@@ -180,6 +180,7 @@ async def _write(
                 if not (extend or replaces_all):
                     plan = await _set_aside(session, plan, free)
                 await write(plan)
+            _require_wanted(given_up)  # whoever waits for the thread that this runs in may have been cancelled
             # By now, whatever the call replaces has come: a chunk's id may have moved from one document to another.
             await written.settle()
             holders = await find_holders(session, _claims(session, waiting.values()))
@@ -194,8 +195,7 @@ async def _write(
         except BaseException as error:
             # What is under way ends first, so that the report is true and no thread is left behind; but
             # whoever interrupts will not wait for a server to come back, nor is any more input read.
-            if not isinstance(error, Exception):
-                given_up.set()
+            give_up_unless(error)
             with contextlib.suppress(Exception):
                 await written.settle()
             _attach(error, replace(written.report, usage=session.usage - used_before))
@@ -207,10 +207,14 @@ class _GivenUpError(Exception):
     """Ends a thread of an operation that was cancelled."""
 
 
-def _go_on(given_up: threading.Event, advance: Advance | None, done: int, all_of_them: int) -> None:
-    """Report the progress of embedding; end it where nobody waits for it any more."""
+def _require_wanted(given_up: threading.Event) -> None:
     if given_up.is_set():
         raise _GivenUpError
+
+
+def _go_on(given_up: threading.Event, advance: Advance | None, done: int, all_of_them: int) -> None:
+    """Report the progress of embedding; end it where nobody waits for it any more."""
+    _require_wanted(given_up)
     if advance is not None:
         advance.tokens(done, all_of_them)
 
@@ -517,7 +521,12 @@ def _attach(error: BaseException, report: SyncReport) -> None:
     """Tell with an error what was written before it."""
     if isinstance(error, PplxVectorStoreError):
         error.report = report
-    error.add_note(
-        f"Written before this: {report.documents} documents, {report.chunks} chunks. They are kept; the same "
-        "call again completes the rest."
-    )
+    done = {
+        "documents": report.documents,
+        "chunks": report.chunks,
+        "relabelled documents": report.relabelled_documents,
+        "deleted documents": report.deleted_documents,
+    }
+    told = ", ".join(f"{what}: {n}" for what, n in done.items() if n or what in ("documents", "chunks"))
+    rest = "" if isinstance(error, DuplicateDocumentError) else "; the same call again completes the rest"
+    error.add_note(f"Written before this: {told}. That is kept{rest}.")
