@@ -8,7 +8,7 @@ import pytest
 
 from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
 from pplx_vectorstore.engines import retrying
-from pplx_vectorstore.errors import ServerUnavailableError
+from pplx_vectorstore.errors import ServerUnavailableError, StoreError
 from pplx_vectorstore.operations import write
 
 
@@ -144,6 +144,70 @@ def test_a_cancelled_call_stops_reading_and_tells_what_it_wrote(folder, server, 
             await run(store)
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("way", ["import", "copy"])
+def test_a_cancelled_copy_or_import_does_not_wait_for_its_retries(folder, server, hash_encoder, way):
+    async def run():
+        async with (
+            await AsyncVectorStore.open(folder / "from", encoder=hash_encoder(64)) as source,
+            await AsyncVectorStore.connect(server.url, encoder=hash_encoder(64), retries=10**6) as target,
+        ):
+            await source.add(documents("d", 30))
+            await source.export_parquet(folder / "all.parquet")
+            assert await target.count() == 0
+            server.faults = down = Down()
+            moving = target.import_parquet(folder / "all.parquet") if way == "import" else source.copy_to(target)
+            task = asyncio.create_task(moving)
+            await until(lambda: down.refused > 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 20)
+            seen = down.refused
+            await asyncio.sleep(0.1)
+            assert down.refused <= seen + 1
+            server.faults = None
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_what_a_failed_copy_wrote_is_told(folder, server, hash_encoder):
+    with (
+        VectorStore.open(folder / "from", encoder=hash_encoder(64)) as source,
+        VectorStore.connect(server.url, encoder=hash_encoder(64), retries=0) as target,
+    ):
+        source.add(documents("d", 30))
+        assert target.count() == 0
+        server.faults = down = Down()
+        down.choose = lambda path: "503" if path.endswith("/points") else None
+        with pytest.raises(ServerUnavailableError) as caught:
+            source.copy_to(target)
+        server.faults = None
+        assert "Written before this: documents: 0, chunks: 0." in caught.value.__notes__[-1]
+
+
+def test_a_blocking_store_in_the_loop_of_a_writing_task_is_refused(folder, hash_encoder):
+    """It would wait for the task, and the task for the loop."""
+
+    async def run():
+        with VectorStore.open(folder / "index", encoder=hash_encoder(64)) as blocking:
+            store = AsyncVectorStore(blocking._client, encoder=hash_encoder(64))
+            lock = blocking._session.points._ledger.lock_of(None)
+            task = asyncio.create_task(store.add(documents("d", 40)))
+            loop = asyncio.get_running_loop()
+            await until(lambda: lock.needs(loop) or task.done())
+            assert not task.done()
+            with pytest.raises(StoreError, match=r"await an AsyncVectorStore, or use asyncio\.to_thread"):
+                blocking.delete(document_ids=["d0"])
+            await task
+            assert blocking.delete(document_ids=["d0"]) == 1
+            task = asyncio.create_task(store.add(documents("e", 40)))
+            assert await asyncio.to_thread(blocking.delete, document_ids=["d1"]) == 1
+            assert (await task).documents == 40
+
+    asyncio.run(run())
 
 
 def test_a_failed_call_stops_reading(server, hash_encoder):

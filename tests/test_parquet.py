@@ -103,6 +103,14 @@ WRONG = {
     ),
     "a place twice": (lambda table: pa.concat_tables([table, table.slice(0, 1)]), r"rows 0 and 60 \(from 0\)"),
 }
+
+
+def one_hot(rows):
+    return at(7, [100] + [0] * 63)(rows)
+
+
+WRONG["a vector of one component"] = (with_column("codes", one_hot), 7)
+WRONG["a place beyond 64 bits"] = (with_column("chunk_index", at(7, 2**63 + 5), pa.uint64()), 7)
 MISFITS = {
     "int16": with_column("codes", list, pa.list_(pa.int16(), DIMENSION)),
     "floats": with_column("codes", lambda rows: at(7, [float("nan")] * DIMENSION)(rows), pa.list_(pa.float32())),
@@ -142,6 +150,17 @@ def test_a_wrong_value_at_the_end_of_a_large_file_is_found_before_anything_is_wr
     before = state(target)
     with pytest.raises(InvalidInputError, match=r"'text' holds null, in row 59 \(from 0\)"):
         target.import_parquet(altered(with_column("text", at(59, None)), row_group_size=11))
+    assert state(target) == before
+
+
+def test_a_file_that_is_damaged_inside_is_named(exported, target, folder):
+    damaged = bytearray((folder / "exported.parquet").read_bytes())
+    damaged[200:2000] = bytes(1800)
+    (folder / "damaged.parquet").write_bytes(damaged)
+    before = state(target)
+    for path in (folder / "damaged.parquet", folder):
+        with pytest.raises(InvalidInputError, match=str(path)):
+            target.import_parquet(path)
     assert state(target) == before
 
 

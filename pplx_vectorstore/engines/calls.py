@@ -13,11 +13,12 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol, TypeVar
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
-from pplx_vectorstore.engines.retrying import Retries, operation
-from pplx_vectorstore.engines.turns import TurnLock
+from pplx_vectorstore.engines.retrying import GLANCE, Retries, operation, require_wanted
+from pplx_vectorstore.engines.turns import Turn, TurnLock
 from pplx_vectorstore.errors import StoreError
 
 T = TypeVar("T")
@@ -106,7 +107,8 @@ class BlockingCalls:
                     "a blocking store was called in an event loop whose tasks are writing to the same collection, and "
                     "would wait for them forever; await an AsyncVectorStore, or use asyncio.to_thread"
                 )
-            turn.result()
+            while not _is_ours(turn):
+                require_wanted()
             yield
         finally:
             lock.leave(turn)
@@ -161,10 +163,21 @@ class AsyncCalls:
         """Await the lock."""
         turn = lock.ask(asyncio.get_running_loop())
         try:
-            await asyncio.wrap_future(turn)
+            waiting = asyncio.wrap_future(turn)
+            while not (await asyncio.wait([waiting], timeout=GLANCE))[0]:
+                require_wanted()
             yield
         finally:
             lock.leave(turn)
+
+
+def _is_ours(turn: Turn) -> bool:
+    """Wait for a turn, for a while."""
+    try:
+        turn.result(timeout=GLANCE)
+    except FutureTimeoutError:
+        return False
+    return True
 
 
 def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:

@@ -40,7 +40,8 @@ _MOST_WORDS = 500
 
 
 _given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("given up", default=None)
-_GLANCE = 0.1
+GLANCE = 0.1
+"""Seconds after which whoever waits looks whether the operation was given up."""
 
 
 @contextlib.contextmanager
@@ -57,6 +58,21 @@ def operation() -> Iterator[threading.Event]:
         _given_up.reset(token)
 
 
+class GivenUpError(Exception):
+    """Ends what a cancelled operation has begun."""
+
+
+def require_wanted() -> None:
+    """End what is done for an operation that was given up.
+
+    Raises:
+        GivenUpError: It was.
+    """
+    given_up = _given_up.get()
+    if given_up is not None and given_up.is_set():
+        raise GivenUpError
+
+
 def give_up_unless(error: BaseException) -> None:
     """Let nothing of the running operation be tried again, unless it is an ordinary error that ends it."""
     given_up = _given_up.get()
@@ -67,8 +83,8 @@ def give_up_unless(error: BaseException) -> None:
 async def _sleep_unless(given_up: threading.Event, seconds: float) -> None:
     """Sleep until the event is set, by a glance now and then: whoever sets it may be in another thread."""
     while seconds > 0 and not given_up.is_set():
-        await asyncio.sleep(min(seconds, _GLANCE))
-        seconds -= _GLANCE
+        await asyncio.sleep(min(seconds, GLANCE))
+        seconds -= GLANCE
 
 
 class Retries:

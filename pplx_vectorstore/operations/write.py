@@ -16,7 +16,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
 from pplx_vectorstore.encoders.meter import Progress
-from pplx_vectorstore.engines.retrying import give_up_unless, operation
+from pplx_vectorstore.engines.retrying import give_up_unless, operation, require_wanted
 from pplx_vectorstore.equal_norms import quantize, storage_loss
 from pplx_vectorstore.errors import (
     AlignmentError,
@@ -159,7 +159,7 @@ async def _write(
     with shown as advance, operation() as given_up:
         written = _Written(advance)
         used_before = session.usage
-        report_tokens = partial(_go_on, given_up, advance)
+        report_tokens = partial(_go_on, advance)
 
         async def write(plan: _Plan) -> None:
             codes = await _codes_of(session, plan.to_embed, report_tokens)
@@ -180,7 +180,7 @@ async def _write(
                 if not (extend or replaces_all):
                     plan = await _set_aside(session, plan, free)
                 await write(plan)
-            _require_wanted(given_up)  # whoever waits for the thread that this runs in may have been cancelled
+            require_wanted()  # whoever waits for the thread that this runs in may have been cancelled
             # By now, whatever the call replaces has come: a chunk's id may have moved from one document to another.
             await written.settle()
             holders = await find_holders(session, _claims(session, waiting.values()))
@@ -203,18 +203,9 @@ async def _write(
         return replace(written.report, usage=session.usage - used_before)
 
 
-class _GivenUpError(Exception):
-    """Ends a thread of an operation that was cancelled."""
-
-
-def _require_wanted(given_up: threading.Event) -> None:
-    if given_up.is_set():
-        raise _GivenUpError
-
-
-def _go_on(given_up: threading.Event, advance: Advance | None, done: int, all_of_them: int) -> None:
+def _go_on(advance: Advance | None, done: int, all_of_them: int) -> None:
     """Report the progress of embedding; end it where nobody waits for it any more."""
-    _require_wanted(given_up)
+    require_wanted()
     if advance is not None:
         advance.tokens(done, all_of_them)
 
