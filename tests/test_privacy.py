@@ -56,16 +56,24 @@ watching = threading.Thread(target=watch_native, args=(stop,))
 if os.path.isdir("/proc/self/fd"):
     watching.start()
 
+if sys.argv[1] == "control":
+    import socket
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        outward.connect(("192.0.2.1", 9))  # of no one; nothing is sent
+        time.sleep(0.3)
+    stop.set()
+    print(json.dumps(contacted))
+    sys.exit()
+
 from pplx_vectorstore import Document, VectorStore, load_encoder
 from pplx_vectorstore.encoders.api import ApiOptions
 
 kind, model, folder, url, tokenizer = sys.argv[1:]
-options = {"torch": {}, "onnx": {"backend": "onnx"}, "api": {"backend": "api", "api_key": "key"}}[kind.split()[0]]
+options = {"torch": {}, "onnx": {"backend": "onnx"}, "api": {"backend": "api", "api_key": "key"}}[kind]
 if kind == "api":
     options["api"] = ApiOptions(base_url=url, tokenizer=tokenizer)
 encoder = load_encoder(model, **options)
-place = VectorStore.open(folder, encoder=encoder)
-with place as store:
+with VectorStore.open(folder, encoder=encoder) as store:
     store.add([Document(id="d", text="The harbour froze, and the ferries stayed where they were.")])
     store.sync([Document(id="d", text="The harbour froze.", metadata={"a": 1})])
     store.optimize()
@@ -76,9 +84,6 @@ time.sleep(0.3)  # whoever reports at the end
 stop.set()
 if os.path.isdir("/proc/self/fd"):
     watching.join()
-if kind == "torch and the control":
-    import socket
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
 print(json.dumps(contacted))
 """
 
@@ -97,7 +102,7 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("model", ["all-minilm-l6-v2", "pplx"])
+@pytest.mark.parametrize("model", ["all-minilm-l6-v2", pytest.param("pplx", marks=pytest.mark.slow)])
 def test_pytorch(run, model, request):
     assert run("torch", request.getfixturevalue("pplx_checkpoint") if model == "pplx" else model) == "[]"
 
@@ -126,5 +131,7 @@ def load_service():
     return module
 
 
-def test_the_watch_sees_what_python_does(run):
-    assert "192.0.2.1" in run("torch and the control", "all-minilm-l6-v2")
+def test_the_watch_sees_what_python_and_native_code_do(run):
+    seen = run("control", "-")
+    assert "192.0.2.1" in seen
+    assert '"udp", "010200C0"' in seen or not os.path.isdir("/proc/self/fd")

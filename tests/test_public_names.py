@@ -47,7 +47,7 @@ PUBLIC_NAMES = {
 
 # Imports point from later to earlier; errors stand first.
 ORDER = [
-    ["_version", "errors", "coroutines", "redaction"],
+    ["_version", "errors", "coroutines", "redaction", "lexical"],
     ["terminal"],
     ["quantization", "documents", "pooling"],
     ["equal_norms"],
