@@ -146,7 +146,7 @@ def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's 
         must_not=_conditions(filter.must_not),
         min_should=None
         if min_should is None
-        else edge.MinShould(_conditions(min_should.conditions) or [], min_should.min_count),
+        else edge.MinShould(_conditions(_each_apart(min_should.conditions)) or [], min_should.min_count),
     )
 
 
@@ -187,6 +187,14 @@ def _scoring_query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.RrfQuery):
         return edge.Fusion.Rrf(query.rrf.k or _RRF_K, query.rrf.weights)
     raise TypeError(f"query {type(query).__name__} is not translated")
+
+
+def _each_apart(conditions: Sequence[models.Condition]) -> list[models.Condition]:
+    """Wrap conditions on ids, of which the engine else counts one for the points of another."""
+    return [
+        models.Filter(must=[condition]) if isinstance(condition, models.HasIdCondition) else condition
+        for condition in conditions
+    ]
 
 
 def _conditions(conditions: Any) -> list[Any] | None:
