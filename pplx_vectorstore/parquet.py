@@ -24,6 +24,8 @@ from pplx_vectorstore.quantization import Codes
 _ROWS = 1000
 # Bytes of a file that are sorted at once, where its documents' rows are strewn over it.
 _SORTED_BYTES = 64 * 2**20
+# Each is an open file while they are written.
+_MOST_PARTS = 256
 _FORMAT_KEY = b"pplx_vectorstore"
 _NULLABLE = ("id", "start", "end")
 
@@ -212,7 +214,7 @@ class ExportedFile:
         """Yield the rows with those of a document together, by way of files of a part of the documents each."""
         pa, parquet = _pyarrow()
         size = self._file.metadata.num_rows * self._dimension + self._bytes
-        n_parts = 1 + size // _SORTED_BYTES
+        n_parts = min(_MOST_PARTS, 1 + size // _SORTED_BYTES)
         folder = Path(self._sorted.enter_context(tempfile.TemporaryDirectory(prefix="pplx-vectorstore-")))
         paths = [folder / f"{part}.parquet" for part in range(n_parts)]
         with contextlib.ExitStack() as stack:

@@ -10,6 +10,7 @@ from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
 from pplx_vectorstore.engines import retrying
 from pplx_vectorstore.errors import ServerUnavailableError, StoreError
 from pplx_vectorstore.operations import write
+from pplx_vectorstore.shared_store import SharedStore
 
 
 class Down:
@@ -206,6 +207,37 @@ def test_a_blocking_store_in_the_loop_of_a_writing_task_is_refused(folder, hash_
             task = asyncio.create_task(store.add(documents("e", 40)))
             assert await asyncio.to_thread(blocking.delete, document_ids=["d1"]) == 1
             assert (await task).documents == 40
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_write_of_an_adapters_store_stops_reading_too(folder, hash_encoder):
+    """Its methods run in threads, which are told."""
+    taken = 0
+    go_on = threading.Event()
+
+    def endless():
+        nonlocal taken
+        while True:
+            if taken == 10:
+                go_on.wait()
+            taken += 1
+            yield Document(id=f"d{taken}", chunks=[f"text {taken}"])
+
+    async def run():
+        shared = SharedStore(folder=folder / "index", url=None, client=None, encoder=hash_encoder(64))
+        task = asyncio.create_task(shared.writing.add(endless()))
+        await until(lambda: taken == 10)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        written = shared.store.count()
+        assert written in (4, 8)
+        assert f"Written before this: documents: {written}, chunks: {written}." in "".join(caught.value.__notes__)
+        assert taken <= 11
+        await shared.aclose()
 
     asyncio.run(run())
 
