@@ -67,12 +67,10 @@ def is_empty(filter: models.Filter) -> bool:  # noqa: A002
         condition
         for clause in (filter.must, filter.should, filter.must_not, at_least)
         for condition in (clause if isinstance(clause, list) else [clause] if clause else [])
+        # None of no ids: that is true of all.
+        if clause is not filter.must_not or not isinstance(condition, models.HasIdCondition) or condition.has_id
     ]
-    return all(
-        (isinstance(condition, models.Filter) and is_empty(condition))
-        or (isinstance(condition, models.HasIdCondition) and not condition.has_id)
-        for condition in inner
-    )
+    return all(isinstance(condition, models.Filter) and is_empty(condition) for condition in inner)
 
 
 def stands_for_several(value: float) -> bool:

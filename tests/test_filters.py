@@ -144,3 +144,12 @@ def test_dates_are_bounds():
         assert build_filter({"day": {"$gte": given}}).must[0].range.gte == day
     with pytest.raises(UnsupportedFilterError, match="must be finite numbers, or all dates"):
         build_filter({"day": {"$gte": day, "$lt": 5}})
+
+
+def test_none_of_no_ids_says_nothing():
+    from pplx_vectorstore.filters import is_empty
+
+    nothing = models.HasIdCondition(has_id=[])
+    assert is_empty(models.Filter(must_not=[nothing]))
+    assert not is_empty(models.Filter(must=[nothing]))
+    assert not is_empty(models.Filter(must_not=[models.HasIdCondition(has_id=["a"])]))

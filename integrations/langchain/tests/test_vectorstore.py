@@ -706,6 +706,10 @@ async def test_a_cancelled_write_has_ended_when_it_says_so(folder, hash_encoder)
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
+        # It was embedding, and has written nothing; nor does it later.
+        await asyncio.sleep(0.05)
+        assert store.store.count() == 0
+        assert await store.aadd_texts(["x"], ids=["1"]) == ["1"]
         assert store.store.count() == 1
 
 
