@@ -58,7 +58,7 @@ class AnswerSizes:
         return max(1, self._most_answer() // self.of_point(with_payload, with_codes))
 
     def _most_answer(self) -> int:
-        return _MOST_AWAITED if self._small else _MOST_ANSWER
+        return min(_MOST_ANSWER, _MOST_AWAITED) if self._small else _MOST_ANSWER
 
     def heed(self, payloads: Sequence[Mapping[str, Any] | None]) -> None:
         """Learn how long texts are, of an answer's payloads."""
@@ -74,7 +74,8 @@ class AnswerSizes:
             requests: In order; one that is too large by itself goes alone.
             most: Searches of a list, or None.
         """
-        most_sent, most_answered = _MOST_AWAITED if self._small else _MOST_REQUEST, self._most_answer()
+        most_sent = min(_MOST_REQUEST, _MOST_AWAITED) if self._small else _MOST_REQUEST
+        most_answered = self._most_answer()
         of_filters: dict[int, int] = {}
         batch: list[models.QueryRequest] = []
         sent = answered = 0
