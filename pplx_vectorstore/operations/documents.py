@@ -48,11 +48,13 @@ async def _whole_documents(
         return
     # Or it may have left none.
     async for chunk_counts in _chunk_counts(session, models.Filter(must_not=_FIRST.must)):
+        firsts = models.Filter(must=[field_any("document_id", list(chunk_counts)), _FIRST])
+        async for page in session.points.scroll(firsts, with_payload=["document_id"]):
+            for record in page:
+                chunk_counts.pop(_payload(record)["document_id"], None)
         for some in _lots(chunk_counts, read, at_once):
-            documents = await _points_of(session, some, with_payload=with_payload, with_codes=with_codes)
-            headless = [records for records in documents if not _n_heads(records)]
-            read.update(_payload(records[0])["document_id"] for records in headless)
-            yield headless
+            read.update(some)
+            yield await _points_of(session, some, with_payload=with_payload, with_codes=with_codes)
 
 
 def _lots(chunk_counts: Mapping[str, int], read: Collection[str], at_once: int) -> Iterator[list[str]]:

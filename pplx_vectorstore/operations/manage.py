@@ -106,6 +106,12 @@ async def list_documents(session: Session) -> AsyncIterator[StoredDocument]:
             yield document
 
 
+async def flush(session: Session) -> None:
+    """Write to disk what an embedded engine has only logged."""
+    if session.points.capabilities.kind == "embedded":
+        await session.calls("flush", session.points.collection)
+
+
 async def optimize(session: Session) -> None:
     """Build the embedded engine's index; servers and the emulation need no telling."""
     if session.points.capabilities.kind == "embedded":
@@ -120,8 +126,8 @@ async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:
             if n:
                 await session.points.delete(condition)
                 total += n
-        if total and session.points.capabilities.kind == "embedded":
-            await session.calls("flush", session.points.collection)
+        if total:
+            await flush(session)
     return total
 
 

@@ -14,9 +14,9 @@ from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.engines.retrying import operation
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.documents import read_documents
+from pplx_vectorstore.operations.manage import flush
 from pplx_vectorstore.operations.replace import Claim, Version, find_holders, refuse_held, replace_documents
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.operations.write import flush
 from pplx_vectorstore.parquet import ExportedFile, ExportWriter, StoredRows
 from pplx_vectorstore.points import copy_points, equalize_codes, point_id_of, read_codes, stored_point_id
 

@@ -28,7 +28,7 @@ from pplx_vectorstore.errors import (
 )
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.documents import document_pages
-from pplx_vectorstore.operations.manage import delete_documents
+from pplx_vectorstore.operations.manage import delete_documents, flush
 from pplx_vectorstore.operations.places import plan_extension
 from pplx_vectorstore.operations.replace import (
     Claim,
@@ -486,12 +486,6 @@ def _given_codes(session: Session, one: _Prepared) -> Codes:
         codes = quantize(vectors, cast("Quantizer", session.fingerprint.quantizer), session.fingerprint.squared_norm)
     codes[[is_blank(chunk.text) for chunk in one.chunks]] = 0  # a blank chunk is never found
     return codes
-
-
-async def flush(session: Session) -> None:
-    """Write to disk what an embedded engine has only logged."""
-    if session.points.capabilities.kind == "embedded":
-        await session.calls("flush", session.points.collection)
 
 
 def _count(group: Sequence[_Prepared], new: Collection[str]) -> SyncReport:
