@@ -12,13 +12,22 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from pplx_vectorstore import AsyncVectorStore, Document, PrecomputedEncoder, VectorStore, parquet, points
+from pplx_vectorstore import (
+    AsyncVectorStore,
+    CollectionConfig,
+    Document,
+    PrecomputedEncoder,
+    VectorStore,
+    parquet,
+    points,
+)
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.retrying import Retries
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreLockedError, StoreNotFoundError
-from pplx_vectorstore.operations import manage, transfer, write
+from pplx_vectorstore.operations import finding, manage, pools, search, session, sizes, transfer, write
+from pplx_vectorstore.quantization import quantize_tanh
 
 
 def public_members(cls):
@@ -258,3 +267,93 @@ def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, m
     loop_thread = asyncio.run(run())
     assert ran.keys() >= {"_point", "hash_document", "read_codes", "write", "_in_order", "quantize"}
     assert [name for name, threads in ran.items() if loop_thread in threads] == []
+
+
+@pytest.mark.parametrize("kind", ["edge", "server"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 20, "context": 2},
+        {"k": 20, "with_codes": True},
+        {"k": 100},
+        {"k": 20, "group_by_document": True},
+        {"k": 20, "group_by_document": 2, "diversity": 0.5},
+        {"k": 20, "diversity": 0.3},
+    ],
+)
+def test_no_heavy_work_of_a_search_is_done_in_the_event_loop(folder, server, monkeypatch, kind, options):
+    """What is computed with more than a few points is a thread's work; of many questions, each slice is few."""
+    ran, n_questions = {}, []
+    for module, name in [
+        (finding, "_score_all"),
+        (finding, "_fill_all"),
+        (pools, "add_to"),
+        (pools, "_choose"),
+        (pools, "_within"),
+        (search, "_read"),
+        (search, "_passage"),
+    ]:
+        function = getattr(module, name)
+
+        def watched(*arguments, function=function, name=name):
+            ran.setdefault(name, set()).add(threading.get_ident())
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+    find = finding.find
+
+    async def watched_find(session, questions, *arguments, **rest):
+        n_questions.append(len(questions))
+        return await find(session, questions, *arguments, **rest)
+
+    monkeypatch.setattr(search, "find", watched_find)
+    monkeypatch.setattr(session, "_FEW_POINTS", 0)
+    vectors = np.random.default_rng(0).normal(size=(60, 5, 64))
+    given = [Document(id=f"d{i}", chunks=list("abcde"), vectors=vectors[i]) for i in range(60)]
+    queries = list(quantize_tanh(np.random.default_rng(1).normal(size=(70, 64))))
+
+    async def run():
+        encoder = PrecomputedEncoder("made", 64)
+        if kind == "edge":
+            store = await AsyncVectorStore.open(folder, encoder=encoder)
+        else:
+            store = await AsyncVectorStore.connect(server.url, collection="batch", encoder=encoder)
+        async with store:
+            await store.add(given)
+            together = await store.search_batch(queries, **options)
+            assert all(size <= 32 for size in n_questions)
+            one_by_one = [await store.search(query, **options) for query in queries[::7]]
+        assert [[hit.id for hit in hits] for hits in together[::7]] == [[hit.id for hit in hits] for hits in one_by_one]
+        assert all(len(hits) == options["k"] * int(options.get("group_by_document") or 1) for hits in together)
+        return threading.get_ident()
+
+    loop_thread = asyncio.run(run())
+    assert len(ran) >= 2
+    assert [name for name, threads in ran.items() if loop_thread in threads] == []
+
+
+@pytest.mark.parametrize("options", [{}, {"with_codes": True}, {"hybrid": True, "lexical_weight": 0.3}])
+def test_a_large_answer_is_read_in_parts(folder, hash_encoder, monkeypatch, options):
+    """An answer of hundreds of long texts would keep an event loop for long; the hits are the same."""
+    given = [Document(id=f"d{i}", chunks=[f"bread {i} of rye", f"wine {i} of {i % 7} grapes"]) for i in range(150)]
+    n_read = []
+    retrieve = EdgeClient.retrieve
+
+    def counted(*arguments, **given):
+        records = retrieve(*arguments, **given)
+        n_read.append(len(records))
+        return records
+
+    monkeypatch.setattr(EdgeClient, "retrieve", counted)
+    with VectorStore.open(folder, encoder=hash_encoder(64), config=CollectionConfig(text_index=True)) as store:
+        store.add(given)
+        n_read.clear()
+        whole = store.search("bread of rye", k=40, **options)
+        assert n_read == []
+        monkeypatch.setattr(sizes, "_MOST_AWAITED", 10 * 4600)
+        in_parts = store.search("bread of rye", k=40, **options)
+    assert max(n_read) <= 10
+    assert sum(n_read) == 40
+    assert [(hit.id, hit.score, hit.text) for hit in in_parts] == [(hit.id, hit.score, hit.text) for hit in whole]
+    if "with_codes" in options:
+        assert all((a.codes == b.codes).all() for a, b in zip(in_parts, whole, strict=True))

@@ -204,6 +204,12 @@ class PointAccess:
         """Return how many points are read at once, at most."""
         return min(_PAGE, self.limits.query_limit or _PAGE, self._sizes.at_once(with_payload, with_codes))
 
+    def is_large(self, n: int, *, with_payload: bool | Sequence[str], with_codes: bool) -> bool:
+        """Tell whether n points are better not read at once."""
+        if not with_payload and not with_codes:
+            return False
+        return n > self._sizes.at_once(with_payload, with_codes)
+
     async def scroll(
         self,
         condition: models.Filter | None,

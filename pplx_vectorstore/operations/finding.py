@@ -23,6 +23,8 @@ from pplx_vectorstore.query import (
 )
 
 _MOST_CONTEXT = 100
+# Searches of one question among points that others delete meanwhile.
+TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,16 @@ async def find(
         with_codes: Whether to fetch the vectors.
         exact: Places of the questions for which all codes are compared.
     """
+    if session.points.is_large(limit, with_payload=with_payload, with_codes=with_codes):
+        read: list[list[Scored]] = []
+        for _ in range(TRIES):
+            found = await find(
+                session, questions, conditions, options, candidates, limit=limit, with_payload=False, exact=exact
+            )
+            read = await _read(session, found, with_payload, with_codes)
+            if list(map(len, read)) == list(map(len, found)):  # else what was deleted stood before others
+                break
+        return read
     asked = list(zip(questions, conditions, strict=True))
     with_words = options.uses_words and WORDS_FIELD in session.points.lexical_fields
     most = candidates if options.uses_vectors else max(candidates, limit)
@@ -174,17 +186,20 @@ async def find(
         return of_questions + [_by_words(WORDS_FIELD, *one, ranking, most) for one in asked if with_words]
 
     # Fused with words, as many as the candidates are asked for.
-    found = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
-    found, of_words = found[: len(asked)], found[len(asked) :]
-    scored = [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
+    answers = await _query(session, requests, candidates, n=candidates if options.uses_words else limit)
+    of_questions, of_words = answers[: len(asked)], answers[len(asked) :]
+    n = sum(map(len, of_questions))
+    scored = await session.compute(n, _score_all, questions, of_questions, options)
     # Of most texts, their index sees all words. Where the other index has no part, the engine has fused all there is.
     unseen = {i: points for i, points in enumerate(of_words) if points}
     if unseen:
         of_unseen = [asked[i] for i in unseen]
         are_exact = [i in exact for i in unseen]
         fused = await _fuse_unseen(session, of_unseen, list(unseen.values()), options, candidates, most, are_exact)
-        read = await _read(session, [points[:limit] for points in fused], with_payload, with_codes)
-        for i, points in zip(unseen, read, strict=True):
+        best = [points[:limit] for points in fused]
+        if with_payload or with_codes:
+            best = await _read(session, best, with_payload, with_codes)
+        for i, points in zip(unseen, best, strict=True):
             scored[i] = points
     return scored
 
@@ -219,6 +234,14 @@ async def _fuse_unseen(
         return [_by_words(TEXT_FIELD, *one, ranking, most) for one in asked] + nearest
 
     found = await _query(session, requests, candidates, n=candidates)
+    n = sum(map(len, found))
+    return await session.compute(n, _fuse_all, found, unseen, options, most)
+
+
+def _fuse_all(
+    found: Sequence[Sequence[Any]], unseen: Sequence[Sequence[Any]], options: SearchOptions, most: int
+) -> list[list[Scored]]:
+    """Fuse what was found by each text, then by each vector, with what the other index of words has."""
     fused = []
     for i, of_question in enumerate(unseen):
         scores: dict[Any, float] = {}
@@ -226,7 +249,7 @@ async def _fuse_unseen(
             scores[point.id] = scores.get(point.id, 0.0) + point.score
         if options.uses_vectors:
             lexical = sorted(scores, key=lambda id_: -scores[id_])[:most]
-            scores = fuse_ranks([point.id for point in found[len(asked) + i]], lexical, options.lexical_weight)
+            scores = fuse_ranks([point.id for point in found[len(unseen) + i]], lexical, options.lexical_weight)
         points = [Scored(id_, score, {}, None) for id_, score in scores.items()]
         fused.append(above(sorted(points, key=lambda point: -point.score), options.score_threshold))
     return fused
@@ -239,6 +262,10 @@ async def _read(
     ids = [str(point.id) for points in found for point in points]
     records = await session.points.retrieve(ids, with_payload=with_payload, with_codes=with_codes)
 
+    return await session.compute(len(ids), _fill_all, found, records)
+
+
+def _fill_all(found: Sequence[Sequence[Scored]], records: Mapping[str, Any]) -> list[list[Scored]]:
     def fill(point: Scored) -> Scored:
         record = records[str(point.id)]
         return point._replace(payload=record.payload or {}, vector=record.vector)
@@ -255,6 +282,12 @@ async def _query(
     if ranking.by_bits and not await session.points.has_bits(candidates):
         found = await session.points.query(requests(replace(ranking, by_bits=False)))
     return found
+
+
+def _score_all(
+    questions: Sequence[Question], found: Sequence[Sequence[Any]], options: SearchOptions
+) -> list[list[Scored]]:
+    return [_scored(question, points, options) for question, points in zip(questions, found, strict=True)]
 
 
 def _scored(question: Question, points: Sequence[Any], options: SearchOptions) -> list[Scored]:

@@ -58,15 +58,19 @@ async def choose_all(
 ) -> list[list[Scored]]:
     """Choose the points of each question."""
 
-    async def choose(question: Question, pool: Pool) -> list[Scored]:
-        return await session.calls.run(_choose, question.codes, pool.points, options, session.fingerprint.dimension)
+    def choose(places: Iterable[int]) -> list[list[Scored]]:
+        dimension = session.fingerprint.dimension
+        return [_choose(questions[i].codes, pools[i].points, options, dimension) for i in places]
 
     pools = [Pool() for _ in questions]
     await _fill_pools(session, questions, pools, options, condition, candidates)
-    chosen = [await choose(question, pool) for question, pool in zip(questions, pools, strict=True)]
+    # The order of diversity takes a pass over the codes for each hit.
+    n = candidates * len(pools) * (1 if options.diversity is None else options.k)
+    chosen = await session.compute(n, choose, range(len(pools)))
     if options.group_by_document:
-        for i in await _complete_groups(session, questions, pools, chosen, options, condition, candidates):
-            chosen[i] = await choose(questions[i], pools[i])
+        anew = sorted(await _complete_groups(session, questions, pools, chosen, options, condition, candidates))
+        for i, points in zip(anew, await session.compute(n, choose, anew), strict=True):
+            chosen[i] = points
     return chosen
 
 
@@ -82,12 +86,21 @@ async def _fill_pools(
 
     However many chunks a document has, the next search passes it by, so that each finds a document at least.
     """
+    limits = session.points.limits
+
+    def build_filters() -> list[models.Filter | None]:
+        return [_beyond(pools[i], condition, limits) for i in waiting]
+
+    def add_all(found: Sequence[Sequence[Scored]]) -> list[int]:
+        pairs = zip(waiting, found, strict=True)
+        return [i for i, points in pairs if add_to(pools[i], points, options, candidates, limits)]
+
     waiting = list(range(len(pools)))
     while waiting:
         found = await find(
             session,
             [questions[i] for i in waiting],
-            [_beyond(pools[i], condition, session.points.limits) for i in waiting],
+            await session.compute(sum(len(pools[i].points) for i in waiting), build_filters),
             # Below the threshold is where a search may end; above it, where it must go on.
             replace(options, score_threshold=None),
             candidates,
@@ -96,11 +109,7 @@ async def _fill_pools(
             with_codes=options.diversity is not None,
             exact={row for row, i in enumerate(waiting) if pools[i].is_exact},
         )
-        waiting = [
-            i
-            for i, points in zip(waiting, found, strict=True)
-            if add_to(pools[i], points, options, candidates, session.points.limits)
-        ]
+        waiting = await session.compute(candidates * len(waiting), add_all, found)
 
 
 def add_to(pool: Pool, found: Sequence[Scored], options: SearchOptions, candidates: int, limits: Limits) -> bool:
@@ -209,18 +218,24 @@ async def _complete_groups(
     if not any(pool.is_cut_off for pool in pools):
         return set()
     by_bits = options.uses_vectors and (await session.points.ranking(candidates, n=candidates)).by_bits
-    places: list[tuple[int, str]] = []
-    for i, pool in enumerate(pools):
-        if pool.is_cut_off:
-            found = pool.documents
-            is_crowded = pool.rounds > 1 or (by_bits and max(map(len, found.values())) > CANDIDATES_PER_RESULT)
-            places += [(i, name) for name in _names(chosen[i]) if is_crowded or len(found[name]) < most]
+
+    def choose_places() -> list[tuple[int, str]]:
+        places: list[tuple[int, str]] = []
+        for i, pool in enumerate(pools):
+            if pool.is_cut_off:
+                found = pool.documents
+                is_crowded = pool.rounds > 1 or (by_bits and max(map(len, found.values())) > CANDIDATES_PER_RESULT)
+                places += [(i, name) for name in _names(chosen[i]) if is_crowded or len(found[name]) < most]
+        return places
+
+    n = candidates * len(pools)
+    places = await session.compute(n, choose_places)
     if not places:
         return set()
     inner = await find(
         session,
         [questions[i] for i, _ in places],
-        [_within(name, condition) for _, name in places],
+        await session.compute(10 * len(places), lambda: [_within(name, condition) for _, name in places]),
         replace(options, score_threshold=None),
         candidates_of(session, replace(options, k=most, candidates=None, group_by_document=False)),
         limit=most if options.diversity is None else _share(options, candidates),
@@ -228,10 +243,21 @@ async def _complete_groups(
         with_codes=options.diversity is not None,
         exact=range(len(places)) if session.points.limits.exact else (),
     )
-    groups = {
-        i: {name: points for name, points in pools[i].documents.items() if name in set(_names(chosen[i]))}
-        for i in {i for i, _ in places}
-    }
+    return await session.compute(n, _join_groups, pools, chosen, places, inner, options)
+
+
+def _join_groups(
+    pools: Sequence[Pool],
+    chosen: Sequence[Sequence[Scored]],
+    places: Sequence[tuple[int, str]],
+    inner: Sequence[Sequence[Scored]],
+    options: SearchOptions,
+) -> set[int]:
+    """Leave in the pools what is of the chosen documents, with what was found within them; tell in which."""
+    groups: dict[int, dict[str, list[Scored]]] = {}
+    for i in {i for i, _ in places}:
+        names = set(_names(chosen[i]))
+        groups[i] = {name: points for name, points in pools[i].documents.items() if name in names}
     for (i, name), points in zip(places, inner, strict=True):
         known = {str(point.id) for point in groups[i][name]}
         new = [point for point in points if str(point.id) not in known]

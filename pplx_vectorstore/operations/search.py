@@ -16,7 +16,7 @@ from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedSe
 from pplx_vectorstore.filters import is_empty
 from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.access import in_batches
-from pplx_vectorstore.operations.finding import Question, Scored, SearchOptions, candidates_of, find
+from pplx_vectorstore.operations.finding import TRIES, Question, Scored, SearchOptions, candidates_of, find
 from pplx_vectorstore.operations.matching import list_matching
 from pplx_vectorstore.operations.pools import choose_all
 from pplx_vectorstore.operations.session import Session
@@ -34,8 +34,9 @@ Query = str | npt.NDArray[np.int8] | EncodedQuery
 
 _PASSAGES_AT_ONCE = 50
 _BLANK = "a query must not be blank, unless a filter says which chunks are wanted"
-# Searches of one question among points that others delete meanwhile.
-_TRIES = 3
+# Of so many questions, each step takes a few milliseconds: no more than others should wait for the event loop, or for
+# the embedded engine, which lets no other thread run.
+_QUESTIONS_AT_ONCE = 32
 
 
 async def search_batch(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
@@ -44,16 +45,30 @@ async def search_batch(session: Session, queries: Sequence[Query], options: Sear
     if condition is not None and not is_empty(condition) and _are_some_blank(queries):
         return await _search_some_blank(session, queries, options, condition)
     _require_hybrid(session, queries, options)
-    questions = await _questions(session, queries, options)
-    if not questions:
-        return []
     candidates = candidates_of(session, options)
+    all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
+    in_slices = session.calls.awaits or session.points.capabilities.kind == "embedded"
+    hits: list[list[Hit]] = []
+    for rows in in_batches(range(len(queries)), _QUESTIONS_AT_ONCE if in_slices else max(1, len(queries))):
+        questions = [_question(session, queries[row], all_codes[row], options) for row in rows]
+        hits += await _search_slice(session, questions, options, condition, candidates)
+    return hits
+
+
+async def _search_slice(
+    session: Session,
+    questions: Sequence[Question],
+    options: SearchOptions,
+    condition: models.Filter | None,
+    candidates: int,
+) -> list[list[Hit]]:
+    """Search for questions together."""
     if options.is_plain:
         conditions = [condition] * len(questions)
         found = await find(
             session, questions, conditions, options, candidates, limit=options.k, with_codes=options.with_codes
         )
-        hits = [[_read(session, point, point, options) for point in points] for points in found]
+        hits = await session.compute(sum(map(len, found)), _read_all, session, found, None, options)
     else:
         hits = await _search_pools(session, questions, options, condition, candidates)
     if options.context:
@@ -89,8 +104,20 @@ def _is_blank(query: object) -> bool:
     return isinstance(query, str) and is_blank(query)
 
 
+def _read_all(
+    session: Session,
+    found: Sequence[Sequence[Scored]],
+    records: Mapping[str, models.Record] | None,
+    options: SearchOptions,
+) -> list[list[Hit]]:
+    """Make hits of what was found, with payload and vectors, or with records that have them."""
+    return [
+        [_read(session, point, point if records is None else records[str(point.id)], options) for point in points]
+        for points in found
+    ]
+
+
 def _read(session: Session, point: Scored, record: Any, options: SearchOptions) -> Hit:
-    """Make a hit of what was found and of what was fetched of it."""
     payload = record.payload or {}
     codes = None
     if options.with_codes:
@@ -103,8 +130,8 @@ async def explain(session: Session, query: Query, options: SearchOptions) -> Exp
     if not session.points.limits.exact:
         raise StoreError("explain needs an exact scan, which this server's strict mode forbids (search_allow_exact)")
     condition = session.points.condition(options.filter)
-    ((_, vector, _),) = await _questions(session, [query], replace(options, hybrid=False))
-    assert vector is not None  # not hybrid
+    (codes,) = await _query_codes(session, [query], uses_vectors=True)
+    vector = QueryVector.of(codes, session.fingerprint.squared_norm)
     candidates = candidates_of(session, options)
     k = options.k
     ranking = await session.points.ranking(candidates, n=k)
@@ -183,13 +210,13 @@ async def _search_pools(
     """Choose among all candidates of each question; where grouped, these are of k documents, if so many match."""
     hits: dict[int, list[Hit]] = {}
     left = list(range(len(questions)))
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         chosen = await choose_all(session, [questions[i] for i in left], options, condition, candidates)
         ids = [str(point.id) for points in chosen for point in points]
         records = await session.points.retrieve(ids, with_codes=options.with_codes)
-        for i, points in zip(left, chosen, strict=True):
-            there = [point for point in points if str(point.id) in records]
-            hits[i] = [_read(session, point, records[str(point.id)], options) for point in there]
+        there = [[point for point in points if str(point.id) in records] for points in chosen]
+        read = await session.compute(len(ids), _read_all, session, there, records, options)
+        hits.update(zip(left, read, strict=True))
         # What was deleted since it was found may have stood before others.
         left = [
             i for i, points in zip(left, chosen, strict=True) if any(str(point.id) not in records for point in points)
@@ -223,6 +250,13 @@ async def _with_context(session: Session, all_hits: list[list[Hit]], context: in
                 payload = record.payload or {}
                 place = payload["document_id"], payload["chunk_index"]
                 texts[place] = payload["text"], payload["start"], payload["end"]
+    n = sum(map(len, all_hits)) * (1 + 2 * context)
+    return await session.compute(n, _join_passages, all_hits, texts, context)
+
+
+def _join_passages(
+    all_hits: Sequence[Sequence[Hit]], texts: Mapping[tuple[str, int], tuple[str, int | None, int | None]], context: int
+) -> list[list[Hit]]:
     return [[replace(hit, context=_passage(hit, texts, context)) for hit in hits] for hits in all_hits]
 
 
@@ -254,24 +288,20 @@ def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, in
     return passage
 
 
-async def _questions(session: Session, queries: Sequence[Query], options: SearchOptions) -> list[Question]:
-    """Check queries, and embed those that are not embedded yet."""
-    all_codes = await _query_codes(session, queries, uses_vectors=options.uses_vectors)
-    squared_norm = session.fingerprint.squared_norm
+def _question(session: Session, query: Query, codes: Codes, options: SearchOptions) -> Question:
     # Written before words were normalized, they are compared as they are.
     normalize = normalize_words if WORDS_FIELD in session.points.lexical_fields else str
-    return [
-        Question(
-            codes,
-            QueryVector.of(codes, squared_norm) if options.uses_vectors else None,
-            normalize(_words(query) or "") if options.uses_words else None,
-        )
-        for query, codes in zip(queries, all_codes, strict=True)
-    ]
+    return Question(
+        codes,
+        QueryVector.of(codes, session.fingerprint.squared_norm) if options.uses_vectors else None,
+        normalize(_words(query) or "") if options.uses_words else None,
+    )
 
 
 async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vectors: bool) -> Codes:
-    """Return the codes of each query; zeros where vectors have no part in the search."""
+    """Check queries, and embed those that are not embedded yet.
+
+    Returns the codes of each query; zeros where vectors have no part in the search."""
     if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
         raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")
     dimension = session.fingerprint.dimension

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.reports import Usage
 
 DEFAULT_PARALLEL = 4
+T = TypeVar("T")
+
+# Of so many points, anything is computed in a few milliseconds: no more than an event loop should be kept from others.
+_FEW_POINTS = 1000
 
 _GROUP_CHARACTERS = 2**18
 
@@ -51,6 +55,12 @@ class Session:
         if self.chunker is None:  # made late: searching needs no tokenizer
             self.chunker = Chunker(self.encoder.tokenizer.tokenizer)
         return tuple(self.chunker.split(document.text or "", document.format))
+
+    async def compute(self, n: int, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function over n points, in a thread where an event loop would wait for it."""
+        if self.calls.awaits and n > _FEW_POINTS:
+            return await self.calls.run(function, *arguments)
+        return function(*arguments)
 
     async def encode_documents(self, texts: Sequence[Sequence[str]], progress: Progress | None) -> list[Codes]:
         """Embed documents, awaiting the encoder if it can be awaited."""
