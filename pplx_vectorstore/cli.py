@@ -470,7 +470,7 @@ def _connect(store: str) -> Iterator[Any]:
     """Open the engine behind --store: a folder's, or a server's client."""
     from pplx_vectorstore.engines.edge import EdgeClient
 
-    if re.match(r"[\w.-]+:\d+(/|$)", store) or ("://" in store and not _is_url(store)):
+    if re.match(r"([^/\\@:]*:[^@]*@)?[\w.-]+:\d+(/|$)", store) or ("://" in store and not _is_url(store)):
         raise InvalidInputError(
             f"{without_password(store)!r} looks like a server's address; URLs begin with http:// or https://"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ _OTHER_NAMES = {
     "ref_doc_id": "document_id",
     "chunk_id": "id",
 }
+_PACKAGE = __name__.partition(".")[0]
 _QUOTED = re.compile(r'"([A-Za-z0-9_-]+)"')
 _FIRST_KEY = re.compile(r'("[^"]*"|[^.\[]*)')
 # An index of UUIDs is asked where all texts are UUIDs, and takes every spelling of one for the same.
@@ -135,7 +137,7 @@ class _Resolution:
             meant += f""", or 'metadata."{key}"' where the dot is the key's own"""
         warnings.warn(
             f"no chunk has the field {key!r} that a filter names; metadata are below 'metadata': use {meant}",
-            stacklevel=2,
+            stacklevel=_callers_level(),
         )
         self._warned.add(key)
 
@@ -194,6 +196,14 @@ class _Resolution:
         if len(values) > _MOST_RANGES:
             return models.Filter(must=[_between(one, min(values), max(values)), one])
         return models.Filter(must=[models.Filter(should=_equal_to(one, values)), one])
+
+
+def _callers_level() -> int:
+    """Return the level of the frame that called into this package, for a warning that the function's caller gives."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _values(match: Any) -> list[Any]:

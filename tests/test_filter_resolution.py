@@ -3,6 +3,7 @@
 import datetime
 import uuid
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -421,8 +422,9 @@ def test_a_key_that_no_chunk_has_is_warned_of_once(new_store, key, said):
         with pytest.warns(UserWarning, match=said) as warned:
             resolve(given_filter, indexes={})
         assert len(warned) == 1
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said) as warned:
         store.count(given_filter)
+    assert "pplx_vectorstore" not in Path(warned[0].filename).parent.parts[-2:]  # the caller's line is named
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.count(given_filter) == 0  # said before

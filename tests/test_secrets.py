@@ -270,7 +270,10 @@ async def _count(shared):
         (f"https://host#{SECRET}", "https://host"),
         (f"https://user:{SECRET}\n@host", "https://host"),
         (f"//user:{SECRET}@host", "//host"),
+        (f"user:{SECRET}@host:6333", "host:6333"),
+        (f":{SECRET}@host/path", "host/path"),
         ("a folder@home/#1?", "a folder@home/#1?"),
+        ("./a:b/c@d", "./a:b/c@d"),
         ("", ""),
     ],
 )

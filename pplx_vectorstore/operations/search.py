@@ -301,7 +301,8 @@ def _question(session: Session, query: Query, codes: Codes, options: SearchOptio
 async def _query_codes(session: Session, queries: Sequence[Query], *, uses_vectors: bool) -> Codes:
     """Check queries, and embed those that are not embedded yet.
 
-    Returns the codes of each query; zeros where vectors have no part in the search."""
+    Returns the codes of each query; zeros where vectors have no part in the search.
+    """
     if isinstance(queries, (str, np.ndarray)) or not isinstance(queries, Sequence):
         raise InvalidInputError(f"queries must be a list of str or int8 codes, not {type(queries).__name__}")
     dimension = session.fingerprint.dimension
