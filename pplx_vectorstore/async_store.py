@@ -12,6 +12,7 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
 from pplx_vectorstore.engines.calls import AsyncCalls
+from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
@@ -101,12 +102,14 @@ class AsyncVectorStore:
         create: bool = True,
         config: CollectionConfig | None = None,
         index_fields: IndexFields | None = None,
+        timeout: float = DEFAULT_TURN_TIMEOUT,
+        read_only: bool = False,
     ) -> AsyncVectorStore:
         """Open an index folder on the embedded engine; see ``VectorStore.open``."""
         from pplx_vectorstore.engines.edge import EdgeClient
 
         return await cls._owning(
-            await asyncio.to_thread(EdgeClient, folder),
+            await asyncio.to_thread(EdgeClient, folder, timeout=timeout, read_only=read_only),
             collection,
             encoder=encoder,
             chunker=chunker,

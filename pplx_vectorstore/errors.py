@@ -119,7 +119,26 @@ class StoreNotFoundError(StoreError):
 
 
 class StoreLockedError(StoreError):
-    """Another process has the index open."""
+    """Another process has the index, and did not let go of it in time."""
+
+
+class StoreReadOnlyError(StoreError):
+    """A store that was opened to be read, or lies where nothing can be written, was asked to write."""
+
+
+class StoreFullError(StoreError):
+    """The disk has no room for what was asked; what was acknowledged before is safe and can be searched.
+
+    Args:
+        message: What an error says.
+        needed: Bytes that have to be free.
+        free: Bytes that are.
+    """
+
+    def __init__(self, message: str, *, needed: int = 0, free: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.free = free
 
 
 class StoreClosedError(StoreError):

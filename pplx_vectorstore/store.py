@@ -12,6 +12,7 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fi
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
 from pplx_vectorstore.engines.calls import BlockingCalls, iterate_now
+from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
@@ -110,15 +111,27 @@ class VectorStore:
         create: bool = True,
         config: CollectionConfig | None = None,
         index_fields: IndexFields | None = None,
+        timeout: float = DEFAULT_TURN_TIMEOUT,
+        read_only: bool = False,
     ) -> VectorStore:
         """Open an index folder on the embedded engine, or begin one.
 
-        `folder` is where the index is, or will be; the other arguments, and errors, are those of the class.
+        Stores of one process share the folder. Processes take turns: one that has the folder lets go of it, between
+        two calls, when another waits for it.
+
+        `folder` is where the index is, or will be. `timeout` is how many seconds any call waits for another process
+        to let go. `read_only` reads a copy of the folder as it is now, which is made in the temporary folder; so does a
+        folder that cannot be written to, without being asked. The other arguments, and errors, are those of the class.
+
+        Raises:
+            StoreLockedError: Another process did not let go in time; also from any other call.
+            StoreReadOnlyError: From calls that write to what is only read.
+            StoreFullError: From calls for which the disk has no room.
         """
         from pplx_vectorstore.engines.edge import EdgeClient
 
         return cls._owning(
-            EdgeClient(folder),
+            EdgeClient(folder, timeout=timeout, read_only=read_only),
             collection,
             encoder=encoder,
             chunker=chunker,
@@ -474,9 +487,11 @@ class VectorStore:
         return run_now(transfer.copy(self._open_session(), target._open_session()))
 
     def optimize(self) -> None:
-        """Index what was written so far; happens by itself during large writes and on close.
+        """Index what was written so far, in a process of its own; return when that is done.
 
-        A Qdrant server optimizes on its own, so there this does nothing.
+        It happens by itself, beside other work, during large writes and once a tenth is not indexed. Until then, what
+        is not indexed is compared with each query one by one. A Qdrant server optimizes on its own, so there this does
+        nothing.
         """
         run_now(manage.optimize(self._open_session()))
 

@@ -5,9 +5,10 @@ On disk::
     FOLDER/
       <collection>/
         collection.json     vector settings and metadata; written once, last
-        unindexed           most points that the index lacks; present while nobody writes
-        lock                locked while a process has the collection open
-        shard/              the engine's own files
+        current             which of the folders below is the current one; absent until the first index
+        unindexed           most points that the index lacks; absent while somebody writes
+        lock, waiting, holder   whose turn it is to have the files, of several processes
+        shard/, shard-…/    the engine's own files: the current ones, and a copy while it is indexed
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import portalocker
 import qdrant_edge as edge
 from qdrant_client import models
 
+from pplx_vectorstore.collection import TEXT_FIELD
+from pplx_vectorstore.engines import shard_files
+from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
+from pplx_vectorstore.engines.shard import (
+    INDEXING_THRESHOLD_KB,
+    Coverage,
+    Shard,
+    leave_shard,
+    share_shard,
+    translated,
+)
 from pplx_vectorstore.engines.translation import (
     edge_filter,
     edge_payload_schema,
@@ -40,8 +52,8 @@ from pplx_vectorstore.errors import (
     InvalidInputError,
     StoreClosedError,
     StoreError,
-    StoreLockedError,
     StoreNotFoundError,
+    StoreReadOnlyError,
 )
 
 if TYPE_CHECKING:
@@ -49,23 +61,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
-_UNINDEXED = "unindexed"
-_LOCK = "lock"
 _TEMPORARY = ".creating-"
 _ABANDONED_SECONDS = 60
+_EMPTY_BYTES = 2**22
 
-# The engine leaves a segment without an index below this size (its smallest setting; 0 means never).
-_INDEXING_THRESHOLD_KB = 1
-# Points written since the last indexing are scanned one by one: 20,000 of them take about a millisecond.
-_MOST_UNINDEXED = 20_000
-# Indexing rewrites a segment, so it must pay: half of the points during a load, a fiftieth at its end.
-_SHARE_WHILE_WRITING = 0.5
-_SHARE_AT_CLOSE = 0.02
-# Points that are gone from a graph are no longer walked through. With a third of 60,000 gone, recall was 0.996; with
-# half, 0.965 to 0.987; with four fifths, 0.6; with all but a twentieth, 0.004 (1,024 dimensions, 100 candidates).
-_MOST_WORN = 1 / 3
-# Below this size of its codes, a segment is not walked but compared as a whole.
-_WALKED_BYTES = 10_000 * 1024
+# Points that are deleted or changed at once: the engine lets no other thread run meanwhile.
+_AT_ONCE = 256
 
 
 class FoundPoint(NamedTuple):
@@ -83,40 +84,35 @@ class Found(NamedTuple):
     points: list[FoundPoint]
 
 
-class Coverage(NamedTuple):
-    """What an index covers.
-
-    Attributes:
-        points: That there are.
-        unindexed: Most points that the index lacks.
-        is_worn: Whether so many of the points that it was built over are gone, or have moved out of it, that walking it
-            misses some of the others.
-    """
-
-    points: int
-    unindexed: int
-    is_worn: bool = False
-
-
 class EdgeClient:
     """Collections of a folder, each one shard of the embedded engine.
 
-    One process can have a collection open at a time. Threads may share a client.
+    Threads may share a client, and clients of one process share a collection. Processes take turns: one that has a
+    collection lets go of it, between two calls, when another waits. A forked process becomes one more of them.
 
     Args:
         folder: Where the collections live; created when the first one is. A relative path is meant from the folder
             that is the current one now.
+        timeout: Seconds to wait for another process to let go of a collection.
+        read_only: Whether to read only, from a copy in the temporary folder; so also where nothing can be written.
 
     Raises:
         StoreNotFoundError: The folder holds other things than collections.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, timeout: float = DEFAULT_TURN_TIMEOUT, read_only: bool = False
+    ) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise InvalidInputError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
         self.folder = Path(folder).resolve()  # once: the current folder may change
-        self._open: dict[str, _Shard] = {}
+        self.read_only = read_only
+        self._timeout = float(timeout)
+        self._open: dict[str, Shard] = {}
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._closed = False
+        _clients.add(self)
         if self.folder.exists():
             self._require_collections()
 
@@ -140,6 +136,7 @@ class EdgeClient:
         Raises:
             StoreError: It exists already.
         """
+        self._require_writable(collection_name)
         with self._creating:
             return self._create(collection_name, vectors_config, metadata)
 
@@ -149,19 +146,28 @@ class EdgeClient:
         path = self._path(collection_name)
         if self.collection_exists(collection_name):
             raise StoreError(f"collection {collection_name!r} exists already in {self.folder}")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"an index cannot be made in {self.folder}: {error}") from error
+        shard_files.require_space(self.folder, _EMPTY_BYTES, f"a new collection in {self.folder}")
         self._remove_half_created()
         config = edge.EdgeConfig(
             vectors={name: edge_vector_params(params) for name, params in vectors_config.items()},
-            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=_INDEXING_THRESHOLD_KB),
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
         )
         settings = {
             "vectors": {name: params.model_dump(mode="json") for name, params in vectors_config.items()},
             "metadata": dict(metadata),
         }
-        new = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
-        with _translated(path):
-            edge.EdgeShard.create(str(new / "shard"), config).close()
+        try:
+            new = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
+        except OSError as error:
+            raise StoreError(f"collection {collection_name!r} cannot be created in {self.folder}: {error}") from error
+        with translated(path):
+            edge.EdgeShard.create(str(new / shard_files.FIRST), config).close()
+        shard_files.keep_log_short(new / shard_files.FIRST)
+        shard_files.remove_log(new / shard_files.FIRST)
         with (new / _SETTINGS).open("w", encoding="utf-8") as file:
             json.dump(settings, file, indent=2)
             file.flush()
@@ -194,25 +200,30 @@ class EdgeClient:
     def create_payload_index(self, collection_name: str, field_name: str, field_schema: Any) -> None:
         """Index a payload field: by a type such as "keyword", or by index parameters."""
         operation = edge.UpdateOperation.create_field_index(field_name, edge_payload_schema(field_schema))
-        self._shard(collection_name).write(operation)
+        self._shard(collection_name, to_write=True).write(operation)
 
     def upsert(self, collection_name: str, points: Sequence[models.PointStruct]) -> None:
         """Write points; on return they are in the write-ahead log and survive a killed process."""
+        shard = self._shard(collection_name, to_write=True)
         converted = [edge.Point(point.id, point.vector, point.payload) for point in points]  # type: ignore[arg-type]
-        self._shard(collection_name).write(edge.UpdateOperation.upsert_points(converted), new=len(converted))
+        payload_bytes = sum(len(str((point.payload or {}).get(TEXT_FIELD, ""))) for point in points)
+        shard.write(edge.UpdateOperation.upsert_points(converted), new=len(converted), payload_bytes=payload_bytes)
 
     def delete(self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList) -> None:
         """Delete points by filter or by ids."""
+        shard = self._shard(collection_name, to_write=True)
         if isinstance(points_selector, models.FilterSelector):
-            operation = edge.UpdateOperation.delete_points_by_filter(edge_filter(points_selector.filter))
+            pages = _matching(shard, edge_filter(points_selector.filter))
         else:
-            operation = edge.UpdateOperation.delete_points(list(points_selector.points))
-        self._shard(collection_name).write(operation)
+            pages = _some_at_once(points_selector.points)
+        for ids in pages:
+            shard.write(edge.UpdateOperation.delete_points(ids))
 
     def set_payload(self, collection_name: str, payload: Mapping[str, Any], points: Sequence[str]) -> None:
         """Set these payload fields of the points of these ids; other fields stay."""
-        operation = edge.UpdateOperation.set_payload(list(points), dict(payload))
-        self._shard(collection_name).write(operation, moved=len(points))
+        shard = self._shard(collection_name, to_write=True)
+        for ids in _some_at_once(points):
+            shard.write(edge.UpdateOperation.set_payload(ids, dict(payload)), moved=len(ids))
 
     def batch_update_points(
         self,
@@ -230,10 +241,10 @@ class EdgeClient:
             change = operation.set_payload
             if change.filter is None:
                 self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
-            else:
-                update = edge.UpdateOperation.set_payload_by_filter(edge_filter(change.filter), change.payload)
-                matching = self.count(collection_name, count_filter=change.filter).count
-                self._shard(collection_name).write(update, moved=matching)
+                continue
+            shard = self._shard(collection_name, to_write=True)
+            for ids in _matching(shard, edge_filter(change.filter)):
+                shard.write(edge.UpdateOperation.set_payload(ids, change.payload), moved=len(ids))
 
     def retrieve(
         self,
@@ -296,7 +307,9 @@ class EdgeClient:
 
     def query_batch_points(self, collection_name: str, requests: Sequence[models.QueryRequest]) -> list[Found]:
         """Run searches together."""
-        results = self._shard(collection_name).query(requests)
+        with translated(self.folder):
+            converted = [edge_query(request) for request in requests]
+        results = self._shard(collection_name).query(converted)
         return [
             Found([FoundPoint(str(hit.id), hit.score, hit.payload or {}, hit.vector) for hit in hits])
             for hits in results
@@ -308,19 +321,29 @@ class EdgeClient:
 
     def optimize(self, collection_name: str) -> None:
         """Build the index over everything written so far."""
-        self._shard(collection_name).optimize()
+        self._shard(collection_name, to_write=True).optimize()
+
+    def pin(self, collection_name: str) -> Shard:
+        """Keep other processes from the collection, until `unpin` is called with what this returns."""
+        shard = self._shard(collection_name, to_write=True)
+        shard.pin()
+        return shard
+
+    def unpin(self, collection_name: str, *, pinned: Shard) -> None:
+        """Let other processes have the collection again, whether or not this client was closed meanwhile."""
+        pinned.unpin()
 
     def flush(self, collection_name: str) -> None:
         """Write everything to disk, so that it survives a loss of power too."""
         self._shard(collection_name).flush()
 
     def close(self) -> None:
-        """Index what is not indexed yet, if it is much, and let go of the files."""
+        """Let go of the files; what is not indexed yet is left to another opening."""
         with self._lock:
             self._closed = True
-            while self._open:
-                _, shard = self._open.popitem()
-                shard.close()
+            with contextlib.ExitStack() as stack:  # whatever fails, all of them are given back
+                while self._open:
+                    stack.callback(leave_shard, self._open.popitem()[1])
 
     def __enter__(self) -> EdgeClient:
         return self
@@ -372,7 +395,15 @@ class EdgeClient:
             raise StoreError(f"{path} is damaged (no vectors); index the documents into a new folder")
         return settings
 
-    def _shard(self, collection_name: str) -> _Shard:
+    def _require_writable(self, collection_name: str) -> None:
+        if self.read_only:
+            raise StoreReadOnlyError(
+                f"the index {self._path(collection_name)} was opened with read_only=True; open it without to write"
+            )
+
+    def _shard(self, collection_name: str, *, to_write: bool = False) -> Shard:
+        if to_write:
+            self._require_writable(collection_name)
         shard = self._open.get(collection_name)
         if shard is None:
             with self._lock:
@@ -382,161 +413,42 @@ class EdgeClient:
                 if shard is None:
                     vectors = self._settings(collection_name)["vectors"]
                     dimension = max(params.size for params in vectors.values())
-                    shard = self._open[collection_name] = _Shard(self._path(collection_name), dimension)
+                    shard = self._open[collection_name] = share_shard(
+                        self._path(collection_name), dimension, timeout=self._timeout, read_only=self.read_only
+                    )
         return shard
 
 
-class _Shard:
-    """One open shard, how many of its points the index does not cover, and how worn that is.
-
-    Only indexed segments have usable bits: in the others, the engine takes the sign of the *unsigned* bytes, so every
-    bit is 1. Points get there by being written, and by a change of their payload, which moves them out of an indexed
-    segment. What is deleted, or moves, stays behind as a hole in the graph. So every write passes through `write`,
-    which counts.
-    """
-
-    def __init__(self, path: Path, dimension: int) -> None:
-        self._path = path
-        self._marker = path / _UNINDEXED
-        self._leftover = -(-_INDEXING_THRESHOLD_KB * 1024 // dimension)
-        self._lock = threading.Lock()
-        self._opened = _lock_file(path)
-        try:
-            with _translated(path):
-                self._shard = edge.EdgeShard.load(str(path / "shard"))
-        except BaseException:
-            self._opened.close()
-            raise
-        self._dimension = dimension
-        self._unindexed = 0
-        self._count()
-        try:
-            self._unindexed = int(self._marker.read_text("ascii"))
-        except (FileNotFoundError, ValueError):  # a killed process leaves none
-            self._unindexed = self._points
-
-    def write(self, operation: edge.UpdateOperation, *, new: int = 0, moved: int = 0) -> None:
-        """Apply an operation.
-
-        Args:
-            operation: Any.
-            new: Points that it writes.
-            moved: Points whose payload it changes.
-        """
-        # One lock for both, so that no point slips in between an optimization and its book-keeping.
-        with self._lock, _translated(self._path):
-            if new or moved:
-                self._marker.unlink(missing_ok=True)
-            # Points written twice count twice: an upper bound is all that is needed.
-            self._points += new
-            self._unindexed = min(self._unindexed + new + moved, self._points)
-            try:
-                self._shard.update(operation)
-            finally:
-                self._count()
-        if (new or moved) and self._is_due(_SHARE_WHILE_WRITING) and self._unindexed > _MOST_UNINDEXED:
-            self.optimize()
-
-    def query(self, requests: Sequence[models.QueryRequest]) -> list[list[edge.ScoredPoint]]:
-        with _translated(self._path):
-            converted = [edge_query(request) for request in requests]
-            if len(converted) == 1:
-                return [self._shard.query(converted[0])]
-            return self._shard.query_batch(edge.QueryBatchRequest(converted))
-
-    def retrieve(self, ids: list[Any], with_payload: bool | list[str], with_vectors: bool) -> list[edge.Record]:
-        with _translated(self._path):
-            return self._shard.retrieve(ids, with_payload, with_vectors)
-
-    def scroll(self, request: edge.ScrollRequest) -> tuple[list[edge.Record], Any]:
-        with _translated(self._path):
-            return self._shard.scroll(request)
-
-    def count(self, request: edge.CountRequest) -> int:
-        with _translated(self._path):
-            return self._shard.count(request)
-
-    def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
-        with _translated(self._path):
-            return self._shard.facet(request)
-
-    def info(self) -> edge.ShardInfo:
-        with _translated(self._path):
-            return self._shard.info()
-
-    def flush(self) -> None:
-        with _translated(self._path):
-            self._shard.flush()
-        if self._is_worn():  # now, and not at each write: who deletes much does so in several
-            self.optimize()
-
-    def coverage(self) -> Coverage:
-        return Coverage(self._points, self._unindexed, self._is_worn())
-
-    def optimize(self) -> None:
-        with self._lock, _translated(self._path):
-            self._shard.optimize()
-            # Whatever was deleted or written twice: a segment that is left is below the threshold.
-            self._unindexed = min(self._unindexed, self._leftover)
-            self._count()
-            self._shard.flush()
-            self._marker.write_text(str(self._unindexed), "ascii")
-
-    def close(self) -> None:
-        if self._is_due(_SHARE_AT_CLOSE) or self._is_worn():
-            self.optimize()
-        with self._lock, _translated(self._path), self._opened:
-            self._shard.flush()
-            self._shard.close()
-            self._marker.write_text(str(self._unindexed), "ascii")
-
-    def _is_due(self, share: float) -> bool:
-        return self._unindexed > max(self._leftover, share * self._points)
-
-    def _is_worn(self) -> bool:
-        gone = self._indexed - (self._points - self._unindexed)
-        return gone > _MOST_WORN * self._indexed and self._indexed * self._dimension > _WALKED_BYTES
-
-    def _count(self) -> None:
-        """Count the points, and those that indexes were built over, whatever has become of them since."""
-        info = self._shard.info()
-        self._points, self._indexed = info.points_count, info.indexed_vectors_count
-        self._unindexed = min(self._unindexed, self._points)
+def _some_at_once(ids: Sequence[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield list(ids[start : start + _AT_ONCE])
 
 
-def _lock_file(path: Path) -> IO[bytes]:
-    """Lock a collection until the returned file is closed, or the process ends.
-
-    The engine has a lock of its own, but takes it after it has repaired the files of what it believes to
-    be a process that was killed: on a collection in use, that damages them.
-    """
-    file = (path / _LOCK).open("ab")
-    try:
-        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
-    except portalocker.LockException as error:
-        file.close()
-        raise _locked(path) from error
-    return file
-
-
-def _locked(path: Path) -> StoreLockedError:
-    return StoreLockedError(
-        f"the index {path} is in use by another process, or by another store in this one; close it there first"
-    )
+def _matching(shard: Shard, condition: edge.Filter) -> Iterator[list[Any]]:
+    """Yield the ids of the points that match, some at a time, which may be deleted meanwhile."""
+    offset = None
+    while True:
+        request = edge.ScrollRequest(
+            offset=offset, limit=_AT_ONCE, filter=condition, with_payload=False, with_vector=False
+        )
+        points, offset = shard.scroll(request)
+        if points:
+            yield [point.id for point in points]
+        if offset is None:
+            return
 
 
 def _record(point: edge.Record) -> models.Record:
     return models.Record.model_construct(id=str(point.id), payload=point.payload or {}, vector=point.vector)
 
 
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn the engine's errors into ours; it raises bare Exception for all of them."""
-    try:
-        yield
-    except (StoreError, InvalidInputError):
-        raise
-    except Exception as error:
-        if "WouldBlock" in str(error):
-            raise _locked(path) from error
-        raise StoreError(f"the engine failed on {path}: {error}") from error
+_clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for client in _clients:
+        client._lock, client._creating = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)  # another thread of the parent may have had one

@@ -130,9 +130,19 @@ class PointAccess:
             warned=self._warned,
         )
 
-    def writing(self) -> contextlib.AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
         """Hold the lock of the tenant's documents: between another's upsert and its delete, ours would look stale."""
-        return self._calls.hold(self._ledger.lock_of(self.tenant))
+        async with self._calls.hold(self._ledger.lock_of(self.tenant)):
+            if self.capabilities.kind != "embedded":
+                yield
+                return
+            # And keep other processes from the folder.
+            pinned = await self._calls("pin", self.collection)
+            try:
+                yield
+            finally:
+                await self._calls("unpin", self.collection, pinned=pinned)
 
     async def upsert(self, points: Sequence[models.PointStruct], *, stale: models.Filter | None = None) -> None:
         """Write points, which carry the tenant already: their ids are made of it.

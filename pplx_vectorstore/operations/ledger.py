@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -30,11 +31,15 @@ class Ledger:
 
     def __init__(self, collection: str) -> None:
         self.collection = collection
-        self._locks: dict[str | None, TurnLock] = {}
         self._state: tuple[float, models.CollectionInfo] | None = None
         self._writes = 0
-        self._mutex = threading.Lock()
         self.indexes: Mapping[str, str] = {}
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Begin with locks that nobody has."""
+        self._locks: dict[str | None, TurnLock] = {}
+        self._mutex = threading.Lock()
 
     def lock_of(self, tenant: str | None) -> TurnLock:
         """Return the lock that is held while documents are replaced: tenants have none in common."""
@@ -77,13 +82,29 @@ def ledger_of(client: Any, where: str | None, collection: str) -> Ledger:
 
     Args:
         client: Of the store.
-        where: The server's address, which several clients may have; None where the client is the engine.
+        where: The server's address, which several clients may have; None where the client is the engine, of whose
+            folder there may be several clients, or an emulation.
         collection: Its name.
     """
     with _registering:
+        if where is None and (folder := getattr(client, "folder", None)) is not None:
+            where = str(folder)
         if where is None:
             return _of_clients.setdefault(client, {}).setdefault(collection, Ledger(collection))
         ledger = _of_servers.get((where, collection))
         if ledger is None:
             ledger = _of_servers[where, collection] = Ledger(collection)
         return ledger
+
+
+def _renew_locks() -> None:
+    """In a forked process: a thread of the other may have had one."""
+    global _registering
+    _registering = threading.Lock()
+    of_clients = [ledger for ledgers in _of_clients.values() for ledger in ledgers.values()]
+    for ledger in [*_of_servers.values(), *of_clients]:
+        ledger.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

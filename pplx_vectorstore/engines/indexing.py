@@ -1,0 +1,103 @@
+"""Building an index aside: on a copy of a shard, in a process of its own, while the shard is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import qdrant_edge as edge
+
+from pplx_vectorstore.engines import indexing_program
+from pplx_vectorstore.errors import StoreError
+
+
+class Logged(NamedTuple):
+    """An operation that was applied while an index was built.
+
+    Attributes:
+        operation: What was applied.
+        new: Points that it writes, or whose payload it changes: those that the index will lack.
+        failed: Whether the engine refused it.
+    """
+
+    operation: edge.UpdateOperation
+    new: int
+    failed: bool
+
+
+class Indexing:
+    """One index that is being built, and what was written meanwhile.
+
+    Args:
+        folder: A copy of the shard, of which the index is built.
+
+    Attributes:
+        log: Everything that was written since the copy, in order.
+        log_bytes: About what the log takes.
+        is_stale: Whether another process wrote to the shard, so that the copy is of no use any more.
+        ended: Set when it has taken the shard's place, or failed, or was given up.
+        error: Why it failed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log: list[Logged] = []
+        self.log_bytes = 0
+        self.is_stale = False
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_given_up = False
+        self._lock = threading.Lock()
+
+    def build(self) -> bool:
+        """Build the index; return False if it was given up.
+
+        Raises:
+            StoreError: The program failed.
+        """
+        with self._lock:
+            if self._is_given_up:
+                return False
+            program = [str(indexing_program.__file__), str(self.folder), str(Path(edge.__file__).parent.parent)]
+            # Isolated, and without site: it needs the engine alone.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", *program], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        with self._process as process:
+            assert process.stderr is not None
+            said = process.stderr.read().decode(errors="replace")
+            code = process.wait()
+        if self._is_given_up:
+            return False
+        if code:
+            reason = said.strip().splitlines()[-1] if said.strip() else f"it ended with code {code}"
+            raise StoreError(f"the index of {self.folder.parent} could not be built: {reason}")
+        return True
+
+    def give_up(self) -> None:
+        """End the program; nothing takes the shard's place."""
+        with self._lock:
+            self._is_given_up = True
+            if self._process is not None:
+                with contextlib.suppress(OSError):
+                    self._process.kill()
+
+    def forget(self) -> None:
+        """Leave the program to the process that started it: this one was forked from that."""
+        self._is_given_up = True
+        self.ended.set()
+        if self._process is not None:
+            self._process.returncode = 0  # else it would be waited for
+            for pipe in (self._process.stdin, self._process.stderr):
+                if pipe is not None:
+                    pipe.close()  # the program ends when the last one does
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Tell whether this process can start a Python program: one that Python is embedded into cannot."""
+        return bool(sys.executable) and not getattr(sys, "frozen", False)

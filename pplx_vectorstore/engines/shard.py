@@ -1,0 +1,645 @@
+"""One collection's shard of the embedded engine: shared by all of a process, taken in turns with other processes."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import qdrant_edge as edge
+
+from pplx_vectorstore.engines import shard_files
+from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT, FolderTurn
+from pplx_vectorstore.engines.indexing import Indexing, Logged
+from pplx_vectorstore.errors import (
+    InvalidInputError,
+    StoreClosedError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+    StoreReadOnlyError,
+)
+
+INDEXING_THRESHOLD_KB = 1
+"""The engine leaves a segment without an index below this size (its smallest setting; 0 means never)."""
+
+_UNINDEXED = "unindexed"
+
+# Below this size of its codes, a segment is not walked but compared as a whole, so that an index brings nothing.
+_WALKED_BYTES = 10_000 * 1024
+# Indexing rewrites everything, so it must pay: half of the points during a load, a tenth when nothing is being written.
+_SHARE_WHILE_WRITING = 0.5
+_SHARE_AT_REST = 0.1
+_SECONDS_AT_REST = 2.0
+# Points that are gone from a graph are no longer walked through. With a third of 60,000 gone, recall was 0.996; with
+# half, 0.965 to 0.987; with four fifths, 0.6; with all but a twentieth, 0.004 (1,024 dimensions, 100 candidates).
+_MOST_WORN = 1 / 3
+# A turn lasts this many times what it takes to open the collection again.
+_TURN = 10
+_GLANCE = 0.05
+# What was written while an index is built is held in memory, and is to be written again into the new shard.
+_MOST_LOGGED_BYTES = 2**27
+_POINT_BYTES = 1000
+_FEW_LOGGED = 16
+# Bytes of disk that a point may take before it is indexed, for each byte of its codes and payload; and what an
+# operation may take besides, as the engine maps files in large pieces.
+_WRITTEN = 6
+_OPERATION_BYTES = 2 * 2**20
+# A copy, and the index beside it.
+_INDEXING_SPACE = 2.5
+# Other people's files, and media that cannot be written to.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Coverage(NamedTuple):
+    """What an index covers.
+
+    Attributes:
+        points: That there are.
+        unindexed: Most points that the index lacks.
+        is_worn: Whether so many of the points that it was built over are gone, or have moved out of it, that walking it
+            misses some of the others.
+    """
+
+    points: int
+    unindexed: int
+    is_worn: bool = False
+
+
+class Shard:
+    """A shard, open while it is this process's turn; how many points its index does not cover, and how worn that is.
+
+    Only indexed segments have usable bits: in the others, the engine takes the sign of the *unsigned* bytes, so every
+    bit is 1. Points get there by being written, and by a change of their payload, which moves them out of an indexed
+    segment. What is deleted, or moves, stays behind as a hole in the graph. So every write passes through `write`,
+    which counts.
+
+    Args:
+        path: The collection's folder.
+        dimension: Components of its vectors.
+        read_only: Whether to read a copy of it; so also where its folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, dimension: int, *, read_only: bool) -> None:
+        self.path = path
+        self.users = 0
+        self.timeout = DEFAULT_TURN_TIMEOUT
+        self.is_read_only = read_only
+        self._dimension = dimension
+        self._leftover = -(-INDEXING_THRESHOLD_KB * 1024 // dimension)
+        self._turn = FolderTurn(path)
+        self._private_copy: Path | None = None
+        self._is_closed = False
+        self._become_unopened()
+
+    def _become_unopened(self) -> None:
+        """Forget what is of an open shard, and make new locks: in a forked process, the others may stay locked."""
+        self._engine: edge.EdgeShard | None = None
+        self._writing = threading.Lock()  # one write at a time; before `_changed`
+        self._changed = threading.Condition(threading.Lock())  # what follows
+        self._in_flight = 0
+        self._pins = 0
+        self._is_swapping = False
+        self._indexing: Indexing | None = None
+        self._watcher: threading.Thread | None = None
+        self._taken = self._written = time.monotonic()
+        self._turn_seconds = 0.0
+        self._mark: str | None = None
+        self._points = self._unindexed = self._indexed = 0
+
+    # --- turns -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[edge.EdgeShard]:
+        """Have the engine's shard, which is neither closed nor exchanged meanwhile."""
+        with self._changed:
+            # Whoever comes when the turn is over stands back until those before have ended, so that others get theirs.
+            self._changed.wait_for(lambda: not self._is_swapping and not (self._in_flight and self._is_turn_over()))
+            engine = self._engine or self._open()
+            self._in_flight += 1
+        try:
+            yield engine
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                if not self._in_flight:
+                    if self._is_turn_over():
+                        self._let_go()
+                    self._changed.notify_all()
+
+    def pin(self) -> None:
+        """Keep the turn, until as many calls of `unpin`: no other process has the collection meanwhile."""
+        with self._using(), self._changed:
+            self._pins += 1
+
+    def unpin(self) -> None:
+        """Let other processes have their turn again."""
+        with self._changed:
+            self._pins -= 1
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _pinned(self) -> Iterator[None]:
+        self.pin()
+        try:
+            yield
+        finally:
+            self.unpin()
+
+    def _is_turn_over(self) -> bool:
+        if self._engine is None or self._pins or self._is_swapping or self._private_copy is not None:
+            return False
+        return time.monotonic() - self._taken > self._turn_seconds and self._turn.is_wanted()
+
+    def _open(self) -> edge.EdgeShard:
+        """Take the turn and load the shard."""
+        if self._is_closed:
+            raise StoreClosedError(f"the index {self.path} was closed; open it again")
+        folder = self._copy_to_read() if self.is_read_only else self._take_turn()
+        try:
+            started = time.monotonic()
+            with translated(self.path):
+                engine = edge.EdgeShard.load(str(folder))
+            self._engine = engine
+            self._count()
+            self._read_mark()
+        except BaseException:
+            self._engine = None
+            self._leave_turn()
+            raise
+        self._taken = time.monotonic()
+        self._turn_seconds = _TURN * (self._taken - started)
+        if self._watcher is None and not self.is_read_only:
+            self._watcher = threading.Thread(target=self._watch, name="pplx-vectorstore turns", daemon=True)
+            self._watcher.start()
+        return engine
+
+    def _take_turn(self) -> Path:
+        try:
+            self._turn.take(self.timeout)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise StoreError(f"the index {self.path} cannot be opened: {error}") from error
+            self.is_read_only = True
+            return self._copy_to_read()
+        try:
+            if shard_files.free_bytes(self.path) < shard_files.RESERVE:  # opening itself writes
+                folder = self._copy_to_read()
+                self._turn.leave()
+                return folder
+            shard_files.remove_leftovers(self.path)
+            folder = shard_files.current_folder(self.path)
+            shard_files.keep_log_short(folder)
+        except BaseException:
+            self._turn.leave()
+            raise
+        return folder
+
+    def _copy_to_read(self) -> Path:
+        """Copy the files to the temporary folder: the engine writes beside them even to read."""
+        with contextlib.ExitStack() as stack:
+            if self.is_read_only:
+                stack.enter_context(FolderTurn.to_read(self.path, self.timeout))
+            source = shard_files.current_folder(self.path)
+            temporary = Path(tempfile.gettempdir())
+            needed = shard_files.used_bytes(source) if source.is_dir() else 0
+            shard_files.require_space(temporary, needed, f"reading a copy of the index {self.path}")
+            self._private_copy = Path(tempfile.mkdtemp(prefix="pplx-vectorstore-"))
+            try:
+                shard_files.copy_folder(source, self._private_copy)
+                shard_files.keep_log_short(self._private_copy)
+            except BaseException:
+                self._remove_private_copy()
+                raise
+        return self._private_copy
+
+    def _remove_private_copy(self) -> None:
+        if self._private_copy is not None:
+            shutil.rmtree(self._private_copy, ignore_errors=True)
+            self._private_copy = None
+
+    def _leave_turn(self) -> None:
+        self._remove_private_copy()
+        self._turn.leave()
+
+    def _let_go(self) -> None:
+        """Close the shard and let others have their turn; whatever fails, they get it."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        try:
+            with translated(self.path):
+                if self._private_copy is None:
+                    shard_files.sync_folder(shard_files.current_folder(self.path))
+                    self._write_mark()
+                engine.close()
+        finally:
+            del engine
+            self._leave_turn()
+
+    def _watch(self) -> None:
+        """Let go of the shard when another process waits, and index what is not indexed yet, while nobody calls."""
+        while True:
+            time.sleep(_GLANCE)
+            with self._changed:
+                if self._engine is None:
+                    self._watcher = None
+                    return
+                if not self._in_flight and self._is_turn_over():
+                    self._let_go()
+                    self._changed.notify_all()
+                    self._watcher = None
+                    return
+                rested = time.monotonic() - max(self._taken, self._written)
+                is_due = self._indexing is None and rested > _SECONDS_AT_REST and self._is_due(_SHARE_AT_REST)
+            if is_due and Indexing.is_possible():
+                with contextlib.suppress(StoreError):  # no space, closed: what is not indexed is found all the same
+                    self._start_indexing()
+                self._written = time.monotonic()  # not at once again, if it could not begin
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def query(self, requests: Sequence[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
+        """Run searches together."""
+        with self._using() as engine, translated(self.path):
+            if len(requests) == 1:
+                return [engine.query(requests[0])]
+            return engine.query_batch(edge.QueryBatchRequest(list(requests)))
+
+    def retrieve(self, ids: list[Any], with_payload: bool | list[str], with_vectors: bool) -> list[edge.Record]:
+        """Return the points of these ids that exist."""
+        with self._using() as engine, translated(self.path):
+            return engine.retrieve(ids, with_payload, with_vectors)
+
+    def scroll(self, request: edge.ScrollRequest) -> tuple[list[edge.Record], Any]:
+        """Return a page of points, and where the next one begins."""
+        with self._using() as engine, translated(self.path):
+            return engine.scroll(request)
+
+    def count(self, request: edge.CountRequest) -> int:
+        """Count points."""
+        with self._using() as engine, translated(self.path):
+            return engine.count(request)
+
+    def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
+        """Count the points of each value of a field."""
+        with self._using() as engine, translated(self.path):
+            return engine.facet(request)
+
+    def info(self) -> edge.ShardInfo:
+        """Tell what the engine tells."""
+        with self._using() as engine, translated(self.path):
+            return engine.info()
+
+    def coverage(self) -> Coverage:
+        """Tell what the index covers."""
+        with self._using():
+            return Coverage(self._points, self._unindexed, self._is_worn())
+
+    # --- writing ---------------------------------------------------------------------------------------
+
+    def write(self, operation: edge.UpdateOperation, *, new: int = 0, moved: int = 0, payload_bytes: int = 0) -> None:
+        """Apply an operation; on return it is in the write-ahead log and survives a killed process.
+
+        Args:
+            operation: Any.
+            new: Points that it writes.
+            moved: Points whose payload it changes.
+            payload_bytes: About what the payloads take.
+
+        Raises:
+            StoreFullError: The disk has no room for it.
+            StoreReadOnlyError: The store may only be read.
+        """
+        self._require_writable()
+        self._leave_copy()
+        # One lock for all of it, so that no point slips in between an exchange of shards and its book-keeping.
+        with self._writing, self._using() as engine, translated(self.path):
+            n_bytes = (new + moved) * (self._dimension + _POINT_BYTES) + payload_bytes
+            self._require_space(_OPERATION_BYTES + _WRITTEN * n_bytes)
+            if self._mark is not None:
+                self._mark = None
+                (self.path / _UNINDEXED).unlink(missing_ok=True)
+            # Points written twice count twice: an upper bound is all that is needed.
+            self._points += new
+            self._unindexed = min(self._unindexed + new + moved, self._points)
+            failed = True
+            try:
+                engine.update(operation)
+                failed = False
+            finally:
+                indexing = self._indexing
+                if indexing is not None:
+                    indexing.log.append(Logged(operation, new + moved, failed))
+                    indexing.log_bytes += n_bytes + 4 * new * self._dimension
+                self._count()
+                self._written = time.monotonic()
+        if indexing is not None and indexing.log_bytes > _MOST_LOGGED_BYTES:
+            indexing.ended.wait()
+        elif new and self._indexing is None and self._is_due(_SHARE_WHILE_WRITING) and Indexing.is_possible():
+            with contextlib.suppress(StoreFullError):  # the points are written, and found by their codes
+                self._start_indexing()
+
+    def flush(self) -> None:
+        """Write everything to disk, so that it survives a loss of power too."""
+        if self.is_read_only:
+            return
+        with self._writing, self._using() as engine, translated(self.path):
+            if self._private_copy is None:
+                shard_files.sync_folder(shard_files.current_folder(self.path))  # lets other threads run, unlike flush
+                engine.flush()
+
+    def _require_writable(self) -> None:
+        if self.is_read_only:
+            raise StoreReadOnlyError(
+                f"the index {self.path} was opened to be read: with read_only=True, or because its folder cannot be "
+                "written to. Copy it with copy_to, or export it, to where it can"
+            )
+
+    def _leave_copy(self) -> None:
+        """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
+        if self._private_copy is not None:
+            self._require_space(_OPERATION_BYTES)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._in_flight)
+                self._let_go()
+
+    def _require_space(self, needed: int) -> None:
+        shard_files.require_space(self.path, needed, f"this write to the index {self.path}")
+
+    def _count(self) -> None:
+        """Count the points, and those that indexes were built over, whatever has become of them since."""
+        assert self._engine is not None
+        info = self._engine.info()
+        self._points, self._indexed = info.points_count, info.indexed_vectors_count
+        self._unindexed = min(self._unindexed, self._points)
+
+    def _read_mark(self) -> None:
+        """Learn how many points the index lacks, and whether another process has written."""
+        mark: str | None = None
+        unindexed = self._points
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a killed process leaves none
+            text = (self.path / _UNINDEXED).read_text("ascii")
+            unindexed = int(text.split()[0])
+            mark = text
+        if self._indexing is not None and (mark is None or mark != self._mark):
+            self._indexing.is_stale = True
+        self._mark = mark
+        self._unindexed = min(unindexed, self._points)
+
+    def _write_mark(self) -> None:
+        """Record how many points the index lacks, until something is written; a new mark for each such state."""
+        if self._mark is not None:
+            return
+        mark = f"{self._unindexed} {secrets.token_hex(8)}"
+        new = self.path / f"{_UNINDEXED}.new"
+        with contextlib.suppress(OSError):  # without one, as many as can be are believed to be not indexed
+            new.write_text(mark, "ascii")
+            new.replace(self.path / _UNINDEXED)
+            self._mark = mark
+
+    # --- indexing --------------------------------------------------------------------------------------
+
+    def optimize(self) -> None:
+        """Index everything written so far, and return when that is done.
+
+        Raises:
+            StoreFullError: The disk has no room for the copy that is indexed.
+            StoreError: It failed, or the store was closed; the index is as it was.
+        """
+        self._require_writable()
+        self._leave_copy()
+        if not Indexing.is_possible():
+            self._optimize_here()
+            return
+        while not self._is_settled():
+            running = self._indexing
+            if running is None:
+                indexing = self._start_indexing()
+                indexing.ended.wait()
+                if indexing.error is not None:
+                    raise indexing.error
+            else:
+                running.ended.wait()  # then once more, for what was written since it began
+
+    def _is_settled(self) -> bool:
+        """Tell whether indexing would change nothing."""
+        with self._using():
+            gone = self._indexed - (self._points - self._unindexed)
+            return self._unindexed <= self._leftover and gone <= self._leftover
+
+    def _optimize_here(self) -> None:
+        with self._writing, self._using() as engine, translated(self.path):
+            self._require_space(int(_INDEXING_SPACE * self._size()))
+            engine.optimize()
+            engine.flush()
+            self._unindexed = min(self._unindexed, self._leftover)
+            self._count()
+            self._mark = None
+            self._write_mark()
+
+    def _size(self) -> int:
+        return shard_files.used_bytes(shard_files.current_folder(self.path))
+
+    def _start_indexing(self) -> Indexing:
+        """Copy the shard and begin to index the copy; what is written from now on is written to that as well."""
+        with self._writing:
+            if self._indexing is not None:
+                return self._indexing
+            with self._using(), translated(self.path):
+                self._require_space(int(_INDEXING_SPACE * self._size()))
+                folder = shard_files.new_folder(self.path)
+                try:
+                    shard_files.copy_folder(shard_files.current_folder(self.path), folder)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                with self._changed:
+                    if self._is_closed:
+                        shutil.rmtree(folder, ignore_errors=True)
+                        raise StoreClosedError(f"the index {self.path} was closed; open it again")
+                    self._write_mark()  # what tells whether another process writes, should it get its turn
+                    indexing = self._indexing = Indexing(folder)
+        threading.Thread(target=self._index, args=(indexing,), name="pplx-vectorstore index", daemon=True).start()
+        return indexing
+
+    def _index(self, indexing: Indexing) -> None:
+        try:
+            if indexing.build():
+                self._adopt(indexing)
+        except BaseException as error:  # noqa: BLE001 - raised where the index is waited for
+            indexing.error = error
+        finally:
+            with self._writing:
+                if self._indexing is indexing:
+                    self._indexing = None
+            if indexing.folder != shard_files.current_folder(self.path):
+                shutil.rmtree(indexing.folder, ignore_errors=True)
+            indexing.ended.set()
+
+    def _adopt(self, indexing: Indexing) -> None:
+        """Have the indexed copy take the shard's place, with all that was written meanwhile."""
+        with self._pinned(), translated(self.path):
+            if indexing.is_stale or self._private_copy is not None:
+                return
+            engine = edge.EdgeShard.load(str(indexing.folder))
+            try:
+                done = 0
+                while len(indexing.log) - done > _FEW_LOGGED:
+                    done = _replay(engine, indexing.log, done)
+                shard_files.sync_folder(indexing.folder)
+                with self._writing:
+                    _replay(engine, indexing.log, done)
+                    shard_files.sync_folder(indexing.folder)
+                    engine.flush()
+                    old = self._exchange(engine, indexing)
+            except BaseException:
+                engine.close()
+                raise
+            del engine
+        old_folder, old_engine = old
+        old_engine.close()
+        shutil.rmtree(old_folder, ignore_errors=True)
+
+    def _exchange(self, engine: edge.EdgeShard, indexing: Indexing) -> tuple[Path, edge.EdgeShard]:
+        """Put a shard in the place of the one before, and return that."""
+        with self._changed:
+            self._is_swapping = True
+            try:
+                self._changed.wait_for(lambda: not self._in_flight)
+                assert self._engine is not None  # it is pinned
+                old = shard_files.current_folder(self.path), self._engine
+                (self.path / _UNINDEXED).unlink(missing_ok=True)
+                shard_files.make_current(self.path, indexing.folder)
+                self._engine = engine
+                self._mark = None
+                # Whatever was written twice: a segment that is left without an index is below the threshold.
+                self._unindexed = self._leftover + sum(logged.new for logged in indexing.log)
+                self._count()
+                self._write_mark()
+                self._indexing = None
+            finally:
+                self._is_swapping = False
+                self._changed.notify_all()
+        return old
+
+    def _is_due(self, share: float) -> bool:
+        if self._points * self._dimension <= _WALKED_BYTES and not self._is_worn():
+            return False
+        return self._unindexed > max(self._leftover, share * self._points) or self._is_worn()
+
+    def _is_worn(self) -> bool:
+        gone = self._indexed - (self._points - self._unindexed)
+        return gone > _MOST_WORN * self._indexed and self._indexed * self._dimension > _WALKED_BYTES
+
+    # --- the end ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the files; what is not indexed yet is left to another opening."""
+        with self._changed:
+            self._is_closed = True
+            indexing = self._indexing
+        if indexing is not None:
+            indexing.give_up()
+            indexing.ended.wait()
+        with self._writing, self._changed:
+            self._changed.wait_for(lambda: not self._in_flight)
+            self._let_go()
+
+    def forget(self) -> None:
+        """Leave the open shard to the process that this one was forked from, and take turns with it from now on."""
+        if self._engine is not None:
+            # It has threads, which are not here, and files, which are the other's: it must never be closed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
+        if self._indexing is not None:
+            self._indexing.forget()
+        self._private_copy = None
+        self._turn.leave()  # closing does not unlock what the other has
+        self._become_unopened()
+
+
+def _replay(engine: edge.EdgeShard, log: Sequence[Logged], done: int) -> int:
+    """Apply what is in the log from `done` on; return how much of it is applied."""
+    end = len(log)
+    for logged in log[done:end]:
+        try:
+            engine.update(logged.operation)
+        except Exception:
+            if not logged.failed:  # else it fails again, after as much of it
+                raise
+        time.sleep(0)  # other threads run between two of them
+    return end
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn the engine's errors into ours; it raises bare Exception for all of them."""
+    try:
+        yield
+    except (StoreError, InvalidInputError):
+        raise
+    except Exception as error:
+        if "WouldBlock" in str(error):
+            raise StoreLockedError(f"the index {path} is in use by another program; close it there first") from error
+        raise StoreError(f"the engine failed on {path}: {error}") from error
+
+
+_shards: dict[tuple[Path, bool], Shard] = {}
+_registering = threading.Lock()
+
+
+def share_shard(path: Path, dimension: int, *, timeout: float, read_only: bool) -> Shard:
+    """Return the shard of a collection that all of this process share; give it back with `leave_shard`.
+
+    Args:
+        path: The collection's folder.
+        dimension: Components of its vectors.
+        timeout: Seconds to wait for another process to let go of it.
+        read_only: Whether to read a copy of it.
+    """
+    with _registering:
+        shard = _shards.get((path, read_only))
+        if shard is None:
+            shard = _shards[path, read_only] = Shard(path, dimension, read_only=read_only)
+        shard.users += 1
+        shard.timeout = timeout
+        return shard
+
+
+def leave_shard(shard: Shard) -> None:
+    """Give a shard back; the last one closes it."""
+    with _registering:
+        shard.users -= 1
+        if shard.users:
+            return
+        for key in [key for key, one in _shards.items() if one is shard]:
+            del _shards[key]
+    shard.close()
+
+
+def _forget_all() -> None:
+    global _registering
+    _registering = threading.Lock()
+    for shard in _shards.values():
+        shard.forget()
+
+
+@atexit.register
+def _close_all() -> None:
+    for shard in list(_shards.values()):
+        with contextlib.suppress(StoreError):
+            shard.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,179 @@
+"""The files of a collection on the embedded engine: which of its folders is the current one, copies, and space."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pplx_vectorstore.errors import StoreFullError
+
+FIRST = "shard"
+"""The engine's folder until another one takes its place."""
+
+_CURRENT = "current"
+_PREFIX = "shard-"
+_CONFIG = "edge_config.json"
+_WAL = "wal"
+_SLICE = 2**20
+
+# The engine reads and applies anew, at each opening, the last two segments of its log, whatever was flushed. With its
+# segments of 32 MiB that was most of the time to open 100,000 chunks, and 100 MB of disk.
+_WAL_SEGMENT = 2**20
+# What opening and flushing may need, and what is left to others.
+RESERVE = 8 * 2**20
+
+
+def current_folder(collection: Path) -> Path:
+    """Return the folder of a collection that the engine works in."""
+    with contextlib.suppress(FileNotFoundError):
+        return collection / (collection / _CURRENT).read_text("ascii").strip()
+    return collection / FIRST
+
+
+def make_current(collection: Path, folder: Path) -> None:
+    """Have a folder take the place of the current one, wholly or, when killed, not at all."""
+    new = collection / f"{_CURRENT}.new"
+    with new.open("w", encoding="ascii") as file:
+        file.write(folder.name)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(collection / _CURRENT)
+    _sync(collection)
+
+
+def new_folder(collection: Path) -> Path:
+    """Make an empty folder that may become the current one."""
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=collection))
+
+
+def remove_leftovers(collection: Path) -> None:
+    """Remove the folders that a killed process left behind."""
+    current = current_folder(collection)
+    for folder in [collection / FIRST, *collection.glob(f"{_PREFIX}*")]:
+        if folder != current and folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_log_short(folder: Path) -> None:
+    """Have the engine cut its log into short segments from now on, as its settings file says."""
+    path = folder / _CONFIG
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # the engine will say what is wrong
+    if settings.get("wal_options") is None:
+        settings["wal_options"] = {"segment_capacity": _WAL_SEGMENT, "segment_queue_len": 0, "retain_closed": 1}
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(settings), "utf-8")
+        new.replace(path)
+
+
+def remove_log(folder: Path) -> None:
+    """Remove the log of a shard into which nothing was written, so that it begins with short segments."""
+    shutil.rmtree(folder / _WAL)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder, holes and all, into one that is empty; nothing of it may be written meanwhile."""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(path, copy)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as old, target.open("wb") as new:
+        new.truncate(os.fstat(old.fileno()).st_size)
+        for start, end in _data(old.fileno()):
+            old.seek(start)
+            new.seek(start)
+            while start < end:
+                new.write(old.read(min(_SLICE, end - start)))
+                start += _SLICE
+
+
+def _data(file: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file holds data; all of it where the system does not tell."""
+    size, end = os.fstat(file).st_size, 0
+    while end < size:
+        start, end_of_data = end, size
+        if hasattr(os, "SEEK_DATA"):
+            try:
+                start = os.lseek(file, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return  # a hole to the end
+                raise
+            end_of_data = os.lseek(file, start, os.SEEK_HOLE)
+        end = end_of_data
+        yield start, end
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's files to disk, without holding up other threads as the engine's own flush does."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # removed by the engine meanwhile
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
+        return
+    # Some file systems sync no folders.
+    with contextlib.suppress(*((OSError,) if is_folder else ())):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def used_bytes(folder: Path) -> int:
+    """Return the bytes that a folder's files take, holes left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            total += getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
+    return total
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that this user may still write to a folder's disk."""
+    return shutil.disk_usage(folder).free
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what a disk has no room for: the engine maps files that have no blocks yet, and would be killed.
+
+    Args:
+        folder: On the disk.
+        needed: Bytes; a reserve is added.
+        what: That needs them.
+
+    Raises:
+        StoreFullError: Says how many bytes are needed and free.
+    """
+    free = free_bytes(folder)
+    if free < needed + RESERVE:
+        raise StoreFullError(
+            f"{what} needs {_megabytes(needed + RESERVE)} of free space on the disk of {folder}, which has "
+            f"{_megabytes(free)} left. Nothing was written by it, and what was before can be searched; make room, or "
+            "copy the index to another disk",
+            needed=needed + RESERVE,
+            free=free,
+        )
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 2**20:.1f} MiB"
