@@ -33,17 +33,17 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
 from pplx_vectorstore import Document, VectorStore
-from pplx_vectorstore.engines import edge
+from pplx_vectorstore.engines import shard
 
-edge._MOST_UNINDEXED = 20
-edge._SHARE_WHILE_WRITING = 0.05
-optimize = edge._Shard.optimize
+shard._WALKED_BYTES = 20 * 64
+shard._SHARE_WHILE_WRITING = 0.05
+start = shard.Shard._start_indexing
 
-def tell_and_optimize(shard):
+def tell_and_start(self):
     print("indexing", flush=True)
-    optimize(shard)
+    return start(self)
 
-edge._Shard.optimize = tell_and_optimize
+shard.Shard._start_indexing = tell_and_start
 
 def chunks_of(number, version):
     n_chunks = (number * 7 + version * 3) % 6
@@ -75,13 +75,13 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
 from pplx_vectorstore import VectorStore
-from pplx_vectorstore.engines import edge
+from pplx_vectorstore.engines import edge, shard
 from pplx_vectorstore.operations import replace, write
 
 write._GROUP_DOCUMENTS = 5
 replace._UPSERT_POINTS = 4
-edge._MOST_UNINDEXED = 20
-edge._SHARE_WHILE_WRITING = 0.05
+shard._WALKED_BYTES = 20 * 64
+shard._SHARE_WHILE_WRITING = 0.05
 
 def tell(owner, name):
     function = getattr(owner, name)
@@ -96,7 +96,7 @@ def tell(owner, name):
 
 for name in ("facet", "retrieve", "upsert", "delete", "batch_update_points", "scroll", "count", "flush"):
     tell(edge.EdgeClient, name)
-tell(edge._Shard, "optimize")
+tell(shard.Shard, "_start_indexing")
 
 with open(sys.argv[2], "rb") as file:
     documents = pickle.load(file)
@@ -302,7 +302,7 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
         store.add(old)
         before = read_points(store)
     lines_of_all = sync_and_kill(new, folder / "undisturbed")
-    assert set(lines_of_all) >= {"facet", "upsert", "delete", "batch_update_points", "scroll", "optimize"}
+    assert set(lines_of_all) >= {"facet", "upsert", "delete", "batch_update_points", "scroll", "_start_indexing"}
     with VectorStore.open(folder / "undisturbed", encoder=encoder) as store:
         expected = read_points(store)
     chunks = {(one.id, i): (chunk.text, join_metadata(one, chunk)) for one in new for i, chunk in enumerate(one.chunks)}
@@ -344,7 +344,7 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
             assert (hit.document_id, hit.score) == (one.id, pytest.approx(1, abs=1e-6))
         shutil.rmtree(index)
     assert interrupted.count("done") <= 3
-    assert set(interrupted) >= {"facet", "upsert", "delete", "batch_update_points", "optimize"}
+    assert set(interrupted) >= {"facet", "upsert", "delete", "batch_update_points", "_start_indexing"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +30,12 @@ from pplx_vectorstore import (
     pack_bits,
 )
 from pplx_vectorstore.collection import SCHEMA_VERSION, VECTOR_NAME, CollectionConfig
-from pplx_vectorstore.engines import edge
+from pplx_vectorstore.engines import shard
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
     StoreError,
-    StoreLockedError,
     StoreNotFoundError,
     UnsupportedFilterError,
 )
@@ -162,6 +162,12 @@ def similar(rng, codes, n):
     """Queries close to some of the codes, as questions are to chunks."""
     chosen = codes[rng.integers(len(codes), size=n)].astype(int)
     return np.clip(chosen + rng.integers(-25, 26, size=chosen.shape), -128, 127).astype(np.int8)
+
+
+def wait_for_the_index(store):
+    while (indexing := shard_of(store)._indexing) is not None:
+        assert indexing.ended.wait(60)
+        assert indexing.error is None
 
 
 def shard_of(store):
@@ -309,9 +315,10 @@ def test_indexing_leaves_at_most_what_the_shard_believes(indexed, rng):
 
 
 def test_a_large_load_is_indexed_while_it_is_written(folder, hash_encoder, rng, monkeypatch):
-    monkeypatch.setattr(edge, "_MOST_UNINDEXED", 500)
+    monkeypatch.setattr(shard, "_WALKED_BYTES", 500 * 64)
     loaded = Indexed(folder, hash_encoder(64))
     loaded.add(clustered_codes(rng, 3000, 64))
+    wait_for_the_index(loaded.store)
     assert loaded.store._client.get_collection("documents").indexed_vectors_count > 0
     queries = similar(rng, loaded.codes, 20)
     loaded.assert_found(range(0, 3000, 100))
@@ -319,22 +326,31 @@ def test_a_large_load_is_indexed_while_it_is_written(folder, hash_encoder, rng, 
     loaded.store.close()
 
 
-def test_closing_after_a_load_indexes_it(indexed, rng):
+def test_closing_leaves_what_is_not_indexed_to_an_opening_that_rests(indexed, rng, monkeypatch):
+    n_before = shard_of(indexed.store)._unindexed
     indexed.add(clustered_codes(rng, 1000, indexed.codes.shape[1]))
     indexed.reopen()
-    assert indexed.store._client.get_collection("documents").indexed_vectors_count > 900
-    assert shard_of(indexed.store)._unindexed <= shard_of(indexed.store)._leftover
+    assert shard_of(indexed.store)._unindexed == n_before + 1000
+    assert indexed.recall(similar(rng, indexed.codes, 20)) >= 0.97
+    monkeypatch.setattr(shard, "_WALKED_BYTES", 500 * 64)
+    monkeypatch.setattr(shard, "_SECONDS_AT_REST", 0.1)
+    deadline = time.monotonic() + 60
+    while shard_of(indexed.store)._unindexed > shard_of(indexed.store)._leftover:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert indexed.store._client.get_collection("documents").indexed_vectors_count > len(indexed.codes) - 20
+    assert indexed.recall(similar(rng, indexed.codes, 20)) >= 0.97
 
 
 def test_closing_after_a_small_write_does_not_forget_that_the_rest_is_indexed(indexed, rng):
     dimension = indexed.codes.shape[1]
     indexed.add(clustered_codes(rng, 2000, dimension))
-    indexed.reopen()
+    indexed.store.optimize()
     indexed.add(clustered_codes(rng, 2, dimension))
     indexed.reopen()
     info = indexed.store._client.get_collection("documents")
     actually = info.points_count - info.indexed_vectors_count
-    assert actually <= 2
+    assert actually <= 2 + shard_of(indexed.store)._leftover
     # Otherwise every search until the next large write ignores the bits of the whole index.
     assert shard_of(indexed.store)._unindexed < 100
 
@@ -496,39 +512,6 @@ def test_names_that_are_no_file_names_are_refused(folder, hash_encoder, name):
     with pytest.raises(InvalidInputError, match="a collection's name must be"):
         VectorStore.open(folder, encoder=hash_encoder(), collection=name)
     assert not folder.exists()
-
-
-def test_the_same_folder_twice_in_one_process_is_refused(folder, hash_encoder):
-    with VectorStore.open(folder, encoder=hash_encoder()) as store:
-        with pytest.raises(StoreLockedError, match="is in use by another process"):
-            VectorStore.open(folder, encoder=hash_encoder())
-        store.add([Document(id="d", chunks=["a"])])  # the first is unharmed
-        assert store.count() == 1
-    with VectorStore.open(folder, encoder=hash_encoder()) as store:
-        assert store.count() == 1
-
-
-def test_a_second_process_is_refused_until_the_first_has_closed(folder, hash_encoder, tests_folder):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from hash_encoder import make_encoder\n"
-        "from pplx_vectorstore import Document, VectorStore\n"
-        "with VectorStore.open(sys.argv[2], encoder=make_encoder()) as store:\n"
-        "    store.add([Document(id='d', chunks=['a', 'b'])])\n"
-        "    print('open', flush=True); sys.stdin.readline()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tests_folder), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as first:
-        assert first.stdout.readline() == "open\n"
-        with pytest.raises(StoreLockedError, match="is in use by another process"):
-            VectorStore.open(folder, encoder=hash_encoder())
-        first.communicate("\n", timeout=60)
-    assert first.returncode == 0
-    with VectorStore.open(folder, encoder=hash_encoder()) as store:
-        assert store.count() == 2
 
 
 def test_a_killed_process_leaves_no_lock_and_loses_nothing(folder, hash_encoder, tests_folder):

@@ -911,10 +911,10 @@ def test_encoders_of_wrong_shapes_are_refused(new_store, hash_encoder):
 
 
 def test_threads_search_while_one_adds(new_store, rng, monkeypatch):
-    from pplx_vectorstore.engines import edge
+    from pplx_vectorstore.engines import shard
 
-    monkeypatch.setattr(edge, "_MOST_UNINDEXED", 400)
-    monkeypatch.setattr(edge, "_SHARE_WHILE_WRITING", 0.05)
+    monkeypatch.setattr(shard, "_WALKED_BYTES", 400 * 64)
+    monkeypatch.setattr(shard, "_SHARE_WHILE_WRITING", 0.05)
     codes = clustered_codes(rng, 3000, 64)
     # Equal vectors could stand for each other.
     codes = np.unique(codes, axis=0)

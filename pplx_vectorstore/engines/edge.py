@@ -113,6 +113,7 @@ class EdgeClient:
         self._creating = threading.Lock()
         self._closed = False
         _clients.add(self)
+        weakref.finalize(self, _leave_later, self._open).atexit = False
         if self.folder.exists():
             self._require_collections()
 
@@ -440,6 +441,12 @@ def _matching(shard: Shard, condition: edge.Filter) -> Iterator[list[Any]]:
 
 def _record(point: edge.Record) -> models.Record:
     return models.Record.model_construct(id=str(point.id), payload=point.payload or {}, vector=point.vector)
+
+
+def _leave_later(shards: dict[str, Shard]) -> None:
+    """Give back what a client had that nobody closed; in a thread, since this one may be in the midst of anything."""
+    if shards:
+        threading.Thread(target=lambda: [leave_shard(shard) for shard in shards.values()], daemon=True).start()
 
 
 _clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()

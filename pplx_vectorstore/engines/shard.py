@@ -55,6 +55,8 @@ _FEW_LOGGED = 16
 # operation may take besides, as the engine maps files in large pieces.
 _WRITTEN = 6
 _OPERATION_BYTES = 2 * 2**20
+# The engine flushes in one go, during which no other thread runs, what was written since it last did.
+_MOST_UNFLUSHED = 2000
 # A copy, and the index beside it.
 _INDEXING_SPACE = 2.5
 # Other people's files, and media that cannot be written to.
@@ -109,6 +111,7 @@ class Shard:
         self._changed = threading.Condition(threading.Lock())  # what follows
         self._in_flight = 0
         self._pins = 0
+        self._unflushed = 0
         self._is_swapping = False
         self._indexing: Indexing | None = None
         self._watcher: threading.Thread | None = None
@@ -169,7 +172,7 @@ class Shard:
         try:
             started = time.monotonic()
             with translated(self.path):
-                engine = edge.EdgeShard.load(str(folder))
+                engine = _load(folder)
             self._engine = engine
             self._count()
             self._read_mark()
@@ -344,6 +347,10 @@ class Shard:
                     indexing.log_bytes += n_bytes + 4 * new * self._dimension
                 self._count()
                 self._written = time.monotonic()
+            self._unflushed += new + moved
+            if self._unflushed > _MOST_UNFLUSHED:
+                self._unflushed = 0
+                engine.flush()
         if indexing is not None and indexing.log_bytes > _MOST_LOGGED_BYTES:
             indexing.ended.wait()
         elif new and self._indexing is None and self._is_due(_SHARE_WHILE_WRITING) and Indexing.is_possible():
@@ -492,7 +499,7 @@ class Shard:
         with self._pinned(), translated(self.path):
             if indexing.is_stale or self._private_copy is not None:
                 return
-            engine = edge.EdgeShard.load(str(indexing.folder))
+            engine = _load(indexing.folder)
             try:
                 done = 0
                 while len(indexing.log) - done > _FEW_LOGGED:
@@ -565,12 +572,19 @@ class Shard:
             self._indexing.forget()
         self._private_copy = None
         self._turn.leave()  # closing does not unlock what the other has
+        shard_files.close_inherited(self.path)
         self._become_unopened()
+
+
+def _load(folder: Path) -> edge.EdgeShard:
+    shard_files.read_ahead(folder)
+    return edge.EdgeShard.load(str(folder))
 
 
 def _replay(engine: edge.EdgeShard, log: Sequence[Logged], done: int) -> int:
     """Apply what is in the log from `done` on; return how much of it is applied."""
     end = len(log)
+    unflushed = 0
     for logged in log[done:end]:
         try:
             engine.update(logged.operation)
@@ -578,6 +592,10 @@ def _replay(engine: edge.EdgeShard, log: Sequence[Logged], done: int) -> int:
             if not logged.failed:  # else it fails again, after as much of it
                 raise
         time.sleep(0)  # other threads run between two of them
+        unflushed += logged.new
+        if unflushed > _MOST_UNFLUSHED:
+            unflushed = 0
+            engine.flush()
     return end
 
 

@@ -1,0 +1,310 @@
+"""Several processes on one folder, spawned and forked: each gets its turn, nothing is lost or doubled."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.engines.folder_turns import FolderTurn
+from pplx_vectorstore.errors import StoreLockedError
+
+DIMENSION = 64
+
+# A process that does so many operations on an index, at random, on documents of its own and on those of all; what it
+# does is checked at once, and what is left in the end is printed.
+WORKER = """
+import json, os, random, sys
+sys.path.insert(0, sys.argv[1])
+from hash_encoder import make_encoder
+from pplx_vectorstore import Document, VectorStore
+
+ENCODER = make_encoder(64)
+
+def document(name, version):
+    chunks = [f"{i} of {name} in version {version}" for i in range(1 + version % 4)]
+    return Document(id=name, chunks=chunks, metadata={"version": version})
+
+def work(index, number, n):
+    rng = random.Random(number)
+    with VectorStore.open(index, encoder=ENCODER, timeout=120) as store:
+        mine = {}
+        for step in range(n):
+            name = f"{number}-{rng.randrange(20)}"
+            kind = rng.random()
+            if kind < 0.25:
+                store.add([document(name, step)])
+                mine[name] = step
+            elif kind < 0.3:
+                store.sync([document(name, step), document("everybody's", 1000 * step + number)])
+                mine[name] = step
+            elif kind < 0.35:
+                store.delete(document_ids=[name])
+                mine.pop(name, None)
+            elif kind < 0.36:
+                store.optimize()
+            elif mine:
+                name = rng.choice(sorted(mine))
+                (codes,) = ENCODER.encode_documents([[chunk.text for chunk in document(name, mine[name]).chunks]])
+                hit = store.search(codes[-1], k=1)[0]
+                assert hit.text == f"{len(codes) - 1} of {name} in version {mine[name]}", (hit, name, mine)
+                assert hit.score > 0.999
+        # A document that all replace is of one version, whoever was the last.
+        common = [c for c in store.chunks() if c.document_id == "everybody's"]
+        assert len({c.metadata["version"] for c in common}) <= 1, common
+        assert len(common) == (common[0].chunk_count if common else 0), common
+    return mine
+"""
+
+SPAWNED = (
+    WORKER
+    + """
+print(json.dumps(work(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))), flush=True)
+"""
+)
+
+# Opens, searches, forks children that work beside it, works itself, and tells what all of them have left.
+FORKING = (
+    WORKER
+    + """
+index, n_children, n = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+store = VectorStore.open(index, encoder=ENCODER, timeout=120)
+store.add([document("before", 3)])
+assert len(store.search("before", k=4)) == 4
+children = {}
+for number in range(n_children):
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        # The store of before the fork is one more, of this process now.
+        assert store.count() >= 4
+        assert {hit.document_id for hit in store.search("before", k=4)} >= set()
+        left = work(index, number, n)
+        store.close()
+        os.write(writing, json.dumps(left).encode())
+        os._exit(0)
+    os.close(writing)
+    children[pid] = reading
+left = work(index, n_children, n)
+for pid, reading in children.items():
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+    left.update(json.loads(os.read(reading, 2**16)))
+assert len(store.search("before", k=4)) == 4
+store.add([document("after", 3)])
+store.close()
+print(json.dumps(left), flush=True)
+"""
+)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def start(tmp_path, tests_folder):
+    """Start a process that runs a script: ``start(script, *arguments)``; all are ended after the test."""
+    processes = []
+
+    def start(script, *arguments):
+        path = tmp_path / f"script{len(processes)}.py"
+        path.write_text(script, "utf-8")
+        command = [sys.executable, str(path), str(tests_folder), *map(str, arguments)]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+def texts_of(versions):
+    return {f"{i} of {name} in version {version}" for name, version in versions.items() for i in range(1 + version % 4)}
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+def assert_left(index, encoder, left):
+    """Check that an index holds what its processes believe, and finds all of it."""
+    with VectorStore.open(index, encoder=encoder) as store:
+        chunks = [chunk for chunk in store.chunks() if chunk.document_id != "everybody's"]
+        assert len(chunks) == len({chunk.text for chunk in chunks})
+        assert {chunk.text for chunk in chunks} == texts_of(left)
+        for name, version in left.items():
+            texts = [f"{i} of {name} in version {version}" for i in range(1 + version % 4)]
+            (codes,) = encoder.encode_documents([texts])
+            for text, query in zip(texts, codes, strict=True):
+                assert store.search(query, k=1)[0].text == text
+
+
+@pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_spawned_processes_share_a_folder(index, hash_encoder, start, n):
+    workers = [start(SPAWNED, index, number, n) for number in range(4)]
+    left = {}
+    for worker in workers:
+        left.update(finish(worker))
+    assert_left(index, hash_encoder(DIMENSION), left)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_forked_processes_share_a_folder(index, hash_encoder, start, n):
+    left = finish(start(FORKING, index, 3, n))
+    assert_left(index, hash_encoder(DIMENSION), {**left, "before": 3, "after": 3})
+
+
+HOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hash_encoder import make_encoder
+from pplx_vectorstore import Document, VectorStore
+store = VectorStore.open(sys.argv[2], encoder=make_encoder(64))
+store.add([Document(id="d", chunks=["a", "b"])])
+if sys.argv[3] == "pinned":
+    store._client.pin("documents")
+print("open", flush=True)
+for line in sys.stdin:
+    print(store.count(), flush=True)
+store.close()
+"""
+
+
+def test_who_has_a_folder_open_lets_go_between_two_calls(index, hash_encoder, start):
+    first = start(HOLDER, index, "idle")
+    assert first.stdout.readline() == "open\n"
+    for expected in (2, 3, 4):
+        with VectorStore.open(index, encoder=hash_encoder(DIMENSION)) as store:
+            assert store.count() == expected
+            store.add([Document(id=f"e{expected}", chunks=["c"])])
+            first.stdin.write("\n")
+            first.stdin.flush()
+            assert first.stdout.readline() == f"{expected + 1}\n"
+            assert store.count() == expected + 1
+
+
+def test_who_waits_too_long_is_told_who_has_the_folder(index, hash_encoder, start):
+    first = start(HOLDER, index, "pinned")
+    assert first.stdout.readline() == "open\n"
+    started = time.monotonic()
+    said = rf"in use by process {first.pid}, since \d+ seconds, .* Close it there, or wait longer \(timeout=\)"
+    with pytest.raises(StoreLockedError, match=said):
+        VectorStore.open(index, encoder=hash_encoder(DIMENSION), timeout=0.5)
+    assert 0.4 < time.monotonic() - started < 20
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION), timeout=0.5) as store:
+        assert store.count() == 2
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", None, True, float("nan")])
+def test_a_timeout_that_is_none_is_refused(index, hash_encoder, timeout):
+    from pplx_vectorstore.errors import InvalidInputError
+
+    with pytest.raises(InvalidInputError, match="timeout must be a number of seconds"):
+        VectorStore.open(index, encoder=hash_encoder(DIMENSION), timeout=timeout)
+    assert not index.exists()
+
+
+def test_turns_are_taken_by_whoever_waits(tmp_path):
+    first, second, third = FolderTurn(tmp_path), FolderTurn(tmp_path), FolderTurn(tmp_path)
+    first.take(1)
+    assert not first.is_wanted()
+    with pytest.raises(StoreLockedError):
+        second.take(0.05)
+    assert not first.is_wanted()
+    first.leave()
+    second.take(0.05)
+    second.leave()
+    third.take(0.05)
+    third.leave()
+
+
+KILLED = (
+    WORKER
+    + """
+from pplx_vectorstore.engines import shard
+shard._WALKED_BYTES = 0
+shard._SHARE_WHILE_WRITING = 0.2
+rng = random.Random(sys.argv[3])
+with VectorStore.open(sys.argv[2], encoder=ENCODER, timeout=120) as store:
+    print("open", flush=True)
+    for step in range(int(sys.argv[4])):
+        name = f"{sys.argv[3]}-{rng.randrange(10)}"
+        print("adding", name, step, ".", flush=True)
+        store.add([document(name, step)])
+        print("added", name, step, ".", flush=True)
+        if rng.random() < 0.1:
+            store.optimize()
+"""
+)
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize("n_kills", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_lose_and_double_nothing(index, hash_encoder, start, n_kills):
+    """Two processes write, index aside and take turns; one, the program that indexes for it, or all are killed."""
+    rng = random.Random(0)
+    encoder = hash_encoder(DIMENSION)
+    acknowledged = {}
+    killed_programs = 0
+    round_ = 0
+    while n_kills > 0:
+        workers = [start(KILLED, index, number, 10_000) for number in range(2)]
+        begun = {}
+        for worker in workers:
+            assert worker.stdout.readline() == "open\n"
+        for _ in range(min(n_kills, 4)):
+            time.sleep(rng.random() * 0.4)
+            programs = [child for worker in workers for child in children_of(worker.pid)]
+            if programs and rng.random() < 0.6:
+                killed_programs += 1
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(programs), signal.SIGKILL)
+                n_kills -= 1
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+            n_kills -= 1
+        for worker in workers:
+            for line in worker.stdout.read().splitlines():
+                if not line.endswith("."):  # cut off
+                    continue
+                verb, name, step, _ = line.split()
+                begun[name] = int(step)
+                if verb == "added":
+                    acknowledged[name] = int(step)
+                    del begun[name]
+        with VectorStore.open(index, encoder=encoder) as store:
+            found = {}
+            for chunk in store.chunks():
+                found.setdefault(chunk.document_id, []).append(chunk)
+            assert found.keys() >= acknowledged.keys()
+            for name, chunks in found.items():
+                versions = {chunk.metadata["version"] for chunk in chunks}
+                assert len(versions) == 1
+                (version,) = versions
+                assert version in (acknowledged.get(name), begun.get(name))
+                assert {chunk.text for chunk in chunks} == texts_of({name: version})
+                assert len(chunks) == 1 + version % 4
+                acknowledged[name] = version
+        assert len(list((index / "documents").glob("shard*"))) == 1
+        round_ += 1
+    assert killed_programs or round_ < 10
+    assert_left(index, encoder, acknowledged)
