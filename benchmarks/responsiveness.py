@@ -102,7 +102,8 @@ def percentiles(values: list[float]) -> str:
 def measure_threads(n: int, dimension: int, folder: Path) -> None:
     """Watch a thread beside a blocking store."""
     encoder = PrecomputedEncoder("made", dimension)
-    queries = [document.vectors[0] for document in documents(50 * _CHUNKS_EACH, dimension, seed=7)]
+    asked = documents(50 * _CHUNKS_EACH, dimension, seed=7)
+    queries = [document.vectors[0] for document in asked if document.vectors is not None]
     store = watched("open", lambda: VectorStore.open(folder, encoder=encoder))
     watched(f"add {n}", lambda: store.add(documents(n, dimension, seed=1)))
     watched("index the rest", store.optimize)

@@ -152,6 +152,7 @@ def index(
                 opened.delete(document_ids=gone)
                 report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
+            _index_what_is_not(console, client, collection)
         print_skipped(console, skipped)
         print_report(report, chunks, without_password(store))
         if len(skipped) == len(files):
@@ -323,6 +324,7 @@ def import_(
         opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
         with busy(console, f"importing {file}"):
             chunks = opened.import_parquet(file)
+        _index_what_is_not(console, client, collection)
         say(f"imported {number(chunks, 'chunk')} into {without_password(store)}")
 
 
@@ -351,6 +353,7 @@ def copy(
                 reader = _reader(origin, collection, recorded, one)
                 writer = _reader(goal, to_collection or collection, recorded, one, create=True)
                 chunks += reader.copy_to(writer)
+        _index_what_is_not(console, goal, to_collection or collection)
         say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
 
 
@@ -470,7 +473,8 @@ def _connect(store: str) -> Iterator[Any]:
     """Open the engine behind --store: a folder's, or a server's client."""
     from pplx_vectorstore.engines.edge import EdgeClient
 
-    if re.match(r"([^/\\@:]*:[^@]*@)?[\w.-]+:\d+(/|$)", store) or ("://" in store and not _is_url(store)):
+    looks_like_one = "://" in store or re.match(r"([^/\\@:]*:[^@]*@)?[\w.-]+:\d+(/|$)", store)
+    if looks_like_one and not _is_url(store):
         raise InvalidInputError(
             f"{without_password(store)!r} looks like a server's address; URLs begin with http:// or https://"
         )
@@ -482,6 +486,13 @@ def _connect(store: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+def _index_what_is_not(console: Console, client: Any, collection: str) -> None:
+    """Build a folder's index anew where that makes searching faster; a server does so on its own."""
+    if hasattr(client, "coverage") and client.coverage(collection).is_due:
+        with busy(console, "building the index"):
+            client.optimize(collection)
 
 
 def _calls(client: Any) -> BlockingCalls:

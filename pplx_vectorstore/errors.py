@@ -16,7 +16,9 @@
     │       └── AlignmentError              vectors and chunks do not correspond
     ├── StoreError
     │   ├── StoreNotFoundError              no index where one was expected
-    │   ├── StoreLockedError                another process has it open
+    │   ├── StoreLockedError                another process has it, and did not let go in time
+    │   ├── StoreReadOnlyError              it is open to be read, or lies where nothing can be written
+    │   ├── StoreFullError                  the disk has no room
     │   ├── StoreClosedError
     │   ├── SchemaMismatchError             written with another model, dimension or schema
     │   └── ServerError                     a Qdrant server refused a request

@@ -25,7 +25,7 @@ from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.retrying import Retries
-from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreLockedError, StoreNotFoundError
+from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreNotFoundError
 from pplx_vectorstore.operations import finding, manage, pools, search, session, sizes, transfer, write
 from pplx_vectorstore.quantization import quantize_tanh
 
@@ -64,8 +64,8 @@ def test_over_the_embedded_engine_everything_runs_in_threads(run_async, folder, 
             hits = await asyncio.gather(*(store.search(f"{i}", k=3, hybrid=True) for i in range(10)))
             assert [len(found) for found in hits] == [3] * 10
             assert len([document async for document in store.documents()]) == 20
-            with pytest.raises(StoreLockedError):
-                await AsyncVectorStore.open(folder / "index", encoder=encoder)
+            async with await AsyncVectorStore.open(folder / "index", encoder=encoder) as again:  # the same
+                assert await again.count() == 40
             assert await store.delete(document_ids=["d3"]) == 2
             return await store.count()
 

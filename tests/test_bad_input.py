@@ -309,7 +309,7 @@ class Level(IntEnum):
         (np.ones(3), "ndarray"),
         (Colour.RED, "Colour"),
         (Level.HIGH, "Level"),
-        (..., "object"),
+        (..., "ellipsis"),
         (MappingProxyType({}), "mappingproxy"),
         (1j, "complex"),
         (math.nan, "nan"),

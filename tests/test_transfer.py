@@ -176,9 +176,10 @@ def test_an_export_that_fails_leaves_the_old_file(new_store, tmp_path, monkeypat
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        store.export_parquet(file)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            store.export_parquet(file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 

@@ -445,8 +445,13 @@ def _record(point: edge.Record) -> models.Record:
 
 def _leave_later(shards: dict[str, Shard]) -> None:
     """Give back what a client had that nobody closed; in a thread, since this one may be in the midst of anything."""
+
+    def leave() -> None:
+        for shard in shards.values():
+            leave_shard(shard)
+
     if shards:
-        threading.Thread(target=lambda: [leave_shard(shard) for shard in shards.values()], daemon=True).start()
+        threading.Thread(target=leave, name="pplx-vectorstore closing", daemon=True).start()
 
 
 _clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()

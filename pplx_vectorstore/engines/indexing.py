@@ -12,6 +12,7 @@ from typing import NamedTuple
 import qdrant_edge as edge
 
 from pplx_vectorstore.engines import indexing_program
+from pplx_vectorstore.engines.shard_files import Workplace
 from pplx_vectorstore.errors import StoreError
 
 
@@ -33,18 +34,21 @@ class Indexing:
     """One index that is being built, and what was written meanwhile.
 
     Args:
-        folder: A copy of the shard, of which the index is built.
+        workplace: Of a copy of the shard, of which the index is built.
 
     Attributes:
         log: Everything that was written since the copy, in order.
         log_bytes: About what the log takes.
+        is_adopted: Whether the copy has taken the shard's place.
         is_stale: Whether another process wrote to the shard, so that the copy is of no use any more.
         ended: Set when it has taken the shard's place, or failed, or was given up.
         error: Why it failed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, workplace: Workplace) -> None:
+        self.workplace = workplace
+        self.folder = workplace.folder
+        self.is_adopted = False
         self.log: list[Logged] = []
         self.log_bytes = 0
         self.is_stale = False
@@ -90,6 +94,7 @@ class Indexing:
     def forget(self) -> None:
         """Leave the program to the process that started it: this one was forked from that."""
         self._is_given_up = True
+        self.workplace.forget()
         self.ended.set()
         if self._process is not None:
             self._process.returncode = 0  # else it would be waited for

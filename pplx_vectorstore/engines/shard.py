@@ -71,11 +71,13 @@ class Coverage(NamedTuple):
         unindexed: Most points that the index lacks.
         is_worn: Whether so many of the points that it was built over are gone, or have moved out of it, that walking it
             misses some of the others.
+        is_due: Whether it is time to build it anew.
     """
 
     points: int
     unindexed: int
     is_worn: bool = False
+    is_due: bool = False
 
 
 class Shard:
@@ -166,8 +168,7 @@ class Shard:
 
     def _open(self) -> edge.EdgeShard:
         """Take the turn and load the shard."""
-        if self._is_closed:
-            raise StoreClosedError(f"the index {self.path} was closed; open it again")
+        self._require_open()
         folder = self._copy_to_read() if self.is_read_only else self._take_turn()
         try:
             started = time.monotonic()
@@ -187,6 +188,10 @@ class Shard:
             self._watcher.start()
         return engine
 
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise StoreClosedError(f"the index {self.path} was closed; open it again")
+
     def _take_turn(self) -> Path:
         try:
             self._turn.take(self.timeout)
@@ -196,26 +201,29 @@ class Shard:
             self.is_read_only = True
             return self._copy_to_read()
         try:
-            if shard_files.free_bytes(self.path) < shard_files.RESERVE:  # opening itself writes
+            shard_files.remove_leftovers(self.path)
+            folder = shard_files.current_folder(self.path)
+            if not self._is_room_to_open(folder):
                 folder = self._copy_to_read()
                 self._turn.leave()
                 return folder
-            shard_files.remove_leftovers(self.path)
-            folder = shard_files.current_folder(self.path)
             shard_files.keep_log_short(folder)
         except BaseException:
             self._turn.leave()
             raise
         return folder
 
+    def _is_room_to_open(self, folder: Path) -> bool:
+        return shard_files.free_bytes(self.path) >= shard_files.opening_bytes(folder, self.path)
+
     def _copy_to_read(self) -> Path:
         """Copy the files to the temporary folder: the engine writes beside them even to read."""
         with contextlib.ExitStack() as stack:
-            if self.is_read_only:
+            if self.is_read_only:  # else it has the turn
                 stack.enter_context(FolderTurn.to_read(self.path, self.timeout))
             source = shard_files.current_folder(self.path)
             temporary = Path(tempfile.gettempdir())
-            needed = shard_files.used_bytes(source) if source.is_dir() else 0
+            needed = shard_files.used_bytes(source) + shard_files.opening_bytes(source, temporary)
             shard_files.require_space(temporary, needed, f"reading a copy of the index {self.path}")
             self._private_copy = Path(tempfile.mkdtemp(prefix="pplx-vectorstore-"))
             try:
@@ -307,7 +315,7 @@ class Shard:
     def coverage(self) -> Coverage:
         """Tell what the index covers."""
         with self._using():
-            return Coverage(self._points, self._unindexed, self._is_worn())
+            return Coverage(self._points, self._unindexed, self._is_worn(), self._is_due(_SHARE_AT_REST))
 
     # --- writing ---------------------------------------------------------------------------------------
 
@@ -376,7 +384,8 @@ class Shard:
     def _leave_copy(self) -> None:
         """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
         if self._private_copy is not None:
-            self._require_space(_OPERATION_BYTES)
+            folder = shard_files.current_folder(self.path)
+            self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
             with self._changed:
                 self._changed.wait_for(lambda: not self._in_flight)
                 self._let_go()
@@ -431,13 +440,17 @@ class Shard:
             return
         while not self._is_settled():
             running = self._indexing
-            if running is None:
-                indexing = self._start_indexing()
-                indexing.ended.wait()
-                if indexing.error is not None:
-                    raise indexing.error
-            else:
+            if running is not None:
                 running.ended.wait()  # then once more, for what was written since it began
+                continue
+            indexing = self._start_indexing()
+            indexing.ended.wait()
+            if indexing.is_stale and indexing.error is None:  # another process wrote meanwhile, and might again
+                with self._pinned():
+                    indexing = self._start_indexing()
+                    indexing.ended.wait()
+            if indexing.error is not None:
+                raise indexing.error
 
     def _is_settled(self) -> bool:
         """Tell whether indexing would change nothing."""
@@ -447,7 +460,7 @@ class Shard:
 
     def _optimize_here(self) -> None:
         with self._writing, self._using() as engine, translated(self.path):
-            self._require_space(int(_INDEXING_SPACE * self._size()))
+            self._require_space(self._indexing_bytes())
             engine.optimize()
             engine.flush()
             self._unindexed = min(self._unindexed, self._leftover)
@@ -455,8 +468,10 @@ class Shard:
             self._mark = None
             self._write_mark()
 
-    def _size(self) -> int:
-        return shard_files.used_bytes(shard_files.current_folder(self.path))
+    def _indexing_bytes(self) -> int:
+        folder = shard_files.current_folder(self.path)
+        opening = shard_files.opening_bytes(folder, self.path)
+        return opening + int(_INDEXING_SPACE * shard_files.used_bytes(folder))
 
     def _start_indexing(self) -> Indexing:
         """Copy the shard and begin to index the copy; what is written from now on is written to that as well."""
@@ -464,19 +479,17 @@ class Shard:
             if self._indexing is not None:
                 return self._indexing
             with self._using(), translated(self.path):
-                self._require_space(int(_INDEXING_SPACE * self._size()))
-                folder = shard_files.new_folder(self.path)
+                self._require_space(self._indexing_bytes())
+                workplace = shard_files.Workplace(self.path)
                 try:
-                    shard_files.copy_folder(shard_files.current_folder(self.path), folder)
+                    shard_files.copy_folder(shard_files.current_folder(self.path), workplace.folder)
+                    with self._changed:
+                        self._require_open()
+                        self._write_mark()  # what tells whether another process writes, should it get its turn
+                        indexing = self._indexing = Indexing(workplace)
                 except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    workplace.leave(keep=False)
                     raise
-                with self._changed:
-                    if self._is_closed:
-                        shutil.rmtree(folder, ignore_errors=True)
-                        raise StoreClosedError(f"the index {self.path} was closed; open it again")
-                    self._write_mark()  # what tells whether another process writes, should it get its turn
-                    indexing = self._indexing = Indexing(folder)
         threading.Thread(target=self._index, args=(indexing,), name="pplx-vectorstore index", daemon=True).start()
         return indexing
 
@@ -490,8 +503,7 @@ class Shard:
             with self._writing:
                 if self._indexing is indexing:
                     self._indexing = None
-            if indexing.folder != shard_files.current_folder(self.path):
-                shutil.rmtree(indexing.folder, ignore_errors=True)
+            indexing.workplace.leave(keep=indexing.is_adopted)
             indexing.ended.set()
 
     def _adopt(self, indexing: Indexing) -> None:
@@ -529,6 +541,7 @@ class Shard:
                 (self.path / _UNINDEXED).unlink(missing_ok=True)
                 shard_files.make_current(self.path, indexing.folder)
                 self._engine = engine
+                indexing.is_adopted = True
                 self._mark = None
                 # Whatever was written twice: a segment that is left without an index is below the threshold.
                 self._unindexed = self._leftover + sum(logged.new for logged in indexing.log)

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import portalocker
+
 from pplx_vectorstore.errors import StoreFullError
 
 FIRST = "shard"
@@ -20,6 +22,7 @@ FIRST = "shard"
 
 _CURRENT = "current"
 _PREFIX = "shard-"
+_SIGN = "at-work-on-"
 _CONFIG = "edge_config.json"
 _WAL = "wal"
 _SLICE = 2**20
@@ -51,17 +54,50 @@ def make_current(collection: Path, folder: Path) -> None:
     _sync(collection)
 
 
-def new_folder(collection: Path) -> Path:
-    """Make an empty folder that may become the current one."""
-    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=collection))
+class Workplace:
+    """A folder in which one that may become the current one is made; other processes leave it alone meanwhile.
+
+    Args:
+        collection: Whose; it must be this process's turn to have it.
+
+    Attributes:
+        folder: Empty at first.
+    """
+
+    def __init__(self, collection: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=collection))
+        self._sign = _sign_of(self.folder).open("ab")
+        portalocker.lock(self._sign, portalocker.LockFlags.EXCLUSIVE)
+
+    def leave(self, *, keep: bool) -> None:
+        """Say that the work has ended; remove the folder unless it is to be kept."""
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._sign.close()
+        _sign_of(self.folder).unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Leave it to the process that this one was forked from."""
+        self._sign.close()
+
+
+def _sign_of(folder: Path) -> Path:
+    return folder.with_name(folder.name.replace(_PREFIX, _SIGN, 1))
 
 
 def remove_leftovers(collection: Path) -> None:
     """Remove the folders that a killed process left behind."""
     current = current_folder(collection)
     for folder in [collection / FIRST, *collection.glob(f"{_PREFIX}*")]:
-        if folder != current and folder.is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder == current or not folder.is_dir():
+            continue
+        try:
+            with _sign_of(folder).open("ab") as sign:
+                portalocker.lock(sign, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+                shutil.rmtree(folder, ignore_errors=True)
+        except portalocker.LockException:
+            continue  # its maker is at work
+        _sign_of(folder).unlink(missing_ok=True)
 
 
 def keep_log_short(folder: Path) -> None:
@@ -157,12 +193,33 @@ def read_ahead(folder: Path) -> None:
 
 def used_bytes(folder: Path) -> int:
     """Return the bytes that a folder's files take, holes left out."""
-    total = 0
+    return sum(used for _, used in _sizes(folder))
+
+
+def opening_bytes(folder: Path, at: Path) -> int:
+    """Return the bytes that opening a shard may take of the disk that `at` is on, were its files there.
+
+    In memory, a hole that is read takes space, and the engine reads all of some files at loading.
+    """
+    return RESERVE + (sum(max(0, size - used) for size, used in _sizes(folder)) if _is_in_memory(at) else 0)
+
+
+def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
-            total += getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
-    return total
+            yield stat.st_size, getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
+
+
+def _is_in_memory(folder: Path) -> bool:
+    """Tell whether a folder is on a file system in memory, as far as the system says."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    kinds = {fields[1]: fields[2] for fields in map(str.split, mounts)}
+    within = next((str(one) for one in (folder, *folder.parents) if str(one) in kinds), "/")
+    return kinds.get(within) in ("tmpfs", "ramfs")
 
 
 def free_bytes(folder: Path) -> int:
