@@ -19,10 +19,10 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject
 
 # The tests that take seconds; `make check` runs the long ones too.
 test: $(INSTALLED)
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 check: lint types docs build
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

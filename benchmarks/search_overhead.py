@@ -103,7 +103,7 @@ def compare(
 
 def raw_shard(store: VectorStore) -> Any:
     """Return the engine's own object."""
-    return store._client._shard(DEFAULT_COLLECTION)._shard
+    return store._client._shard(DEFAULT_COLLECTION)._engine
 
 
 def raw_request(codes: Codes) -> edge.QueryRequest:

@@ -52,7 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, VectorStore.open(folder, encoder=encoder) as store:
             start = perf_counter()
             if way == "raw":
-                write_raw(store._client._shard(DEFAULT_COLLECTION)._shard, points)
+                write_raw(store._client._shard(DEFAULT_COLLECTION)._engine, points)
             else:
                 store.add(documents)
             seconds[way][index] = perf_counter() - start

@@ -270,6 +270,26 @@ def test_the_program_ends_with_its_parent(index, hash_encoder, tmp_path):
         assert child.wait(10) == -signal.SIGIO
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_opening(index, hash_encoder):
+    """Copies that were being indexed, by this process or another one, and what an exchange had not removed yet."""
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION)) as store:
+        store.add(made(range(10)))
+        store.optimize()
+        assert folders_of(index) != ["shard"]
+    at = index / "documents"
+    for name in ("shard", "shard-abandoned"):
+        (at / name / "segments").mkdir(parents=True)
+        (at / name / "segments" / "file").write_text("x")
+    (at / "at-work-on-shard-abandoned").touch()
+    (at / f"at-work-on-{shard_files.current_folder(at).name}").touch()
+    busy = shard_files.Workplace(at)
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION)) as store:
+        assert_holds(store, made(range(10)))
+        assert folders_of(index) == sorted({shard_files.current_folder(at).name, busy.folder.name})
+    busy.leave(keep=False)
+    assert list(at.glob("at-work-on-*")) == []
+
+
 # --- space -----------------------------------------------------------------------------------------------------------
 
 

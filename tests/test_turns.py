@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -253,8 +254,12 @@ with VectorStore.open(sys.argv[2], encoder=ENCODER, timeout=120) as store:
 
 
 def children_of(pid):
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return [int(child) for child in file.read().split()]
+    """The programs that a process has started, from whichever of its threads."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += [int(child) for child in (task / "children").read_text("ascii").split()]
+    return found
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")

@@ -12,6 +12,7 @@ from typing import IO
 
 import portalocker
 
+from pplx_vectorstore.engines.retrying import require_wanted
 from pplx_vectorstore.errors import StoreLockedError
 
 DEFAULT_TURN_TIMEOUT = 30.0
@@ -94,6 +95,7 @@ class FolderTurn:
             portalocker.lock(sign, portalocker.LockFlags.SHARED)
             time.sleep(at_first)
             while not _try(lock):
+                require_wanted()
                 if time.monotonic() > until:
                     raise StoreLockedError(self._describe_holder())
                 time.sleep(_GLANCE)

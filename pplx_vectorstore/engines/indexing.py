@@ -12,6 +12,7 @@ from typing import NamedTuple
 import qdrant_edge as edge
 
 from pplx_vectorstore.engines import indexing_program
+from pplx_vectorstore.engines.retrying import GLANCE, require_wanted
 from pplx_vectorstore.engines.shard_files import Workplace
 from pplx_vectorstore.errors import StoreError
 
@@ -70,7 +71,10 @@ class Indexing:
             program = [str(indexing_program.__file__), str(self.folder), str(Path(edge.__file__).parent.parent)]
             # Isolated, and without site: it needs the engine alone.
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", *program], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+                [sys.executable, "-I", "-S", *program],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for its parent
             )
         with self._process as process:
             assert process.stderr is not None
@@ -82,6 +86,11 @@ class Indexing:
             reason = said.strip().splitlines()[-1] if said.strip() else f"it ended with code {code}"
             raise StoreError(f"the index of {self.folder.parent} could not be built: {reason}")
         return True
+
+    def wait(self) -> None:
+        """Wait until it has ended, or whoever waits was cancelled."""
+        while not self.ended.wait(GLANCE):
+            require_wanted()
 
     def give_up(self) -> None:
         """End the program; nothing takes the shard's place."""

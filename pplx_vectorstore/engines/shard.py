@@ -117,6 +117,7 @@ class Shard:
         self._is_swapping = False
         self._indexing: Indexing | None = None
         self._watcher: threading.Thread | None = None
+        self._failure: StoreError | None = None
         self._taken = self._written = time.monotonic()
         self._turn_seconds = 0.0
         self._mark: str | None = None
@@ -169,6 +170,9 @@ class Shard:
     def _open(self) -> edge.EdgeShard:
         """Take the turn and load the shard."""
         self._require_open()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         folder = self._copy_to_read() if self.is_read_only else self._take_turn()
         try:
             started = time.monotonic()
@@ -267,9 +271,12 @@ class Shard:
                     self._watcher = None
                     return
                 if not self._in_flight and self._is_turn_over():
-                    self._let_go()
-                    self._changed.notify_all()
                     self._watcher = None
+                    try:
+                        self._let_go()
+                    except StoreError as error:
+                        self._failure = error  # the next call raises it
+                    self._changed.notify_all()
                     return
                 rested = time.monotonic() - max(self._taken, self._written)
                 is_due = self._indexing is None and rested > _SECONDS_AT_REST and self._is_due(_SHARE_AT_REST)
@@ -340,7 +347,7 @@ class Shard:
             self._require_space(_OPERATION_BYTES + _WRITTEN * n_bytes)
             if self._mark is not None:
                 self._mark = None
-                (self.path / _UNINDEXED).unlink(missing_ok=True)
+                shard_files.remove(self.path / _UNINDEXED)
             # Points written twice count twice: an upper bound is all that is needed.
             self._points += new
             self._unindexed = min(self._unindexed + new + moved, self._points)
@@ -360,7 +367,7 @@ class Shard:
                 self._unflushed = 0
                 engine.flush()
         if indexing is not None and indexing.log_bytes > _MOST_LOGGED_BYTES:
-            indexing.ended.wait()
+            indexing.wait()
         elif new and self._indexing is None and self._is_due(_SHARE_WHILE_WRITING) and Indexing.is_possible():
             with contextlib.suppress(StoreFullError):  # the points are written, and found by their codes
                 self._start_indexing()
@@ -441,14 +448,14 @@ class Shard:
         while not self._is_settled():
             running = self._indexing
             if running is not None:
-                running.ended.wait()  # then once more, for what was written since it began
+                running.wait()  # then once more, for what was written since it began
                 continue
             indexing = self._start_indexing()
-            indexing.ended.wait()
+            indexing.wait()
             if indexing.is_stale and indexing.error is None:  # another process wrote meanwhile, and might again
                 with self._pinned():
                     indexing = self._start_indexing()
-                    indexing.ended.wait()
+                    indexing.wait()
             if indexing.error is not None:
                 raise indexing.error
 
@@ -538,7 +545,7 @@ class Shard:
                 self._changed.wait_for(lambda: not self._in_flight)
                 assert self._engine is not None  # it is pinned
                 old = shard_files.current_folder(self.path), self._engine
-                (self.path / _UNINDEXED).unlink(missing_ok=True)
+                shard_files.remove(self.path / _UNINDEXED)
                 shard_files.make_current(self.path, indexing.folder)
                 self._engine = engine
                 indexing.is_adopted = True

@@ -82,7 +82,7 @@ class Workplace:
 
 
 def _sign_of(folder: Path) -> Path:
-    return folder.with_name(folder.name.replace(_PREFIX, _SIGN, 1))
+    return folder.with_name(f"{_SIGN}{folder.name}")
 
 
 def remove_leftovers(collection: Path) -> None:
@@ -98,6 +98,7 @@ def remove_leftovers(collection: Path) -> None:
         except portalocker.LockException:
             continue  # its maker is at work
         _sign_of(folder).unlink(missing_ok=True)
+    _sign_of(current).unlink(missing_ok=True)
 
 
 def keep_log_short(folder: Path) -> None:
@@ -156,6 +157,13 @@ def _data(file: int) -> Iterator[tuple[int, int]]:
             end_of_data = os.lseek(file, start, os.SEEK_HOLE)
         end = end_of_data
         yield start, end
+
+
+def remove(path: Path) -> None:
+    """Remove a file if there is one, so that it does not come back after a loss of power."""
+    if path.exists():
+        path.unlink()
+        _sync(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
