@@ -85,7 +85,7 @@ for number in range(n_children):
     if not pid:
         # The store of before the fork is one more, of this process now.
         assert store.count() >= 4
-        assert {hit.document_id for hit in store.search("before", k=4)} >= set()
+        assert sum(hit.document_id == "before" for hit in store.search("before", k=1000)) == 4
         left = work(index, number, n)
         store.close()
         os.write(writing, json.dumps(left).encode())
@@ -175,7 +175,7 @@ from pplx_vectorstore import Document, VectorStore
 store = VectorStore.open(sys.argv[2], encoder=make_encoder(64))
 store.add([Document(id="d", chunks=["a", "b"])])
 if sys.argv[3] == "pinned":
-    store._client.pin("documents")
+    store._client.pin("documents", pinned=[])
 print("open", flush=True)
 for line in sys.stdin:
     print(store.count(), flush=True)
@@ -220,16 +220,19 @@ def test_a_timeout_that_is_none_is_refused(index, hash_encoder, timeout):
 
 
 def test_turns_are_taken_by_whoever_waits(tmp_path):
+    def go_on():
+        pass
+
     first, second, third = FolderTurn(tmp_path), FolderTurn(tmp_path), FolderTurn(tmp_path)
-    first.take(1)
+    first.take(1, go_on)
     assert not first.is_wanted()
     with pytest.raises(StoreLockedError):
-        second.take(0.05)
+        second.take(0.05, go_on)
     assert not first.is_wanted()
     first.leave()
-    second.take(0.05)
+    second.take(0.05, go_on)
     second.leave()
-    third.take(0.05)
+    third.take(0.05, go_on)
     third.leave()
 
 
@@ -270,7 +273,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(index, hash_encoder, start,
     encoder = hash_encoder(DIMENSION)
     acknowledged = {}
     killed_programs = 0
-    round_ = 0
+    n_rounds = 0
     while n_kills > 0:
         workers = [start(KILLED, index, number, 10_000) for number in range(2)]
         begun = {}
@@ -310,6 +313,6 @@ def test_kills_at_any_moment_lose_and_double_nothing(index, hash_encoder, start,
                 assert len(chunks) == 1 + version % 4
                 acknowledged[name] = version
         assert len(list((index / "documents").glob("shard*"))) == 1
-        round_ += 1
-    assert killed_programs or round_ < 10
+        n_rounds += 1
+    assert killed_programs > n_rounds // 10
     assert_left(index, encoder, acknowledged)

@@ -324,15 +324,19 @@ class EdgeClient:
         """Build the index over everything written so far."""
         self._shard(collection_name, to_write=True).optimize()
 
-    def pin(self, collection_name: str) -> Shard:
-        """Keep other processes from the collection, until `unpin` is called with what this returns."""
+    def pin(self, collection_name: str, *, pinned: list[Shard]) -> None:
+        """Keep other processes from the collection, until `unpin` is called with the same list, which tells of it.
+
+        What a call returns is lost where its awaiter is cancelled.
+        """
         shard = self._shard(collection_name, to_write=True)
         shard.pin()
-        return shard
+        pinned.append(shard)
 
-    def unpin(self, collection_name: str, *, pinned: Shard) -> None:
+    def unpin(self, collection_name: str, *, pinned: list[Shard]) -> None:
         """Let other processes have the collection again, whether or not this client was closed meanwhile."""
-        pinned.unpin()
+        while pinned:
+            pinned.pop().unpin()
 
     def flush(self, collection_name: str) -> None:
         """Write everything to disk, so that it survives a loss of power too."""
@@ -415,8 +419,9 @@ class EdgeClient:
                     vectors = self._settings(collection_name)["vectors"]
                     dimension = max(params.size for params in vectors.values())
                     shard = self._open[collection_name] = share_shard(
-                        self._path(collection_name), dimension, timeout=self._timeout, read_only=self.read_only
+                        self._path(collection_name), dimension, read_only=self.read_only
                     )
+        shard.wait_at_most(self._timeout)
         return shard
 
 
@@ -448,7 +453,8 @@ def _leave_later(shards: dict[str, Shard]) -> None:
 
     def leave() -> None:
         for shard in shards.values():
-            leave_shard(shard)
+            with contextlib.suppress(StoreError):  # nobody is there to be told
+                leave_shard(shard)
 
     if shards:
         threading.Thread(target=leave, name="pplx-vectorstore closing", daemon=True).start()

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import portalocker
 
-from pplx_vectorstore.engines.retrying import require_wanted
-from pplx_vectorstore.errors import StoreLockedError
+from pplx_vectorstore.errors import StoreError, StoreLockedError
 
 DEFAULT_TURN_TIMEOUT = 30.0
 """Seconds to wait for another process to let go of a collection."""
@@ -21,17 +20,14 @@ DEFAULT_TURN_TIMEOUT = 30.0
 _LOCK = "lock"
 _WAITING = "waiting"
 _HOLDER = "holder"
-_NOW = portalocker.LockFlags.NON_BLOCKING
 _GLANCE = 0.005
-# Longer than any waiter's glance, so that who has just let go does not take the folder again at once.
-_COURTESY = 4 * _GLANCE
 
 
 class FolderTurn:
     """The turn to have a collection's files.
 
-    Three files beside them: ``lock`` is locked by the process whose turn it is, ``waiting`` is locked, together, by all
-    that wait, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked.
+    Three files beside them: ``lock`` is locked by the process whose turn it is, ``waiting`` by the one whose turn is
+    next, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked.
 
     The engine has a lock of its own, but takes it after it has repaired the files of what it believes to be a process
     that was killed: on a collection in use, that damages them.
@@ -45,60 +41,54 @@ class FolderTurn:
         self._lock: IO[bytes] | None = None
         self._waiting: IO[bytes] | None = None
 
-    def take(self, timeout: float) -> None:
+    def take(self, timeout: float, go_on: Callable[[], object]) -> None:
         """Wait for the turn.
 
         Args:
             timeout: Seconds to wait for a process that has it.
+            go_on: Raises what ends the waiting.
 
         Raises:
             StoreLockedError: It did not let go in time.
             OSError: The folder cannot be written to.
         """
-        until = time.monotonic() + timeout
-        lock = (self._path / _LOCK).open("ab")
-        try:
-            self._waiting = (self._path / _WAITING).open("ab")
-            if self.is_wanted():  # by others, who come first
-                self._wait(lock, until, _COURTESY)
-            elif not _try(lock):
-                self._wait(lock, until, 0.0)
-        except BaseException:
-            lock.close()
-            self._close_waiting()
-            raise
-        self._lock = lock
+        with contextlib.ExitStack() as opened:
+            lock = opened.enter_context((self._path / _LOCK).open("ab"))
+            waiting = opened.enter_context((self._path / _WAITING).open("ab"))
+            self._queue(lock, waiting, timeout, go_on)
+            opened.pop_all()
+        self._lock, self._waiting = lock, waiting
         with contextlib.suppress(OSError):  # a full disk; it is but for messages
             (self._path / _HOLDER).write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), "utf-8")
 
     @classmethod
     @contextlib.contextmanager
-    def to_read(cls, path: Path, timeout: float) -> Iterator[None]:
+    def to_read(cls, path: Path, timeout: float, go_on: Callable[[], object]) -> Iterator[None]:
         """Have the turn within a block, in a folder that may be one that cannot be written to.
 
         Raises:
             StoreLockedError: Who has it did not let go in time.
         """
-        turn = cls(path)
-        try:
-            lock = (path / _LOCK).open("rb")
-        except FileNotFoundError:  # a copy, which nobody has opened yet
-            yield
-            return
-        with lock:
-            if not _try(lock):
-                turn._wait(lock, time.monotonic() + timeout, 0.0)
+        with contextlib.ExitStack() as opened:
+            try:
+                lock = opened.enter_context((path / _LOCK).open("rb"))
+                waiting = opened.enter_context((path / _WAITING).open("rb"))
+            except FileNotFoundError:  # a copy, which nobody has opened yet
+                pass
+            else:
+                cls(path)._queue(lock, waiting, timeout, go_on)
             yield
 
-    def _wait(self, lock: IO[bytes], until: float, at_first: float) -> None:
-        with (self._path / _WAITING).open("rb") as sign:
-            portalocker.lock(sign, portalocker.LockFlags.SHARED)
-            time.sleep(at_first)
-            while not _try(lock):
-                require_wanted()
+    def _queue(self, lock: IO[bytes], waiting: IO[bytes], timeout: float, go_on: Callable[[], object]) -> None:
+        """Lock `lock`, after all who wait for it: so whoever has just let go does not get it again at once."""
+        until = time.monotonic() + timeout
+        for file in (waiting, lock):
+            while not _try(file):
+                go_on()
                 if time.monotonic() > until:
                     raise StoreLockedError(self._describe_holder())
                 time.sleep(_GLANCE)
+        portalocker.unlock(waiting)
 
     def _describe_holder(self) -> str:
         who = "another process"
@@ -118,22 +108,27 @@ class FolderTurn:
         portalocker.unlock(self._waiting)
         return False
 
-    def leave(self) -> None:
-        """Let others have the turn."""
-        self._close_waiting()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def is_gone(self) -> bool:
+        """Tell whether the folder was removed, or another one put in its place, since the turn was taken."""
+        assert self._lock is not None
+        try:
+            return not os.path.samestat(os.fstat(self._lock.fileno()), (self._path / _LOCK).stat())
+        except FileNotFoundError:
+            return True
 
-    def _close_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.close()
-            self._waiting = None
+    def leave(self) -> None:
+        """Let others have the turn; in a forked process, leave it to the other."""
+        for file in (self._waiting, self._lock):
+            if file is not None:
+                file.close()  # which does not unlock what a forked process has a copy of
+        self._waiting = self._lock = None
 
 
 def _try(file: IO[bytes]) -> bool:
     try:
-        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | _NOW)
-    except portalocker.LockException:
+        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked:
         return False
+    except portalocker.LockException as error:
+        raise StoreError(f"{file.name} cannot be locked, as a file system without locks has it: {error}") from error
     return True

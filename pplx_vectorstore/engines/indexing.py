@@ -14,7 +14,7 @@ import qdrant_edge as edge
 from pplx_vectorstore.engines import indexing_program
 from pplx_vectorstore.engines.retrying import GLANCE, require_wanted
 from pplx_vectorstore.engines.shard_files import Workplace
-from pplx_vectorstore.errors import StoreError
+from pplx_vectorstore.errors import StoreClosedError, StoreError
 
 
 class Logged(NamedTuple):
@@ -44,6 +44,7 @@ class Indexing:
         is_stale: Whether another process wrote to the shard, so that the copy is of no use any more.
         ended: Set when it has taken the shard's place, or failed, or was given up.
         error: Why it failed.
+        is_given_up: Whether nothing is to take the shard's place.
     """
 
     def __init__(self, workplace: Workplace) -> None:
@@ -56,7 +57,7 @@ class Indexing:
         self.ended = threading.Event()
         self.error: BaseException | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_given_up = False
+        self.is_given_up = False
         self._lock = threading.Lock()
 
     def build(self) -> bool:
@@ -66,21 +67,29 @@ class Indexing:
             StoreError: The program failed.
         """
         with self._lock:
-            if self._is_given_up:
+            if self.is_given_up:
                 return False
             program = [str(indexing_program.__file__), str(self.folder), str(Path(edge.__file__).parent.parent)]
             # Isolated, and without site: it needs the engine alone.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", *program],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for its parent
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", *program],
+                    bufsize=0,  # buffers have locks, which a forked process could not close the pipes for
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for its parent
+                )
+            except OSError as error:
+                raise StoreError(
+                    f"the index of {self.folder.parent} could not be built: {sys.executable} could not be started: "
+                    f"{error}"
+                ) from error
         with self._process as process:
-            assert process.stderr is not None
-            said = process.stderr.read().decode(errors="replace")
+            pipe = process.stderr
+            assert pipe is not None
+            said = b"".join(iter(lambda: pipe.read(2**16), b"")).decode(errors="replace")
             code = process.wait()
-        if self._is_given_up:
+        if self.is_given_up:
             return False
         if code:
             reason = said.strip().splitlines()[-1] if said.strip() else f"it ended with code {code}"
@@ -92,17 +101,26 @@ class Indexing:
         while not self.ended.wait(GLANCE):
             require_wanted()
 
+    def require_wanted(self) -> None:
+        """End what is done for it if it was given up.
+
+        Raises:
+            StoreClosedError: It was.
+        """
+        if self.is_given_up:
+            raise StoreClosedError(f"the index {self.folder.parent} was closed; open it again")
+
     def give_up(self) -> None:
         """End the program; nothing takes the shard's place."""
         with self._lock:
-            self._is_given_up = True
+            self.is_given_up = True
             if self._process is not None:
                 with contextlib.suppress(OSError):
                     self._process.kill()
 
     def forget(self) -> None:
         """Leave the program to the process that started it: this one was forked from that."""
-        self._is_given_up = True
+        self.is_given_up = True
         self.workplace.forget()
         self.ended.set()
         if self._process is not None:

@@ -6,10 +6,10 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ import qdrant_edge as edge
 from pplx_vectorstore.engines import shard_files
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT, FolderTurn
 from pplx_vectorstore.engines.indexing import Indexing, Logged
+from pplx_vectorstore.engines.retrying import GivenUpError, require_wanted
 from pplx_vectorstore.errors import (
     InvalidInputError,
     StoreClosedError,
     StoreError,
-    StoreFullError,
     StoreLockedError,
     StoreReadOnlyError,
 )
@@ -34,6 +34,7 @@ INDEXING_THRESHOLD_KB = 1
 """The engine leaves a segment without an index below this size (its smallest setting; 0 means never)."""
 
 _UNINDEXED = "unindexed"
+_log = logging.getLogger("pplx_vectorstore")
 
 # Below this size of its codes, a segment is not walked but compared as a whole, so that an index brings nothing.
 _WALKED_BYTES = 10_000 * 1024
@@ -41,12 +42,17 @@ _WALKED_BYTES = 10_000 * 1024
 _SHARE_WHILE_WRITING = 0.5
 _SHARE_AT_REST = 0.1
 _SECONDS_AT_REST = 2.0
+_LONGEST_REST = 600.0
 # Points that are gone from a graph are no longer walked through. With a third of 60,000 gone, recall was 0.996; with
 # half, 0.965 to 0.987; with four fifths, 0.6; with all but a twentieth, 0.004 (1,024 dimensions, 100 candidates).
 _MOST_WORN = 1 / 3
 # A turn lasts this many times what it takes to open the collection again.
 _TURN = 10
+_LONGEST_TURN = 5.0
+_IDLE = 0.25
 _GLANCE = 0.05
+# Longer than any call of the engine is thought to take.
+_LONGEST_CALL = 60.0
 # What was written while an index is built is held in memory, and is to be written again into the new shard.
 _MOST_LOGGED_BYTES = 2**27
 _POINT_BYTES = 1000
@@ -97,51 +103,71 @@ class Shard:
     def __init__(self, path: Path, dimension: int, *, read_only: bool) -> None:
         self.path = path
         self.users = 0
-        self.timeout = DEFAULT_TURN_TIMEOUT
         self.is_read_only = read_only
         self._dimension = dimension
         self._leftover = -(-INDEXING_THRESHOLD_KB * 1024 // dimension)
         self._turn = FolderTurn(path)
-        self._private_copy: Path | None = None
+        self._callers = threading.local()
         self._is_closed = False
+        self._is_gone = False
         self._become_unopened()
 
     def _become_unopened(self) -> None:
         """Forget what is of an open shard, and make new locks: in a forked process, the others may stay locked."""
         self._engine: edge.EdgeShard | None = None
+        self._private_copy: shard_files.PrivateCopy | None = None
         self._writing = threading.Lock()  # one write at a time; before `_changed`
         self._changed = threading.Condition(threading.Lock())  # what follows
         self._in_flight = 0
         self._pins = 0
         self._unflushed = 0
-        self._is_swapping = False
+        self._is_busy = False  # one thread opens the shard, or puts another one in its place; all others wait
         self._indexing: Indexing | None = None
         self._watcher: threading.Thread | None = None
         self._failure: StoreError | None = None
-        self._taken = self._written = time.monotonic()
+        self._taken = self._used = self._written = time.monotonic()
         self._turn_seconds = 0.0
+        self._failures = 0  # to index unasked, one after the other
+        self._failed = self._taken
         self._mark: str | None = None
         self._points = self._unindexed = self._indexed = 0
 
     # --- turns -----------------------------------------------------------------------------------------
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Have calls of this thread wait so long for another process to let go."""
+        self._callers.timeout = seconds
+
     @contextlib.contextmanager
     def _using(self) -> Iterator[edge.EdgeShard]:
         """Have the engine's shard, which is neither closed nor exchanged meanwhile."""
-        with self._changed:
-            # Whoever comes when the turn is over stands back until those before have ended, so that others get theirs.
-            self._changed.wait_for(lambda: not self._is_swapping and not (self._in_flight and self._is_turn_over()))
-            engine = self._engine or self._open()
-            self._in_flight += 1
+        entered = False
         try:
+            while not entered:
+                with self._changed:
+                    # Whoever comes when the turn is over stands back until those before have ended, so that others get
+                    # theirs.
+                    self._changed.wait_for(lambda: not self._is_busy and not (self._in_flight and self._is_turn_over()))
+                    self._require_open()
+                    engine = self._engine
+                    if engine is None:
+                        self._is_busy = True
+                    else:
+                        entered = True
+                        self._in_flight += 1
+                if engine is None:
+                    self._open()
+            assert engine is not None
             yield engine
         finally:
-            with self._changed:
-                self._in_flight -= 1
-                if not self._in_flight:
-                    if self._is_turn_over():
-                        self._let_go()
-                    self._changed.notify_all()
+            if entered:
+                with self._changed:
+                    self._in_flight -= 1
+                    self._used = time.monotonic()
+                    if not self._in_flight:
+                        if self._is_turn_over():
+                            self._let_go()
+                        self._changed.notify_all()
 
     def pin(self) -> None:
         """Keep the turn, until as many calls of `unpin`: no other process has the collection meanwhile."""
@@ -163,58 +189,79 @@ class Shard:
             self.unpin()
 
     def _is_turn_over(self) -> bool:
-        if self._engine is None or self._pins or self._is_swapping or self._private_copy is not None:
+        if self._engine is None or self._pins or self._is_busy or self._private_copy is not None:
             return False
-        return time.monotonic() - self._taken > self._turn_seconds and self._turn.is_wanted()
+        now = time.monotonic()
+        is_long_enough = now - self._taken > self._turn_seconds
+        is_idle = not self._in_flight and now - self._used > _IDLE
+        return (is_long_enough or is_idle) and self._turn.is_wanted()
 
-    def _open(self) -> edge.EdgeShard:
-        """Take the turn and load the shard."""
-        self._require_open()
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        folder = self._copy_to_read() if self.is_read_only else self._take_turn()
+    def _open(self) -> None:
+        """Take the turn and load the shard, as the one thread that does."""
         try:
-            started = time.monotonic()
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             with translated(self.path):
-                engine = _load(folder)
-            self._engine = engine
+                self._load(self._take_turn())
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+
+    def _load(self, folder: Path) -> None:
+        started = time.monotonic()
+        try:
+            self._engine = _load(folder)
             self._count()
             self._read_mark()
         except BaseException:
             self._engine = None
             self._leave_turn()
             raise
-        self._taken = time.monotonic()
-        self._turn_seconds = _TURN * (self._taken - started)
-        if self._watcher is None and not self.is_read_only:
+        self._taken = self._used = time.monotonic()
+        self._turn_seconds = min(_LONGEST_TURN, _TURN * (self._taken - started))
+        if self._watcher is None and self._private_copy is None:
             self._watcher = threading.Thread(target=self._watch, name="pplx-vectorstore turns", daemon=True)
             self._watcher.start()
-        return engine
 
     def _require_open(self) -> None:
+        if self._is_gone:
+            raise StoreClosedError(
+                f"the index {self.path} was removed since it was opened, or another one put in its place; open it again"
+            )
         if self._is_closed:
             raise StoreClosedError(f"the index {self.path} was closed; open it again")
 
+    def _go_on(self) -> None:
+        """End what waits, or copies, for somebody who does not want it any more."""
+        require_wanted()
+        self._require_open()
+
     def _take_turn(self) -> Path:
-        try:
-            self._turn.take(self.timeout)
-        except OSError as error:
-            if error.errno not in _NOT_WRITABLE:
-                raise StoreError(f"the index {self.path} cannot be opened: {error}") from error
-            self.is_read_only = True
-            return self._copy_to_read()
+        """Return the folder that is to be loaded: the current one, or a copy to read."""
+        timeout = getattr(self._callers, "timeout", DEFAULT_TURN_TIMEOUT)
+        if not self.is_read_only:
+            try:
+                self._turn.take(timeout, self._go_on)
+            except OSError as error:
+                if error.errno not in _NOT_WRITABLE:
+                    raise
+                self.is_read_only = True
+        if self.is_read_only:
+            with FolderTurn.to_read(self.path, timeout, self._go_on):
+                return self._copy_to_read()
         try:
             shard_files.remove_leftovers(self.path)
             folder = shard_files.current_folder(self.path)
-            if not self._is_room_to_open(folder):
-                folder = self._copy_to_read()
-                self._turn.leave()
+            if self._is_room_to_open(folder):
+                shard_files.keep_log_short(folder)
                 return folder
-            shard_files.keep_log_short(folder)
+            folder = self._copy_to_read()
         except BaseException:
             self._turn.leave()
             raise
+        self._turn.leave()
         return folder
 
     def _is_room_to_open(self, folder: Path) -> bool:
@@ -222,29 +269,13 @@ class Shard:
 
     def _copy_to_read(self) -> Path:
         """Copy the files to the temporary folder: the engine writes beside them even to read."""
-        with contextlib.ExitStack() as stack:
-            if self.is_read_only:  # else it has the turn
-                stack.enter_context(FolderTurn.to_read(self.path, self.timeout))
-            source = shard_files.current_folder(self.path)
-            temporary = Path(tempfile.gettempdir())
-            needed = shard_files.used_bytes(source) + shard_files.opening_bytes(source, temporary)
-            shard_files.require_space(temporary, needed, f"reading a copy of the index {self.path}")
-            self._private_copy = Path(tempfile.mkdtemp(prefix="pplx-vectorstore-"))
-            try:
-                shard_files.copy_folder(source, self._private_copy)
-                shard_files.keep_log_short(self._private_copy)
-            except BaseException:
-                self._remove_private_copy()
-                raise
-        return self._private_copy
-
-    def _remove_private_copy(self) -> None:
-        if self._private_copy is not None:
-            shutil.rmtree(self._private_copy, ignore_errors=True)
-            self._private_copy = None
+        self._private_copy = shard_files.PrivateCopy(self.path, [_UNINDEXED], self._go_on)
+        return self._private_copy.folder
 
     def _leave_turn(self) -> None:
-        self._remove_private_copy()
+        if self._private_copy is not None:
+            self._private_copy.remove()
+            self._private_copy = None
         self._turn.leave()
 
     def _let_go(self) -> None:
@@ -254,7 +285,7 @@ class Shard:
             return
         try:
             with translated(self.path):
-                if self._private_copy is None:
+                if self._private_copy is None and not self._is_gone:
                     shard_files.sync_folder(shard_files.current_folder(self.path))
                     self._write_mark()
                 engine.close()
@@ -267,7 +298,7 @@ class Shard:
         while True:
             time.sleep(_GLANCE)
             with self._changed:
-                if self._engine is None:
+                if self._engine is None or self._private_copy is not None:
                     self._watcher = None
                     return
                 if not self._in_flight and self._is_turn_over():
@@ -279,11 +310,9 @@ class Shard:
                     self._changed.notify_all()
                     return
                 rested = time.monotonic() - max(self._taken, self._written)
-                is_due = self._indexing is None and rested > _SECONDS_AT_REST and self._is_due(_SHARE_AT_REST)
-            if is_due and Indexing.is_possible():
-                with contextlib.suppress(StoreError):  # no space, closed: what is not indexed is found all the same
-                    self._start_indexing()
-                self._written = time.monotonic()  # not at once again, if it could not begin
+                is_due = rested > _SECONDS_AT_REST and self._is_due(_SHARE_AT_REST)
+            if is_due:
+                self._index_unasked()
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -343,6 +372,7 @@ class Shard:
         self._leave_copy()
         # One lock for all of it, so that no point slips in between an exchange of shards and its book-keeping.
         with self._writing, self._using() as engine, translated(self.path):
+            self._require_in_place()
             n_bytes = (new + moved) * (self._dimension + _POINT_BYTES) + payload_bytes
             self._require_space(_OPERATION_BYTES + _WRITTEN * n_bytes)
             if self._mark is not None:
@@ -368,14 +398,11 @@ class Shard:
                 engine.flush()
         if indexing is not None and indexing.log_bytes > _MOST_LOGGED_BYTES:
             indexing.wait()
-        elif new and self._indexing is None and self._is_due(_SHARE_WHILE_WRITING) and Indexing.is_possible():
-            with contextlib.suppress(StoreFullError):  # the points are written, and found by their codes
-                self._start_indexing()
+        elif new and self._is_due(_SHARE_WHILE_WRITING):
+            self._index_unasked()
 
     def flush(self) -> None:
         """Write everything to disk, so that it survives a loss of power too."""
-        if self.is_read_only:
-            return
         with self._writing, self._using() as engine, translated(self.path):
             if self._private_copy is None:
                 shard_files.sync_folder(shard_files.current_folder(self.path))  # lets other threads run, unlike flush
@@ -388,13 +415,24 @@ class Shard:
                 "written to. Copy it with copy_to, or export it, to where it can"
             )
 
+    def _require_in_place(self) -> None:
+        """Refuse to write to anything but the collection's own files."""
+        self._require_writable()
+        if self._private_copy is not None:
+            folder = shard_files.current_folder(self.path)
+            self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
+            raise StoreError(f"the index {self.path} was opened on a full disk, where there is room now; try again")
+        if self._turn.is_gone():
+            self._is_gone = True
+            self._require_open()
+
     def _leave_copy(self) -> None:
         """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
         if self._private_copy is not None:
             folder = shard_files.current_folder(self.path)
             self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
             with self._changed:
-                self._changed.wait_for(lambda: not self._in_flight)
+                self._changed.wait_for(lambda: not self._in_flight and not self._is_busy)
                 self._let_go()
 
     def _require_space(self, needed: int) -> None:
@@ -411,24 +449,25 @@ class Shard:
         """Learn how many points the index lacks, and whether another process has written."""
         mark: str | None = None
         unindexed = self._points
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a killed process leaves none
-            text = (self.path / _UNINDEXED).read_text("ascii")
+        copy = self._private_copy
+        path = self.path / _UNINDEXED if copy is None else copy.path_of(_UNINDEXED)
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):  # a killed process leaves none, or no more
+            text = path.read_text("ascii")
             unindexed = int(text.split()[0])
             mark = text
         if self._indexing is not None and (mark is None or mark != self._mark):
             self._indexing.is_stale = True
+            self._indexing.give_up()
         self._mark = mark
         self._unindexed = min(unindexed, self._points)
 
     def _write_mark(self) -> None:
         """Record how many points the index lacks, until something is written; a new mark for each such state."""
-        if self._mark is not None:
+        if self._mark is not None or self._private_copy is not None:
             return
         mark = f"{self._unindexed} {secrets.token_hex(8)}"
-        new = self.path / f"{_UNINDEXED}.new"
         with contextlib.suppress(OSError):  # without one, as many as can be are believed to be not indexed
-            new.write_text(mark, "ascii")
-            new.replace(self.path / _UNINDEXED)
+            shard_files.write_safely(self.path / _UNINDEXED, mark)
             self._mark = mark
 
     # --- indexing --------------------------------------------------------------------------------------
@@ -445,28 +484,33 @@ class Shard:
         if not Indexing.is_possible():
             self._optimize_here()
             return
-        while not self._is_settled():
-            running = self._indexing
-            if running is not None:
-                running.wait()  # then once more, for what was written since it began
-                continue
-            indexing = self._start_indexing()
-            indexing.wait()
-            if indexing.is_stale and indexing.error is None:  # another process wrote meanwhile, and might again
-                with self._pinned():
-                    indexing = self._start_indexing()
-                    indexing.wait()
-            if indexing.error is not None:
-                raise indexing.error
+        running = self._indexing
+        if running is not None:  # it may have begun before the last write
+            running.wait()
+        if not self._lacks_something():
+            return
+        indexing = self._start_indexing()
+        indexing.wait()
+        if indexing.is_stale:  # another process wrote meanwhile, and might again
+            with self._pinned():
+                indexing = self._start_indexing()
+                indexing.wait()
+        if indexing.error is not None:
+            raise indexing.error
+        self._failures = 0
+        with self._changed:
+            if not indexing.is_adopted:
+                self._require_open()
 
-    def _is_settled(self) -> bool:
-        """Tell whether indexing would change nothing."""
+    def _lacks_something(self) -> bool:
+        """Tell whether there is anything that an index would change."""
         with self._using():
             gone = self._indexed - (self._points - self._unindexed)
-            return self._unindexed <= self._leftover and gone <= self._leftover
+            return max(self._unindexed, gone) > self._leftover
 
     def _optimize_here(self) -> None:
         with self._writing, self._using() as engine, translated(self.path):
+            self._require_in_place()
             self._require_space(self._indexing_bytes())
             engine.optimize()
             engine.flush()
@@ -480,24 +524,51 @@ class Shard:
         opening = shard_files.opening_bytes(folder, self.path)
         return opening + int(_INDEXING_SPACE * shard_files.used_bytes(folder))
 
+    def _index_unasked(self) -> None:
+        """Begin to index beside other work; where that fails again and again, try it less and less often.
+
+        What is not indexed is found all the same, so who searches or writes has nothing to do with it.
+        """
+        wait = min(_LONGEST_REST, _SECONDS_AT_REST * 2**self._failures)
+        if self._indexing is not None or not Indexing.is_possible():
+            return
+        if self._failures and time.monotonic() - self._failed < wait:
+            return
+        try:
+            self._start_indexing()
+        except StoreClosedError:
+            return
+        except StoreError as error:
+            self._heed_failure(error)
+
+    def _heed_failure(self, error: BaseException) -> None:
+        self._failed = time.monotonic()
+        self._failures += 1
+        if self._failures == 1:
+            _log.warning("%s. It is tried again, less and less often; until then, searches are slower", error)
+
     def _start_indexing(self) -> Indexing:
         """Copy the shard and begin to index the copy; what is written from now on is written to that as well."""
-        with self._writing:
+        # Pinned rather than in flight: while the files are copied, searches go on.
+        with self._writing, self._pinned(), translated(self.path):
             if self._indexing is not None:
                 return self._indexing
-            with self._using(), translated(self.path):
-                self._require_space(self._indexing_bytes())
-                workplace = shard_files.Workplace(self.path)
-                try:
-                    shard_files.copy_folder(shard_files.current_folder(self.path), workplace.folder)
-                    with self._changed:
-                        self._require_open()
-                        self._write_mark()  # what tells whether another process writes, should it get its turn
-                        indexing = self._indexing = Indexing(workplace)
-                except BaseException:
-                    workplace.leave(keep=False)
-                    raise
-        threading.Thread(target=self._index, args=(indexing,), name="pplx-vectorstore index", daemon=True).start()
+            self._require_in_place()
+            self._require_space(self._indexing_bytes())
+            workplace = shard_files.Workplace(self.path)
+            try:
+                shard_files.copy_folder(shard_files.current_folder(self.path), workplace.folder, self._go_on)
+                with self._changed:
+                    self._require_open()
+                    self._write_mark()  # what tells whether another process writes, should it get its turn
+                    indexing = self._indexing = Indexing(workplace)
+                threading.Thread(
+                    target=self._index, args=(indexing,), name="pplx-vectorstore index", daemon=True
+                ).start()
+            except BaseException:
+                self._indexing = None
+                workplace.leave(keep=False)
+                raise
         return indexing
 
     def _index(self, indexing: Indexing) -> None:
@@ -505,7 +576,9 @@ class Shard:
             if indexing.build():
                 self._adopt(indexing)
         except BaseException as error:  # noqa: BLE001 - raised where the index is waited for
-            indexing.error = error
+            if not indexing.is_given_up:
+                indexing.error = error
+                self._heed_failure(error)
         finally:
             with self._writing:
                 if self._indexing is indexing:
@@ -522,11 +595,12 @@ class Shard:
             try:
                 done = 0
                 while len(indexing.log) - done > _FEW_LOGGED:
-                    done = _replay(engine, indexing.log, done)
-                shard_files.sync_folder(indexing.folder)
+                    done = _replay(engine, indexing, done)
+                shard_files.sync_folder(indexing.folder, indexing.require_wanted)
                 with self._writing:
-                    _replay(engine, indexing.log, done)
-                    shard_files.sync_folder(indexing.folder)
+                    self._require_in_place()
+                    _replay(engine, indexing, done)
+                    shard_files.sync_folder(indexing.folder, indexing.require_wanted)
                     engine.flush()
                     old = self._exchange(engine, indexing)
             except BaseException:
@@ -540,9 +614,10 @@ class Shard:
     def _exchange(self, engine: edge.EdgeShard, indexing: Indexing) -> tuple[Path, edge.EdgeShard]:
         """Put a shard in the place of the one before, and return that."""
         with self._changed:
-            self._is_swapping = True
+            self._is_busy = True
             try:
                 self._changed.wait_for(lambda: not self._in_flight)
+                indexing.require_wanted()
                 assert self._engine is not None  # it is pinned
                 old = shard_files.current_folder(self.path), self._engine
                 shard_files.remove(self.path / _UNINDEXED)
@@ -556,7 +631,7 @@ class Shard:
                 self._write_mark()
                 self._indexing = None
             finally:
-                self._is_swapping = False
+                self._is_busy = False
                 self._changed.notify_all()
         return old
 
@@ -580,20 +655,30 @@ class Shard:
             indexing.give_up()
             indexing.ended.wait()
         with self._writing, self._changed:
-            self._changed.wait_for(lambda: not self._in_flight)
+            # A call that is under way holds up this thread too; what is left of an interrupted one must not, forever.
+            self._changed.wait_for(lambda: not self._in_flight and not self._is_busy, timeout=_LONGEST_CALL)
             self._let_go()
+
+    def is_gone(self) -> bool:
+        """Tell whether the folder was removed, or another one put in its place, since this was opened."""
+        with self._changed:
+            if self._engine is not None and self._private_copy is None and self._turn.is_gone():
+                self._is_gone = True
+        return self._is_gone
 
     def forget(self) -> None:
         """Leave the open shard to the process that this one was forked from, and take turns with it from now on."""
         if self._engine is not None:
             # It has threads, which are not here, and files, which are the other's: it must never be closed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
-        if self._indexing is not None:
-            self._indexing.forget()
-        self._private_copy = None
-        self._turn.leave()  # closing does not unlock what the other has
-        shard_files.close_inherited(self.path)
+        indexing, copy = self._indexing, self._private_copy
         self._become_unopened()
+        if indexing is not None:
+            indexing.forget()
+        if copy is not None:
+            copy.forget()
+        self._turn.leave()
+        shard_files.close_inherited(self.path)
 
 
 def _load(folder: Path) -> edge.EdgeShard:
@@ -601,11 +686,12 @@ def _load(folder: Path) -> edge.EdgeShard:
     return edge.EdgeShard.load(str(folder))
 
 
-def _replay(engine: edge.EdgeShard, log: Sequence[Logged], done: int) -> int:
+def _replay(engine: edge.EdgeShard, indexing: Indexing, done: int) -> int:
     """Apply what is in the log from `done` on; return how much of it is applied."""
-    end = len(log)
+    end = len(indexing.log)
     unflushed = 0
-    for logged in log[done:end]:
+    for logged in indexing.log[done:end]:
+        indexing.require_wanted()
         try:
             engine.update(logged.operation)
         except Exception:
@@ -624,7 +710,7 @@ def translated(path: Path) -> Iterator[None]:
     """Turn the engine's errors into ours; it raises bare Exception for all of them."""
     try:
         yield
-    except (StoreError, InvalidInputError):
+    except (StoreError, InvalidInputError, GivenUpError):
         raise
     except Exception as error:
         if "WouldBlock" in str(error):
@@ -636,22 +722,25 @@ _shards: dict[tuple[Path, bool], Shard] = {}
 _registering = threading.Lock()
 
 
-def share_shard(path: Path, dimension: int, *, timeout: float, read_only: bool) -> Shard:
+def share_shard(path: Path, dimension: int, *, read_only: bool) -> Shard:
     """Return the shard of a collection that all of this process share; give it back with `leave_shard`.
 
     Args:
         path: The collection's folder.
         dimension: Components of its vectors.
-        timeout: Seconds to wait for another process to let go of it.
         read_only: Whether to read a copy of it.
     """
+    gone: Shard | None = None
     with _registering:
         shard = _shards.get((path, read_only))
+        if shard is not None and shard.is_gone():
+            gone, shard = shard, None
         if shard is None:
             shard = _shards[path, read_only] = Shard(path, dimension, read_only=read_only)
         shard.users += 1
-        shard.timeout = timeout
-        return shard
+    if gone is not None:
+        gone.close()
+    return shard
 
 
 def leave_shard(shard: Shard) -> None:

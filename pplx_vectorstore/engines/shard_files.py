@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import portalocker
@@ -23,6 +24,7 @@ FIRST = "shard"
 _CURRENT = "current"
 _PREFIX = "shard-"
 _SIGN = "at-work-on-"
+_PRIVATE = "pplx-vectorstore-copy-"
 _CONFIG = "edge_config.json"
 _WAL = "wal"
 _SLICE = 2**20
@@ -45,13 +47,18 @@ def current_folder(collection: Path) -> Path:
 
 def make_current(collection: Path, folder: Path) -> None:
     """Have a folder take the place of the current one, wholly or, when killed, not at all."""
-    new = collection / f"{_CURRENT}.new"
+    write_safely(collection / _CURRENT, folder.name)
+
+
+def write_safely(path: Path, text: str) -> None:
+    """Write a small file, wholly or not at all, even if the power fails."""
+    new = path.with_name(f"{path.name}.new")
     with new.open("w", encoding="ascii") as file:
-        file.write(folder.name)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    new.replace(collection / _CURRENT)
-    _sync(collection)
+    new.replace(path)
+    _sync(path.parent)
 
 
 class Workplace:
@@ -66,6 +73,7 @@ class Workplace:
 
     def __init__(self, collection: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=collection))
+        self.folder.chmod(stat.S_IMODE(collection.stat().st_mode))
         self._sign = _sign_of(self.folder).open("ab")
         portalocker.lock(self._sign, portalocker.LockFlags.EXCLUSIVE)
 
@@ -79,6 +87,60 @@ class Workplace:
     def forget(self) -> None:
         """Leave it to the process that this one was forked from."""
         self._sign.close()
+
+
+class PrivateCopy:
+    """A folder in the temporary folder, gone with the process that made it, or when the next one is made.
+
+    Args:
+        collection: Of whose current folder and `names` a copy is made; nothing may write to it meanwhile.
+        names: Files beside the current folder.
+        go_on: Called before each file; raises what ends the copying.
+
+    Attributes:
+        folder: The copy.
+    """
+
+    def __init__(self, collection: Path, names: Sequence[str], go_on: Callable[[], object]) -> None:
+        temporary = Path(tempfile.gettempdir())
+        for left in temporary.glob(f"{_PRIVATE}*"):
+            _remove_unless_locked(left)
+        source = current_folder(collection)
+        needed = used_bytes(source) + opening_bytes(source, temporary)
+        require_space(temporary, needed, f"reading a copy of the index {collection}")
+        self._root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
+        self._sign = (self._root / _SIGN).open("ab")
+        portalocker.lock(self._sign, portalocker.LockFlags.EXCLUSIVE)
+        self.folder = self._root / FIRST
+        try:
+            self.folder.mkdir()
+            copy_folder(source, self.folder, go_on)
+            keep_log_short(self.folder)
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy(collection / name, self._root)
+        except BaseException:
+            self.remove()
+            raise
+
+    def path_of(self, name: str) -> Path:
+        """Return where the copy of a file is."""
+        return self._root / name
+
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        self._sign.close()
+
+    def forget(self) -> None:
+        """Leave it to the process that this one was forked from."""
+        self._sign.close()
+
+
+def _remove_unless_locked(private: Path) -> None:
+    with contextlib.suppress(OSError, portalocker.LockException), (private / _SIGN).open("r+b") as sign:
+        portalocker.lock(sign, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _sign_of(folder: Path) -> Path:
@@ -120,9 +182,16 @@ def remove_log(folder: Path) -> None:
     shutil.rmtree(folder / _WAL)
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder, holes and all, into one that is empty; nothing of it may be written meanwhile."""
+def copy_folder(source: Path, target: Path, go_on: Callable[[], object] = lambda: None) -> None:
+    """Copy a folder, holes and all, into one that is empty; nothing of it may be written meanwhile.
+
+    Args:
+        source: What is copied.
+        target: An empty folder.
+        go_on: Called before each file; raises what ends the copying.
+    """
     for path in sorted(source.rglob("*")):
+        go_on()
         copy = target / path.relative_to(source)
         if path.is_dir():
             copy.mkdir(parents=True, exist_ok=True)
@@ -132,14 +201,17 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    with source.open("rb") as old, target.open("wb") as new:
+    # Without buffers: these do not see that the descriptor was moved to find the holes.
+    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
         new.truncate(os.fstat(old.fileno()).st_size)
         for start, end in _data(old.fileno()):
             old.seek(start)
             new.seek(start)
             while start < end:
-                new.write(old.read(min(_SLICE, end - start)))
-                start += _SLICE
+                piece = memoryview(old.read(min(_SLICE, end - start)))
+                start += len(piece)
+                while piece:
+                    piece = piece[new.write(piece) :]
 
 
 def _data(file: int) -> Iterator[tuple[int, int]]:
@@ -166,9 +238,15 @@ def remove(path: Path) -> None:
         _sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Write a folder's files to disk, without holding up other threads as the engine's own flush does."""
-    for path in folder.rglob("*"):
+def sync_folder(folder: Path, go_on: Callable[[], object] = lambda: None) -> None:
+    """Write a folder's files to disk, without holding up other threads as the engine's own flush does.
+
+    Args:
+        folder: Whose files.
+        go_on: Called before each; raises what ends it.
+    """
+    for path in (*folder.rglob("*"), folder):
+        go_on()
         with contextlib.suppress(FileNotFoundError):  # removed by the engine meanwhile
             _sync(path)
 
@@ -179,7 +257,7 @@ def _sync(path: Path) -> None:
         return
     # Some file systems sync no folders.
     with contextlib.suppress(*((OSError,) if is_folder else ())):
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(file)
         finally:
@@ -215,8 +293,8 @@ def opening_bytes(folder: Path, at: Path) -> int:
 def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            yield stat.st_size, getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
+            found = path.stat()
+            yield found.st_size, getattr(found, "st_blocks", -(-found.st_size // 512)) * 512
 
 
 def _is_in_memory(folder: Path) -> bool:
@@ -263,6 +341,8 @@ def _megabytes(n: int) -> str:
 
 def close_inherited(folder: Path) -> None:
     """In a forked process, close the files within a folder that the other has open: with them, it has their locks."""
+    if not os.path.isdir("/dev/fd"):
+        return
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # the listing's own, closed by now
             if Path(_path_of(int(name))).is_relative_to(folder):

@@ -138,11 +138,13 @@ class PointAccess:
                 yield
                 return
             # And keep other processes from the folder.
-            pinned = await self._calls("pin", self.collection)
+            pinned: list[Any] = []
             try:
+                await self._calls("pin", self.collection, pinned=pinned)
                 yield
             finally:
-                await self._calls("unpin", self.collection, pinned=pinned)
+                if pinned:
+                    await self._calls("unpin", self.collection, pinned=pinned)
 
     async def upsert(self, points: Sequence[models.PointStruct], *, stale: models.Filter | None = None) -> None:
         """Write points, which carry the tenant already: their ids are made of it.
