@@ -393,7 +393,7 @@ class Shard:
                 self._count()
                 self._written = time.monotonic()
             self._unflushed += new + moved
-            if self._unflushed > _MOST_UNFLUSHED:
+            if self._unflushed > _MOST_UNFLUSHED and indexing is None:
                 self._unflushed = 0
                 engine.flush()
         if indexing is not None and indexing.log_bytes > _MOST_LOGGED_BYTES:
