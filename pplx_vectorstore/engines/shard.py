@@ -62,7 +62,7 @@ _FEW_LOGGED = 16
 _WRITTEN = 6
 _OPERATION_BYTES = 2 * 2**20
 # The engine flushes in one go, during which no other thread runs, what was written since it last did.
-_MOST_UNFLUSHED = 2000
+_MOST_UNFLUSHED = 3000
 # A copy, and the index beside it.
 _INDEXING_SPACE = 2.5
 # Other people's files, and media that cannot be written to.
@@ -127,6 +127,7 @@ class Shard:
         self._failure: StoreError | None = None
         self._taken = self._used = self._written = time.monotonic()
         self._turn_seconds = 0.0
+        self._is_wanted = False
         self._failures = 0  # to index unasked, one after the other
         self._failed = self._taken
         self._mark: str | None = None
@@ -189,12 +190,10 @@ class Shard:
             self.unpin()
 
     def _is_turn_over(self) -> bool:
-        if self._engine is None or self._pins or self._is_busy or self._private_copy is not None:
+        if not self._is_wanted or self._engine is None or self._pins or self._is_busy:
             return False
         now = time.monotonic()
-        is_long_enough = now - self._taken > self._turn_seconds
-        is_idle = not self._in_flight and now - self._used > _IDLE
-        return (is_long_enough or is_idle) and self._turn.is_wanted()
+        return now - self._taken > self._turn_seconds or (not self._in_flight and now - self._used > _IDLE)
 
     def _open(self) -> None:
         """Take the turn and load the shard, as the one thread that does."""
@@ -219,6 +218,7 @@ class Shard:
             self._engine = None
             self._leave_turn()
             raise
+        self._is_wanted = False
         self._taken = self._used = time.monotonic()
         self._turn_seconds = min(_LONGEST_TURN, _TURN * (self._taken - started))
         if self._watcher is None and self._private_copy is None:
@@ -301,6 +301,7 @@ class Shard:
                 if self._engine is None or self._private_copy is not None:
                     self._watcher = None
                     return
+                self._is_wanted = self._turn.is_wanted()  # here, not at each call: it takes as long as half a search
                 if not self._in_flight and self._is_turn_over():
                     self._watcher = None
                     try:

@@ -319,39 +319,49 @@ class PointAccess:
             candidates: Points that are to be compared by their codes.
             n: Points that the request asks for.
         """
-        dimension = self._codes.size
+        coverage = await self._coverage()
         by_bits = (
-            dimension >= _LEAST_BITS
+            self._codes.size >= _LEAST_BITS
             and (self.limits.oversampling is None or candidates <= self.limits.oversampling * n)
-            and await self.has_bits(candidates)
-            and not await self._prefers_codes()
+            and await self.has_bits(candidates, coverage)
+            and not await self._prefers_codes(coverage)
         )
         # Until an index from which much was deleted is built anew, nothing is walked.
-        exact = self.capabilities.kind == "embedded" and (await self._calls("coverage", self.collection)).is_worn
+        exact = coverage is not None and coverage.is_worn
         return Ranking(
             candidates=candidates, by_bits=by_bits and not exact, exact=exact, most_hnsw_ef=self.limits.hnsw_ef
         )
 
-    async def _prefers_codes(self) -> bool:
+    async def _coverage(self) -> Any:
+        """Ask the embedded engine what its index covers; return None of others."""
+        if self.capabilities.kind != "embedded":
+            return None
+        return await self._calls("coverage", self.collection)
+
+    async def _prefers_codes(self, coverage: Any) -> bool:
         """Tell whether the codes are the better way although the bits are right."""
         in_memory = keeps_codes_in_memory(self._codes)
-        if self.capabilities.kind == "embedded":
-            size = self._codes.size * (await self._calls("coverage", self.collection)).points
+        if coverage is not None:
+            size = self._codes.size * coverage.points
             in_memory = in_memory or size <= _CACHED_BYTES
         else:
             size = self._codes.size * ((await self._ledger.info(self._calls)).points_count or 0)
         return size <= _FULL_SCAN_BYTES or (in_memory and self._codes.size < MANY_BITS)
 
-    async def has_bits(self, candidates: int) -> bool:
+    async def has_bits(self, candidates: int, coverage: Any = None) -> bool:
         """Tell whether ranking by bits means anything now.
 
         Points without usable bits do no harm where they are no more than the candidates: then all of them are compared
         by their codes.
+
+        Args:
+            candidates: Points that are to be compared by their codes.
+            coverage: What the embedded engine has just said; asked for where it is None.
         """
         if self.capabilities.kind == "emulation":
             return False
-        if self.capabilities.kind == "embedded":
-            coverage = await self._calls("coverage", self.collection)
+        coverage = coverage or await self._coverage()
+        if coverage is not None:
             return bool(coverage.unindexed <= candidates)
         info = await self._ledger.info(self._calls)
         # What is not indexed cannot be had from the counts: they include points that were deleted or moved since. But
