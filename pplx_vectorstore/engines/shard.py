@@ -128,6 +128,7 @@ class Shard:
         self._taken = self._used = self._written = time.monotonic()
         self._turn_seconds = 0.0
         self._is_wanted = False
+        self._build_seconds = 0.0
         self._failures = 0  # to index unasked, one after the other
         self._failed = self._taken
         self._mark: str | None = None
@@ -311,7 +312,8 @@ class Shard:
                     self._changed.notify_all()
                     return
                 rested = time.monotonic() - max(self._taken, self._written)
-                is_due = rested > _SECONDS_AT_REST and self._is_due(_SHARE_AT_REST)
+                # Between two writes of a load whose embedding takes long, there is no rest.
+                is_due = rested > max(_SECONDS_AT_REST, self._build_seconds) and self._is_due(_SHARE_AT_REST)
             if is_due:
                 self._index_unasked()
 
@@ -573,9 +575,11 @@ class Shard:
         return indexing
 
     def _index(self, indexing: Indexing) -> None:
+        started = time.monotonic()
         try:
             if indexing.build():
                 self._adopt(indexing)
+                self._build_seconds = time.monotonic() - started
         except BaseException as error:  # noqa: BLE001 - raised where the index is waited for
             if not indexing.is_given_up:
                 indexing.error = error

@@ -245,7 +245,7 @@ def sync_folder(folder: Path, go_on: Callable[[], object] = lambda: None) -> Non
         folder: Whose files.
         go_on: Called before each; raises what ends it.
     """
-    for path in (*folder.rglob("*"), folder):
+    for path in (*_within(folder), folder):
         go_on()
         with contextlib.suppress(FileNotFoundError):  # removed by the engine meanwhile
             _sync(path)
@@ -270,7 +270,7 @@ def read_ahead(folder: Path) -> None:
     Vectors, graphs and payloads are not read at loading, and may be large.
     """
     left = _READ_AHEAD
-    for path in folder.rglob("*"):
+    for path in _within(folder):
         if left > 0 and path.is_file() and not _LARGE.search(str(path.relative_to(folder))):
             with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
                 while left > 0 and (read := len(file.read(_SLICE))):
@@ -291,10 +291,17 @@ def opening_bytes(folder: Path, at: Path) -> int:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
-    for path in folder.rglob("*"):
+    for path in _within(folder):
         with contextlib.suppress(FileNotFoundError):
             found = path.stat()
             yield found.st_size, getattr(found, "st_blocks", -(-found.st_size // 512)) * 512
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Yield what is within a folder; of what disappears meanwhile, some may be left out."""
+    for at, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(at, name)
 
 
 def _is_in_memory(folder: Path) -> bool:
