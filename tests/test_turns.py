@@ -266,7 +266,7 @@ def children_of(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-@pytest.mark.parametrize("n_kills", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [4, pytest.param(80, marks=pytest.mark.slow)])
 def test_kills_at_any_moment_lose_and_double_nothing(index, hash_encoder, start, n_kills):
     """Two processes write, index aside and take turns; one, the program that indexes for it, or all are killed."""
     rng = random.Random(0)
