@@ -151,7 +151,8 @@ def run(command, index, kill_at=None, delay=0.0):
                 child.send_signal(signal.SIGKILL)
                 lines += child.stdout.read().split("\n")  # what it said before it died
                 break
-    assert child.returncode == (0 if kill_at is None else -signal.SIGKILL)
+    # Killed late, it may have ended before.
+    assert child.returncode == 0 or (kill_at is not None and child.returncode == -signal.SIGKILL)
     return [line for line in lines if line]
 
 
@@ -190,7 +191,7 @@ def moments(lines, rng):
     assert len(indexing) >= 2
     spread = anywhere(lines, rng, N_KILLS - N_KILLS_WHILE_INDEXING, 0.02)
     # The program that indexes takes about 0.3 s, while the process that is killed goes on writing.
-    while_indexing = [(line, rng.uniform(0, 0.3)) for line in rng.choices(indexing, k=N_KILLS_WHILE_INDEXING)]
+    while_indexing = [(line, rng.uniform(0, 0.1)) for line in rng.choices(indexing, k=N_KILLS_WHILE_INDEXING)]
     return spread + while_indexing
 
 
