@@ -422,8 +422,7 @@ class Shard:
         """Refuse to write to anything but the collection's own files."""
         self._require_writable()
         if self._private_copy is not None:
-            folder = shard_files.current_folder(self.path)
-            self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
+            self._require_room_to_open()
             raise StoreError(f"the index {self.path} was opened on a full disk, where there is room now; try again")
         if self._turn.is_gone():
             self._is_gone = True
@@ -432,11 +431,14 @@ class Shard:
     def _leave_copy(self) -> None:
         """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
         if self._private_copy is not None:
-            folder = shard_files.current_folder(self.path)
-            self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
+            self._require_room_to_open()
             with self._changed:
                 self._changed.wait_for(lambda: not self._in_flight and not self._is_busy)
                 self._let_go()
+
+    def _require_room_to_open(self) -> None:
+        folder = shard_files.current_folder(self.path)
+        self._require_space(_OPERATION_BYTES + shard_files.opening_bytes(folder, self.path))
 
     def _require_space(self, needed: int) -> None:
         shard_files.require_space(self.path, needed, f"this write to the index {self.path}")
@@ -508,8 +510,7 @@ class Shard:
     def _lacks_something(self) -> bool:
         """Tell whether there is anything that an index would change."""
         with self._using():
-            gone = self._indexed - (self._points - self._unindexed)
-            return max(self._unindexed, gone) > self._leftover
+            return max(self._unindexed, self._gone()) > self._leftover
 
     def _optimize_here(self) -> None:
         with self._writing, self._using() as engine, translated(self.path):
@@ -646,8 +647,11 @@ class Shard:
         return self._unindexed > max(self._leftover, share * self._points) or self._is_worn()
 
     def _is_worn(self) -> bool:
-        gone = self._indexed - (self._points - self._unindexed)
-        return gone > _MOST_WORN * self._indexed and self._indexed * self._dimension > _WALKED_BYTES
+        return self._gone() > _MOST_WORN * self._indexed and self._indexed * self._dimension > _WALKED_BYTES
+
+    def _gone(self) -> int:
+        """Return how many of the points that indexes were built over are not in them any more, at most."""
+        return self._indexed - (self._points - self._unindexed)
 
     # --- the end ---------------------------------------------------------------------------------------
 
