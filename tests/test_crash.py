@@ -188,7 +188,7 @@ def anywhere(lines, rng, n, most_delay):
 def moments(lines, rng):
     """Choose when to kill: anywhere, and some while indexing."""
     indexing = [number for number, line in enumerate(lines, start=1) if line == "indexing"]
-    assert len(indexing) >= 2
+    assert indexing  # how many there are is a matter of speed: what is written meanwhile is not a reason for one
     spread = anywhere(lines, rng, N_KILLS - N_KILLS_WHILE_INDEXING, 0.02)
     # The program that indexes takes about 0.3 s, while the process that is killed goes on writing.
     while_indexing = [(line, rng.uniform(0, 0.1)) for line in rng.choices(indexing, k=N_KILLS_WHILE_INDEXING)]
