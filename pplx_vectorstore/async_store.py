@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -312,6 +313,12 @@ class AsyncVectorStore:
     async def optimize(self) -> None:
         """Index what was written so far; see ``VectorStore.optimize``."""
         await manage.optimize(await self._open_session())
+
+    @contextlib.asynccontextmanager
+    async def bulk_load(self) -> AsyncIterator[None]:
+        """Have nothing indexed while much is written, and everything after it; see ``VectorStore.bulk_load``."""
+        async with manage.bulk_load(await self._open_session()):
+            yield
 
     async def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""

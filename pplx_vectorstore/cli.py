@@ -69,6 +69,13 @@ OnnxFileOption = Annotated[
     str | None, typer.Option(help="model, model_quantized or model_q4; by default the first there is.")
 ]
 
+BulkOption = Annotated[
+    bool,
+    typer.Option(
+        "--bulk", help="Index nothing while writing, and all of it afterwards: for hundreds of thousands of chunks."
+    ),
+]
+
 
 def main() -> None:
     """Run the command line."""
@@ -111,6 +118,7 @@ def index(
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
+    bulk: BulkOption = False,
     backend: BackendOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
@@ -146,7 +154,8 @@ def index(
             opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
             names = find_names(opened, files, base)
             print_notes(console, names)
-            report = opened.sync(Reading(files, names, chunker, skipped), progress=True)
+            with _bulk_load(console, opened, bulk):
+                report = opened.sync(Reading(files, names, chunker, skipped), progress=True)
             gone = find_gone(opened, paths, files, base) if prune else []
             if gone:
                 opened.delete(document_ids=gone)
@@ -316,13 +325,14 @@ def import_(
     store: StoreOption = _DEFAULT_STORE,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
+    bulk: BulkOption = False,
 ) -> None:
     """Write an exported file's chunks into an index."""
     from pplx_vectorstore.operations.transfer import read_exported_fingerprint
 
     with reported_errors() as console, _connect(store) as client:
         opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
-        with busy(console, f"importing {file}"):
+        with _bulk_load(console, opened, bulk), busy(console, f"importing {file}"):
             chunks = opened.import_parquet(file)
         _index_what_is_not(console, client, collection)
         say(f"imported {number(chunks, 'chunk')} into {without_password(store)}")
@@ -337,6 +347,7 @@ def copy(
         str | None, typer.Option(help="Collection to copy into; by default of the same name.")
     ] = None,
     tenant: TenantOption = None,
+    bulk: BulkOption = False,
 ) -> None:
     """Copy an index between folders and servers."""
     with reported_errors() as console, _connect(source) as origin, _connect(target) as goal:
@@ -348,10 +359,10 @@ def copy(
         chunks = 0
         if tenant is not None and tenant not in (tenants or []):
             raise InvalidInputError(f"{without_password(source)} holds no tenant {tenant!r}")
-        with busy(console, f"copying to {without_password(target)}"):
-            for one in [tenant] if tenants is None or tenant is not None else tenants:
-                reader = _reader(origin, collection, recorded, one)
-                writer = _reader(goal, to_collection or collection, recorded, one, create=True)
+        for one in [tenant] if tenants is None or tenant is not None else tenants:
+            reader = _reader(origin, collection, recorded, one)
+            writer = _reader(goal, to_collection or collection, recorded, one, create=True)
+            with _bulk_load(console, writer, bulk), busy(console, f"copying to {without_password(target)}"):
                 chunks += reader.copy_to(writer)
         _index_what_is_not(console, goal, to_collection or collection)
         say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
@@ -486,6 +497,17 @@ def _connect(store: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+@contextlib.contextmanager
+def _bulk_load(console: Console, store: VectorStore, wanted: bool) -> Iterator[None]:
+    """Hold indexing back within the block, where that is wanted."""
+    with contextlib.ExitStack() as loading:
+        if wanted:
+            loading.enter_context(store.bulk_load())
+        yield
+        with busy(console, "building the index"):
+            loading.close()
 
 
 def _index_what_is_not(console: Console, client: Any, collection: str) -> None:

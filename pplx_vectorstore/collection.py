@@ -30,6 +30,8 @@ WORDS_FIELD = "words"
 """Words of the text that the index of the text itself does not see: `pplx_vectorstore.lexical`."""
 TENANT_FIELD = "tenant"
 LOSS_FIELD = "loss"
+GENERATION_FIELD = "generation"
+"""On servers, when a point was written: `pplx_vectorstore.operations.server_indexing`."""
 
 # Every field that a filter of ours reads: strict mode refuses fields without an index.
 PAYLOAD_INDEXES = {
@@ -44,9 +46,6 @@ MemoryPlacement = Literal["cold", "cached", "pinned"]
 IndexFields = Mapping[str, Any]
 """Metadata fields to index: ``{"lang": "keyword", "author": {"born": "integer"}}``."""
 
-# Up to here, a segment's vectors are compared one by one; above, Qdrant builds the index and the bits.
-# Its own default of 10,000 KB would leave tens of thousands of chunks without usable bits.
-_UNINDEXED_POINTS = 100
 # Links found by bits are less sure than by codes; a beam twice as wide as Qdrant's default while building makes up
 # for it, and is still built sooner than a graph of float32 vectors (benchmarks/search.py).
 _EF_CONSTRUCT = 200
@@ -242,16 +241,6 @@ def vector_params(
     }
 
 
-def indexing_threshold(dimension: int) -> int:
-    """Return the size in kilobytes above which a server indexes a segment of such vectors."""
-    return max(1, _UNINDEXED_POINTS * dimension // 1024)
-
-
-def unindexed_points(threshold: int, dimension: int) -> int:
-    """Return how many points a segment may hold below that size."""
-    return -(-threshold * 1024 // dimension)
-
-
 def codes_params(info: models.CollectionInfo) -> models.VectorParams:
     """Return how a collection of ours keeps its codes."""
     vectors: Any = info.config.params.vectors
@@ -284,6 +273,15 @@ def own_indexes(*, without_links: bool) -> dict[str, Any]:
         "keyword": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, enable_hnsw=False),
     }
     return {field: params[kind] for field, kind in PAYLOAD_INDEXES.items()}
+
+
+def generation_index_params(*, without_links: bool, memory_placement: bool) -> models.IntegerIndexParams:
+    """Return the index of the generations in which points were written, which stays on disk: few are looked for."""
+    from qdrant_client import models
+
+    place: dict[str, Any] = {"memory": models.Memory.COLD} if memory_placement else {"on_disk": True}
+    links: dict[str, Any] = {"enable_hnsw": False} if without_links else {}
+    return models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True, **place, **links)
 
 
 def text_index_params() -> models.TextIndexParams:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, VECTOR_NAME, WORDS_FIELD, Fingerprint
+from pplx_vectorstore.collection import (
+    GENERATION_FIELD,
+    LOSS_FIELD,
+    TENANT_FIELD,
+    VECTOR_NAME,
+    WORDS_FIELD,
+    Fingerprint,
+)
 from pplx_vectorstore.documents import Chunk, Document, Hit, StoredChunk
 from pplx_vectorstore.equal_norms import (
     MOST_LOSS,
@@ -43,7 +50,7 @@ _PIECE = "+"
 _CONTENT_DIGITS = 32
 _METADATA_DIGITS = 16
 
-_OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD, WORDS_FIELD}
+_OF_STORAGE = {_NORM, _OWN_CODES, LOSS_FIELD, TENANT_FIELD, WORDS_FIELD, GENERATION_FIELD}
 
 SHIFT = 128
 """Added to int8 codes (-128 to 127) to store them as uint8 (0 to 255)."""

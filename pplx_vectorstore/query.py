@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -137,12 +137,15 @@ class Ranking:
         by_bits: Which of the two; the bits of points that are not indexed yet mean nothing.
         exact: Compare all codes, without bits and graph.
         most_hnsw_ef: Widest beam that the server accepts, or None.
+        unindexed: By the bits, matches points that may have none that mean anything: the best of them by the codes are
+            considered, too.
     """
 
     candidates: int
     by_bits: bool
     exact: bool = False
     most_hnsw_ef: int | None = None
+    unindexed: models.Filter | None = None
 
 
 def build_query(
@@ -252,6 +255,16 @@ def _nearest(
     """Build what is common to a request for the n nearest, and to a stage that hands them on."""
     from qdrant_client import models
 
+    if ranking.by_bits and not ranking.exact and ranking.unindexed is not None and rescore:
+        by_codes = replace(ranking, by_bits=False, unindexed=None)
+        unindexed = ranking.unindexed if filter is None else models.Filter(must=[filter, ranking.unindexed])
+        stages = [
+            _nearest(query, replace(ranking, unindexed=None), filter, n=n),
+            _nearest(query, by_codes, unindexed, n=n),
+        ]
+        prefetch = [models.Prefetch.model_construct(**stage, limit=n) for stage in stages]
+        # The best of both, compared once more, by the codes.
+        return {**_nearest(query, by_codes, None, n=n), "prefetch": prefetch}
     candidates = max(ranking.candidates, n)
     # By the bits, a beam of twice the candidates costs little and finds what a narrow one misses.
     beam = 2 * candidates if ranking.by_bits else candidates

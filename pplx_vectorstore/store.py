@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
-from pplx_vectorstore.engines.calls import BlockingCalls, iterate_now
+from pplx_vectorstore.engines.calls import BlockingCalls, enter_now, iterate_now
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
@@ -490,10 +491,38 @@ class VectorStore:
         """Index what was written so far, in a process of its own; return when that is done.
 
         It happens by itself, beside other work, during large writes and once a tenth is not indexed. Until then, what
-        is not indexed is compared with each query one by one. A Qdrant server optimizes on its own, so there this does
-        nothing.
+        is not indexed is compared with each query one by one.
+
+        A Qdrant server indexes on its own; it is waited for. Codes that no memory will hold, more than a gigabyte on
+        disk, are searched by their bits from then on, which what is written later does not change; after many deletes,
+        call it again.
+
+        Raises:
+            StoreError: A server does not get done, or could not build the index.
         """
         run_now(manage.optimize(self._open_session()))
+
+    @contextlib.contextmanager
+    def bulk_load(self) -> Iterator[None]:
+        """Have nothing indexed while much is written, and everything after it.
+
+        A context manager::
+
+            with store.bulk_load():
+                store.add(documents)
+
+        A server indexes while it is loaded, and what it has indexed again as more comes; at once and at the end, it
+        takes less time. Until then, searches compare all that is new one by one: as exact, but slow. At the end of the
+        block the server's own threshold is restored and its index waited for; after an error too, but not after an
+        interruption. A killed process's is restored by whoever opens the collection next.
+
+        The embedded engine builds its index once, at the end. `QdrantClient(":memory:")` has none.
+
+        Raises:
+            StoreError: The server does not get done, or could not build the index.
+        """
+        with enter_now(manage.bulk_load(self._open_session())):
+            yield
 
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""

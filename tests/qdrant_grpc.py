@@ -206,6 +206,13 @@ def _get_collection(ask, message):
     return messages.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(info))
 
 
+def _update_collection(ask, message):
+    body = {"metadata": GrpcToRest.convert_payload(message.metadata)}
+    if message.HasField("optimizers_config"):
+        body["optimizers_config"] = _dump(GrpcToRest.convert_optimizers_config_diff(message.optimizers_config))
+    return messages.CollectionOperationResponse(result=ask("PATCH", "", body))
+
+
 def _create_field_index(ask, message):
     if message.HasField("field_index_params"):
         schema = _dump(GrpcToRest.convert_payload_schema_params(message.field_index_params))
@@ -330,6 +337,7 @@ _SERVICES = {
         "CollectionExists": (_collection_exists, messages.CollectionExistsRequest),
         "Create": (_create_collection, messages.CreateCollection),
         "Get": (_get_collection, messages.GetCollectionInfoRequest),
+        "Update": (_update_collection, messages.UpdateCollection),
     },
     "qdrant.Points": {
         "CreateFieldIndex": (_create_field_index, messages.CreateFieldIndexCollection),

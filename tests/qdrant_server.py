@@ -24,6 +24,7 @@ import time
 import traceback
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
@@ -124,6 +125,7 @@ class QdrantServer:
         self.requests, self.bodies, self.errors = [], [], []
         self.stopping = threading.Event()
         self.client = EdgeClient(folder)
+        self.updates = _Updates(self.client, Path(folder) / "updates.json")
         self._lock = threading.Lock()
         self._listener = _Listener(self)
         self.url = "http://{}:{}".format(*self._listener.server_address)
@@ -141,6 +143,7 @@ class QdrantServer:
         self._thread.join()
         self._listener.server_close()
         self._listener.hang_up()
+        self.updates.close()
         self.client.close()
 
     def __enter__(self):
@@ -198,6 +201,70 @@ class QdrantServer:
 
 class _ConflictError(Exception):
     pass
+
+
+class _Updates:
+    """What was changed of collections since they were created: their metadata, and from when on they are indexed.
+
+    The embedded engine indexes with a threshold of its own. So one of 0 holds it back altogether, and any other one has
+    it index everything, beside other requests, in which time a collection's status is yellow.
+
+    Args:
+        client: The engine's.
+        path: Where it is kept.
+    """
+
+    DEFAULT_THRESHOLD = 10_000
+
+    def __init__(self, client, path):
+        self._client, self._path = client, path
+        self._lock = threading.Lock()
+        self._held, self._optimizing = {}, {}
+        self._of = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        for name, update in self._of.items():
+            if update["threshold"] == 0:
+                self._hold(name)
+
+    def metadata_of(self, name, original):
+        return {**original, **self._update_of(name)["metadata"]}
+
+    def threshold_of(self, name):
+        return self._update_of(name)["threshold"]
+
+    def status_of(self, name):
+        return "yellow" if any(thread.is_alive() for thread in self._optimizing.get(name, ())) else "green"
+
+    def change(self, name, threshold, metadata):
+        with self._lock:
+            update = self._of.setdefault(name, self._update_of(name))
+            for key, value in (metadata or {}).items():
+                update["metadata"][key] = value
+            changed = threshold is not None and threshold != update["threshold"]
+            if changed:
+                update["threshold"] = threshold
+            self._path.write_text(json.dumps(self._of), "utf-8")
+            if changed and threshold == 0:
+                self._hold(name)
+            elif changed:
+                if name in self._held:
+                    self._client.resume_indexing(name, held=self._held.pop(name))
+                thread = threading.Thread(target=self._optimize, args=(name,))
+                self._optimizing.setdefault(name, []).append(thread)
+                thread.start()
+
+    def close(self):
+        for thread in [thread for threads in self._optimizing.values() for thread in threads]:
+            thread.join()
+
+    def _update_of(self, name):
+        return self._of.get(name, {"threshold": self.DEFAULT_THRESHOLD, "metadata": {}})
+
+    def _hold(self, name):
+        self._client.hold_indexing(name, held=self._held.setdefault(name, []))
+
+    def _optimize(self, name):
+        with contextlib.suppress(StoreError):  # such as of a collection that was deleted
+            self._client.optimize(name)
 
 
 class _Listener(ThreadingHTTPServer):
@@ -309,6 +376,16 @@ def _create_collection(server, name, body):
         raise
 
 
+def _update_collection(server, name, body):
+    request = models.UpdateCollection.model_validate(body)
+    if unknown := set(body) - {"optimizers_config", "metadata"}:
+        raise ValueError(f"not served: {sorted(unknown)}")
+    server.client.get_collection(name)  # which raises where there is none
+    threshold = request.optimizers_config and request.optimizers_config.indexing_threshold
+    server.updates.change(name, threshold, request.metadata)
+    return True
+
+
 def _collection_exists(server, name, body):
     return {"exists": server.client.collection_exists(name)}
 
@@ -316,7 +393,7 @@ def _collection_exists(server, name, body):
 def _get_collection(server, name, body):
     info = server.client.get_collection(name)
     return {
-        "status": "green",
+        "status": server.updates.status_of(name),
         "optimizer_status": "ok",
         "points_count": info.points_count,
         "indexed_vectors_count": info.indexed_vectors_count,
@@ -325,9 +402,13 @@ def _get_collection(server, name, body):
         "config": {
             "params": {"vectors": {vector: _dump(params) for vector, params in info.config.params.vectors.items()}},
             "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
-            "optimizer_config": {"default_segment_number": 0, "flush_interval_sec": 5},
+            "optimizer_config": {
+                "default_segment_number": 0,
+                "flush_interval_sec": 5,
+                "indexing_threshold": server.updates.threshold_of(name),
+            },
             "strict_mode_config": server.strict_mode,
-            "metadata": info.config.metadata,
+            "metadata": server.updates.metadata_of(name, info.config.metadata),
         },
     }
 
@@ -451,6 +532,7 @@ _UPDATES = {"upsert": _upsert, "delete": _delete, "set_payload": _set_payload}
 _ROUTES = {
     ("PUT", ""): _create_collection,
     ("GET", ""): _get_collection,
+    ("PATCH", ""): _update_collection,
     ("GET", "/exists"): _collection_exists,
     ("PUT", "/index"): _create_payload_index,
     ("PUT", "/points"): _upsert,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
@@ -37,6 +38,10 @@ class Calls(Protocol):
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Run a function that computes for long."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
         ...
 
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
@@ -73,6 +78,10 @@ class BlockingCalls:
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Run a function, here and now."""
         return function(*arguments, **options)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, in the caller's thread."""
+        time.sleep(seconds)
 
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Begin work in another thread, or do it now where the client stands no threads."""
@@ -154,6 +163,10 @@ class AsyncCalls:
         """Run a function in a thread."""
         return await asyncio.to_thread(function, *arguments, **options)
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait, while the event loop goes on."""
+        await asyncio.sleep(seconds)
+
     def start(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Begin work as a task, which goes on where its awaiter is cancelled."""
         return _Unbroken(asyncio.ensure_future(work))
@@ -187,6 +200,28 @@ def iterate_now(values: AsyncIterator[T]) -> Iterator[T]:
             yield run_now(_next(values))
         except StopAsyncIteration:
             return
+
+
+@contextlib.contextmanager
+def enter_now(manager: contextlib.AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter an asynchronous context manager over `BlockingCalls`, in this thread."""
+    value = run_now(_enter(manager))
+    try:
+        yield value
+    except BaseException as error:
+        if not run_now(_exit(manager, error)):
+            raise
+    else:
+        run_now(_exit(manager, None))
+
+
+async def _enter(manager: contextlib.AbstractAsyncContextManager[T]) -> T:
+    return await manager.__aenter__()
+
+
+async def _exit(manager: contextlib.AbstractAsyncContextManager[Any], error: BaseException | None) -> bool:
+    kind = None if error is None else type(error)
+    return bool(await manager.__aexit__(kind, error, None if error is None else error.__traceback__))
 
 
 async def _next(values: AsyncIterator[T]) -> T:

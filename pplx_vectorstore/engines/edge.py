@@ -324,6 +324,17 @@ class EdgeClient:
         """Build the index over everything written so far."""
         self._shard(collection_name, to_write=True).optimize()
 
+    def hold_indexing(self, collection_name: str, *, held: list[Shard]) -> None:
+        """Index nothing unasked, until `resume_indexing` is called with the same list."""
+        shard = self._shard(collection_name, to_write=True)
+        shard.hold_indexing()
+        held.append(shard)
+
+    def resume_indexing(self, collection_name: str, *, held: list[Shard]) -> None:
+        """End what `hold_indexing` began, whether or not this client was closed meanwhile."""
+        while held:
+            held.pop().resume_indexing()
+
     def pin(self, collection_name: str, *, pinned: list[Shard]) -> None:
         """Keep other processes from the collection, until `unpin` is called with the same list, which tells of it.
 

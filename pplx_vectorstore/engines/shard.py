@@ -131,6 +131,7 @@ class Shard:
         self._build_seconds = 0.0
         self._failures = 0  # to index unasked, one after the other
         self._failed = self._taken
+        self._holds = 0  # bulk loads under way, for which indexing waits
         self._mark: str | None = None
         self._points = self._unindexed = self._indexed = 0
 
@@ -641,7 +642,19 @@ class Shard:
                 self._changed.notify_all()
         return old
 
+    def hold_indexing(self) -> None:
+        """Index nothing unasked until `resume_indexing` was called as often."""
+        with self._changed:
+            self._holds += 1
+
+    def resume_indexing(self) -> None:
+        """End what `hold_indexing` began."""
+        with self._changed:
+            self._holds -= 1
+
     def _is_due(self, share: float) -> bool:
+        if self._holds:
+            return False
         if self._points * self._dimension <= _WALKED_BYTES and not self._is_worn():
             return False
         return self._unindexed > max(self._leftover, share * self._points) or self._is_worn()

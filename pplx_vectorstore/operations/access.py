@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import TENANT_FIELD, keeps_codes_in_memory, unindexed_points
+from pplx_vectorstore.collection import GENERATION_FIELD, TENANT_FIELD, keeps_codes_in_memory
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.server import Capabilities
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.operations.ledger import Ledger
+from pplx_vectorstore.operations.server_indexing import (
+    GRACE,
+    NEVER,
+    Generations,
+    IndexingHold,
+    later_generations,
+    settle,
+    wait_until_indexed,
+)
 from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.query import Ranking, map_filters
 
@@ -33,8 +43,24 @@ _LEAST_BITS = 384
 MANY_BITS = 768
 # Bytes of codes up to which Qdrant compares all of a segment rather than walk its graph (full_scan_threshold).
 _FULL_SCAN_BYTES = 10_000 * 1024
-# Bytes of codes up to which the embedded engine searches by them: the system's page cache holds them.
+# Bytes of codes that the system's page cache is taken to hold.
 _CACHED_BYTES = 2**30
+
+
+class Index(NamedTuple):
+    """What is known of how a collection's points are indexed.
+
+    Attributes:
+        points: How many there are.
+        has_bits: Whether bits can be trusted, but for what is named in the next.
+        unindexed: Which points' bits cannot; None where that does no harm.
+        is_worn: Whether so much is gone from the graph that it is not to be walked.
+    """
+
+    points: int
+    has_bits: bool
+    unindexed: models.Filter | None = None
+    is_worn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +184,43 @@ class PointAccess:
             if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
         if stale is None:
-            await self._ledger.write(self._calls, "upsert", points=points)
+            verb, options = "upsert", cast("dict[str, Any]", {"points": points})
+        else:
+            batch = models.PointsList.model_construct(points=list(points), shard_key=None, update_filter=None)
+            selector = models.FilterSelector(filter=self._scoped(stale) or stale)
+            upsert = models.UpsertOperation.model_construct(upsert=batch)
+            operations = [upsert, models.DeleteOperation(delete=selector)]
+            verb, options = "batch_update_points", {"update_operations": operations}
+
+        def stamp(generation: int) -> None:
+            for point in points:
+                point.payload[GENERATION_FIELD] = generation  # type: ignore[index] # all of ours have a payload
+
+        await self._write(verb, options, stamp)
+
+    async def _write(self, verb: str, options: Mapping[str, Any], stamp: Callable[[int], None]) -> None:
+        """Write points, or fields of them, with the generation in which they are written.
+
+        Args:
+            verb: Of the client.
+            options: Of the verb.
+            stamp: Notes a generation in all that is written.
+        """
+        if self.capabilities.kind != "server":
+            await self._ledger.write(self._calls, verb, **options)
             return
-        batch = models.PointsList.model_construct(points=list(points), shard_key=None, update_filter=None)
-        selector = models.FilterSelector(filter=self._scoped(stale) or stale)
-        upsert = models.UpsertOperation.model_construct(upsert=batch)
-        operations = [upsert, models.DeleteOperation(delete=selector)]
-        await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
+        late: models.CollectionInfo | None = None
+        while True:
+            started = time.monotonic()
+            current = Generations.of(late or await self._ledger.info(self._calls)).current
+            stamp(current)
+            await self._ledger.write(self._calls, verb, **options)
+            if time.monotonic() - started < GRACE / 2:
+                return
+            # It took so long that the generation may have ended, and all of it be taken for indexed.
+            late = await self._ledger.info(self._calls, fresh=True)
+            if current >= Generations.of(late).indexed_below:
+                return
 
     async def delete(self, condition: models.Filter) -> None:
         """Delete the points that match."""
@@ -185,10 +241,17 @@ class PointAccess:
             operations.append(models.SetPayloadOperation(set_payload=change))
             size += 2 * len(json.dumps(fields)) + 100 * _count_values(scoped)
             if size > _UPDATE_BYTES or len(operations) == _UPDATES:
-                await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
+                await self._set_payloads(operations)
                 operations, size = [], 0
         if operations:
-            await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
+            await self._set_payloads(operations)
+
+    async def _set_payloads(self, operations: Sequence[models.SetPayloadOperation]) -> None:
+        def stamp(generation: int) -> None:
+            for operation in operations:
+                operation.set_payload.payload[GENERATION_FIELD] = generation
+
+        await self._write("batch_update_points", {"update_operations": list(operations)}, stamp)
 
     async def retrieve(
         self, ids: Sequence[str], *, with_payload: bool | Sequence[str] = True, with_codes: bool = False
@@ -311,65 +374,90 @@ class PointAccess:
 
         By the codes where bits cannot be trusted: of points that no index covers, all bits are 1. Where vectors are so
         short that their signs say too little. Where there are so few that Qdrant compares all of them, which by the
-        codes is exact. And, of vectors of middle length, where the codes are in memory: only for long ones is walking
-        by the bits the faster way even then. Else by the bits: of codes on disk, that reads no more than the
-        candidates.
+        codes is exact. And, of vectors of middle length, where the codes are in memory, or so small that they will be:
+        only for long ones is walking by the bits the faster way even then. Else by the bits: of codes on disk, that
+        reads no more than the candidates.
 
         Args:
             candidates: Points that are to be compared by their codes.
             n: Points that the request asks for.
         """
-        coverage = await self._coverage()
-        by_bits = (
-            self._codes.size >= _LEAST_BITS
-            and (self.limits.oversampling is None or candidates <= self.limits.oversampling * n)
-            and await self.has_bits(candidates, coverage)
-            and not await self._prefers_codes(coverage)
+        index = await self._index(candidates)
+        by_bits = self._may_search_by_bits(index) and (
+            self.limits.oversampling is None or candidates <= self.limits.oversampling * n
         )
-        # Until an index from which much was deleted is built anew, nothing is walked.
-        exact = coverage is not None and coverage.is_worn
         return Ranking(
-            candidates=candidates, by_bits=by_bits and not exact, exact=exact, most_hnsw_ef=self.limits.hnsw_ef
+            candidates=candidates,
+            by_bits=by_bits,
+            # Until an index from which much was deleted is built anew, nothing is walked.
+            exact=index.is_worn,
+            most_hnsw_ef=self.limits.hnsw_ef,
+            unindexed=index.unindexed if by_bits else None,
         )
 
-    async def _coverage(self) -> Any:
-        """Ask the embedded engine what its index covers; return None of others."""
-        if self.capabilities.kind != "embedded":
-            return None
-        return await self._calls("coverage", self.collection)
+    def _may_search_by_bits(self, index: Index) -> bool:
+        dimension = self._codes.size
+        size = dimension * index.points
+        in_memory = keeps_codes_in_memory(self._codes) or size <= _CACHED_BYTES
+        # Beside what takes a server to answer at all, the few microseconds that long vectors save do not show.
+        least = MANY_BITS if in_memory and self.capabilities.kind == "embedded" else _LEAST_BITS
+        return (
+            index.has_bits
+            and not index.is_worn
+            and dimension >= least
+            and size > _FULL_SCAN_BYTES
+            and not (in_memory and self.capabilities.kind == "server")
+        )
 
-    async def _prefers_codes(self, coverage: Any) -> bool:
-        """Tell whether the codes are the better way although the bits are right."""
-        in_memory = keeps_codes_in_memory(self._codes)
-        if coverage is not None:
-            size = self._codes.size * coverage.points
-            in_memory = in_memory or size <= _CACHED_BYTES
-        else:
-            size = self._codes.size * ((await self._ledger.info(self._calls)).points_count or 0)
-        return size <= _FULL_SCAN_BYTES or (in_memory and self._codes.size < MANY_BITS)
-
-    async def has_bits(self, candidates: int, coverage: Any = None) -> bool:
+    async def has_bits(self, candidates: int) -> bool:
         """Tell whether ranking by bits means anything now.
-
-        Points without usable bits do no harm where they are no more than the candidates: then all of them are compared
-        by their codes.
 
         Args:
             candidates: Points that are to be compared by their codes.
-            coverage: What the embedded engine has just said; asked for where it is None.
+        """
+        return (await self._index(candidates)).has_bits
+
+    async def _index(self, candidates: int) -> Index:
+        """Ask what is indexed.
+
+        The embedded engine tells how many points are not. They do no harm where they are no more than the candidates:
+        then all of them are compared by their codes.
         """
         if self.capabilities.kind == "emulation":
-            return False
-        coverage = coverage or await self._coverage()
-        if coverage is not None:
-            return bool(coverage.unindexed <= candidates)
+            return Index(points=0, has_bits=False)
+        if self.capabilities.kind == "embedded":
+            coverage = await self._calls("coverage", self.collection)
+            return Index(coverage.points, coverage.unindexed <= candidates, is_worn=coverage.is_worn)
         info = await self._ledger.info(self._calls)
-        # What is not indexed cannot be had from the counts: they include points that were deleted or moved since. But
-        # once a server has optimized, no segment without an index is larger than the threshold.
-        threshold = getattr(info.config.optimizer_config, "indexing_threshold", None)
-        if info.status != models.CollectionStatus.GREEN or not threshold:
-            return False
-        return unindexed_points(threshold, self._codes.size) <= candidates
+        generations = Generations.of(info)
+        return Index(info.points_count or 0, generations.have_bits(info), later_generations(generations.indexed_below))
+
+    async def optimize(self) -> None:
+        """Have everything indexed, and wait for it."""
+        if self.capabilities.kind == "embedded":
+            await self._calls("optimize", self.collection)
+        elif self.capabilities.kind == "server":
+            points = (await self._ledger.info(self._calls, fresh=True)).points_count or 0
+            if self._may_search_by_bits(Index(points, has_bits=True)):
+                await settle(self._calls, self._ledger)
+            else:
+                await wait_until_indexed(self._calls, self._ledger)
+
+    @contextlib.asynccontextmanager
+    async def indexing_held_back(self) -> AsyncIterator[None]:
+        """Have nothing indexed within the block."""
+        if self.capabilities.kind == "server":
+            async with IndexingHold(self._calls, self._ledger, NEVER):
+                yield
+        elif self.capabilities.kind == "embedded":
+            held: list[Any] = []
+            try:
+                await self._calls("hold_indexing", self.collection, held=held)
+                yield
+            finally:
+                await self._calls("resume_indexing", self.collection, held=held)
+        else:
+            yield
 
     def check_limit(self, name: str, value: int) -> int:
         """Refuse what the server would refuse.

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from qdrant_client import models
@@ -15,7 +15,7 @@ from pplx_vectorstore.collection import index_type, index_types
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.turns import TurnLock
 
-# Seconds for which a server's word on its index is believed.
+# Seconds for which a server's word on a collection is believed.
 _STATE_AGE = 1.0
 
 
@@ -27,13 +27,14 @@ class Ledger:
 
     Attributes:
         indexes: The type of each payload index, by its path, as far as it is known here.
+        renewal: What to await now and then while indexing is held back here.
     """
 
     def __init__(self, collection: str) -> None:
         self.collection = collection
         self._state: tuple[float, models.CollectionInfo] | None = None
-        self._writes = 0
         self.indexes: Mapping[str, str] = {}
+        self.renewal: Callable[[], Awaitable[None]] | None = None
         self.renew_locks()
 
     def renew_locks(self) -> None:
@@ -47,28 +48,35 @@ class Ledger:
             return self._locks.setdefault(tenant, TurnLock())
 
     async def write(self, calls: Calls, verb: str, **options: Any) -> None:
-        """Call a verb that changes the collection; what was known of it is old then, however the call ends."""
-        try:
-            await calls(verb, self.collection, **options)
-        finally:
-            self._writes += 1
-            self._state = None
+        """Call a verb that changes the collection."""
+        await self.renew(calls)
+        await calls(verb, self.collection, **options)
+
+    async def renew(self, calls: Calls) -> None:
+        """Tell others, if it is time to, that the process lives that holds indexing back."""
+        renewal = self.renewal
+        if renewal is not None:
+            await renewal()
 
     async def create_index(self, calls: Calls, field: str, schema: Any) -> None:
         """Index a payload field, by a type's name or index parameters; filters heed it from now on."""
         await self.write(calls, "create_payload_index", field_name=field, field_schema=schema)
         self.indexes = {**self.indexes, field: index_type(schema)}
 
-    async def info(self, calls: Calls) -> models.CollectionInfo:
-        """Return the collection's state: after the last write, and not older than a second."""
+    async def change(self, calls: Calls, **options: Any) -> None:
+        """Change the collection's settings or metadata, as ``update_collection`` of the client does."""
+        try:
+            await calls("update_collection", self.collection, **options)
+        finally:
+            self._state = None
+
+    async def info(self, calls: Calls, *, fresh: bool = False) -> models.CollectionInfo:
+        """Return the collection's state, asked for now or, unless it has to be `fresh`, within the last second."""
         now = time.monotonic()
         state = self._state
-        if state is None or now - state[0] > _STATE_AGE:
-            writes = self._writes
-            state = now, await calls("get_collection", self.collection)
+        if fresh or state is None or now - state[0] > _STATE_AGE:
+            self._state = state = now, await calls("get_collection", self.collection)
             self.indexes = index_types(state[1])
-            if writes == self._writes:  # else it is older than what was written meanwhile
-                self._state = state
         return state[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -10,7 +11,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import LOSS_FIELD
 from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.errors import InvalidInputError, PplxVectorStoreError
 from pplx_vectorstore.filters import is_empty
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.documents import document_pages, read_documents
@@ -113,9 +114,23 @@ async def flush(session: Session) -> None:
 
 
 async def optimize(session: Session) -> None:
-    """Build the embedded engine's index; servers and the emulation need no telling."""
-    if session.points.capabilities.kind == "embedded":
-        await session.calls("optimize", session.points.collection)
+    """Have everything indexed that is written, and wait for it; the emulation has no index."""
+    await session.points.optimize()
+
+
+@contextlib.asynccontextmanager
+async def bulk_load(session: Session) -> AsyncIterator[None]:
+    """Have nothing indexed within the block, and everything after it; who interrupts it waits for nothing."""
+    try:
+        async with session.points.indexing_held_back():
+            yield
+    except Exception as error:
+        try:
+            await optimize(session)
+        except PplxVectorStoreError as another:
+            error.add_note(f"What was loaded is not indexed yet: {another}")
+        raise
+    await optimize(session)
 
 
 async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:

@@ -8,6 +8,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import (
+    GENERATION_FIELD,
     TENANT_FIELD,
     TEXT_FIELD,
     WORDS_FIELD,
@@ -16,10 +17,10 @@ from pplx_vectorstore.collection import (
     IndexFields,
     codes_params,
     field_indexes,
+    generation_index_params,
     has_tenants,
     index_type,
     index_types,
-    indexing_threshold,
     lexical_fields,
     own_indexes,
     schema_differences,
@@ -40,6 +41,7 @@ from pplx_vectorstore.errors import (
 )
 from pplx_vectorstore.operations.access import Limits, PointAccess
 from pplx_vectorstore.operations.ledger import Ledger, ledger_of
+from pplx_vectorstore.operations.server_indexing import restore_abandoned
 from pplx_vectorstore.operations.session import Session
 
 _LEXICAL = (TEXT_FIELD, WORDS_FIELD)
@@ -165,6 +167,11 @@ async def open_collection(
     info = await calls("get_collection", collection)
     recorded = _verify(info, collection, fingerprint, tenant)
     indexes = own_indexes(without_links=capabilities.unlinked_indexes)
+    if capabilities.kind == "server":
+        await restore_abandoned(calls, ledger, info)
+        indexes[GENERATION_FIELD] = generation_index_params(
+            without_links=capabilities.unlinked_indexes, memory_placement=capabilities.memory_placement
+        )
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
     # By what is recorded, so that a creation cut short is completed.
@@ -209,9 +216,6 @@ async def _create(
             "replication_factor": config.replication_factor,
             "write_consistency_factor": config.write_consistency_factor,
             "on_disk_payload": True,
-            "optimizers_config": models.OptimizersConfigDiff(
-                indexing_threshold=indexing_threshold(fingerprint.dimension)
-            ),
         }
     try:
         await calls("create_collection", collection, **options)
