@@ -15,8 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qdrant_client import models
@@ -107,9 +106,8 @@ class Hold:
 
 
 def later_generations(indexed_below: int) -> models.Filter:
-    """Match what may not be indexed: points of later generations, and of none, which other programs wrote."""
-    indexed = models.FieldCondition(key=GENERATION_FIELD, range=models.Range(lt=indexed_below))
-    return models.Filter(must_not=[indexed])
+    """Match points that were written since all lower generations were indexed."""
+    return models.Filter(must=[models.FieldCondition(key=GENERATION_FIELD, range=models.Range(gte=indexed_below))])
 
 
 class IndexingHold:
@@ -134,19 +132,28 @@ class IndexingHold:
             return self  # another holds it back, or has it done, and will restore it
         usual = before.threshold if before is not None else threshold_of(info)
         self._hold = _hold(usual)
-        await _update(self._calls, self._ledger, self._threshold, {HOLD_KEY: asdict(self._hold)})
+        # The record comes first, and goes last.
+        await self._record(self._hold)
+        await self._set_threshold(self._threshold)
         self._ledger.renewal = self._renew_if_due
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         if self._hold is not None:
             self._ledger.renewal = None
-            await _update(self._calls, self._ledger, self._hold.threshold, {HOLD_KEY: {}})
+            await self._set_threshold(self._hold.threshold)
+            await self._record(None)
 
     async def _renew_if_due(self) -> None:
         if self._hold is not None and self._hold.until - time.time() < _LEASE - _RENEWAL:
             self._hold = _hold(self._hold.threshold)
-            await _update(self._calls, self._ledger, None, {HOLD_KEY: asdict(self._hold)})
+            await self._record(self._hold)
+
+    async def _record(self, hold: Hold | None) -> None:
+        await self._ledger.change(self._calls, metadata={HOLD_KEY: asdict(hold) if hold else {}})
+
+    async def _set_threshold(self, threshold: int) -> None:
+        await self._ledger.change(self._calls, optimizers_config=_threshold_config(threshold))
 
 
 def _hold(threshold: int) -> Hold:
@@ -165,7 +172,8 @@ async def restore_abandoned(calls: Calls, ledger: Ledger, info: models.Collectio
     if hold is None or not hold.is_abandoned:
         return
     try:
-        await _update(calls, ledger, hold.threshold, {HOLD_KEY: {}})
+        await ledger.change(calls, optimizers_config=_threshold_config(hold.threshold))
+        await ledger.change(calls, metadata={HOLD_KEY: {}})
     except ServerError as error:
         if error.status != 403:
             raise
@@ -178,15 +186,14 @@ async def settle(calls: Calls, ledger: Ledger) -> None:
         StoreError: It does not get done, or failed, for the reason that the server gives.
     """
     before = Generations.of(await ledger.info(calls, fresh=True))
-    current = before.current + 1
+    began = replace(before, current=before.current + 1)
+    await ledger.change(calls, metadata={GENERATIONS_KEY: asdict(began)})
     started = time.monotonic()
-    began = Generations(current=current, indexed_below=before.indexed_below, indexed_vectors=before.indexed_vectors)
-    await _update(calls, ledger, None, {GENERATIONS_KEY: asdict(began)})
     async with IndexingHold(calls, ledger, _AT_ONCE):
         # Other processes learn of the generation when they next ask for the collection's state.
         info = await wait_until_indexed(calls, ledger, not_before=started + GRACE)
-    done = Generations(current=current, indexed_below=current, indexed_vectors=info.indexed_vectors_count or 0)
-    await _update(calls, ledger, None, {GENERATIONS_KEY: asdict(done)})
+    done = replace(began, indexed_below=began.current, indexed_vectors=info.indexed_vectors_count or 0)
+    await ledger.change(calls, metadata={GENERATIONS_KEY: asdict(done)})
 
 
 async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float = 0.0) -> models.CollectionInfo:
@@ -223,13 +230,10 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
             )
         if info.status == models.CollectionStatus.GREY:
             # After a restart, a server optimizes nothing before something is changed.
-            await _update(calls, ledger, threshold_of(info), {})
+            await ledger.change(calls, optimizers_config=_threshold_config(threshold_of(info)))
         await ledger.renew(calls)
         await calls.sleep(_LOOK)
 
 
-async def _update(calls: Calls, ledger: Ledger, threshold: int | None, metadata: Mapping[str, Any]) -> None:
-    options: dict[str, Any] = {"metadata": dict(metadata)} if metadata else {}
-    if threshold is not None:
-        options["optimizers_config"] = models.OptimizersConfigDiff(indexing_threshold=threshold)
-    await ledger.change(calls, **options)
+def _threshold_config(threshold: int) -> models.OptimizersConfigDiff:
+    return models.OptimizersConfigDiff(indexing_threshold=threshold)
