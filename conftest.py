@@ -10,6 +10,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
+import contextlib
 import functools
 import importlib.util
 import inspect
@@ -58,6 +59,17 @@ class Blocking:
 
     def copy_to(self, target):
         return self._run(self._store.copy_to(target._store))
+
+    @contextlib.contextmanager
+    def bulk_load(self):
+        manager = self._store.bulk_load()
+        self._run(manager.__aenter__())
+        try:
+            yield
+        except BaseException as error:
+            self._run(manager.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(manager.__aexit__(None, None, None))
 
     def __enter__(self):
         return self

@@ -192,7 +192,6 @@ def _create_collection(ask, message):
     body = {
         "vectors": {name: _dump(params) for name, params in vectors.items()},
         "metadata": GrpcToRest.convert_payload(message.metadata),
-        "optimizers_config": _dump(GrpcToRest.convert_optimizers_config_diff(message.optimizers_config)),
     }
     for name in ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload"):
         if message.HasField(name):

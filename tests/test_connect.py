@@ -14,6 +14,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from pplx_vectorstore import AsyncVectorStore, CollectionConfig, Document, VectorStore
 from pplx_vectorstore.collection import (
+    GENERATION_FIELD,
     LOSS_FIELD,
     METADATA_KEY,
     PAYLOAD_INDEXES,
@@ -31,6 +32,7 @@ from pplx_vectorstore.errors import (
     UnsupportedServerError,
 )
 from pplx_vectorstore.operations import access, ledger
+from pplx_vectorstore.operations.server_indexing import GENERATIONS_KEY
 
 TEXT_INDEX = {"type": "text", "scoring": True, "enable_hnsw": False}
 DIMENSION = 64
@@ -42,6 +44,9 @@ class Request:
     path: str
     headers: dict
     body: dict | None
+
+
+SERVER_INDEXES = {**PAYLOAD_INDEXES, GENERATION_FIELD: "integer"}
 
 
 @pytest.fixture
@@ -250,7 +255,7 @@ def test_older_servers_get_flags_for_memory(new_store, server, sent, version, co
             "binary": {"always_ram": codes_memory in (None, "pinned"), "query_encoding": "scalar8bits"}
         },
     }
-    assert indexed(sent).keys() == PAYLOAD_INDEXES.keys()
+    assert indexed(sent).keys() == SERVER_INDEXES.keys()
 
 
 @pytest.mark.parametrize("version", ["1.19.0", "1.20.1", "1.20.0-dev", "2.0.0", "master"])
@@ -314,8 +319,6 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         "replication_factor": 2,
         "write_consistency_factor": 1,
         "on_disk_payload": True,
-        # Up to 100 codes of 64 bytes may be left without an index.
-        "optimizers_config": {"indexing_threshold": 6},
     }
     assert body["vectors"][VECTOR_NAME] == {
         "size": DIMENSION,
@@ -335,23 +338,14 @@ def test_a_collection_is_made_as_configured(new_store, sent):
         **dataclasses.asdict(store.fingerprint),
     }
     own = {field: {"type": kind, "enable_hnsw": False} for field, kind in PAYLOAD_INDEXES.items()}
+    own["generation"] = {"type": "integer", "lookup": False, "range": True, "enable_hnsw": False, "memory": "cold"}
     assert indexed(sent) == {**own, "metadata.lang": "keyword", 'metadata.author."e.mail"': "uuid"}
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_what_is_not_configured_is_left_to_the_server(new_store, sent):
     new_store(DIMENSION)
-    assert created(sent).keys() == {"vectors", "metadata", "on_disk_payload", "optimizers_config"}
-
-
-@pytest.mark.parametrize("dimension", [1, 64, 1024, 2560])
-@pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_a_server_indexes_what_a_search_would_not_scan_whole(new_store, sent, dimension):
-    new_store(dimension)
-    kilobytes = created(sent)["optimizers_config"]["indexing_threshold"]
-    assert kilobytes >= 1, "0 would turn the index off"
-    # A search of the default hands 100 points on, so that a segment left without an index is ranked whole.
-    assert kilobytes * 1024 <= max(1024, 100 * dimension)
+    assert created(sent).keys() == {"vectors", "metadata", "on_disk_payload"}
 
 
 @pytest.mark.parametrize(
@@ -422,7 +416,7 @@ def test_a_collection_without_the_index_of_words_goes_on_as_it_is(new_store, ser
     metadata = hash_encoder(DIMENSION).fingerprint.to_metadata()
     del metadata[METADATA_KEY]["words_index"]
     server.client.create_collection("old", vectors_config=vector_params(DIMENSION), metadata=metadata)
-    for field, kind in {**PAYLOAD_INDEXES, "text": text_index_params()}.items():
+    for field, kind in {**SERVER_INDEXES, "text": text_index_params()}.items():
         server.client.create_payload_index("old", field, kind)
     old = new_store(DIMENSION, collection="old")
     assert {request.method for request in sent} == {"GET"}
@@ -436,7 +430,7 @@ def test_a_collection_without_the_index_of_words_goes_on_as_it_is(new_store, ser
     for store in (new, new_store(DIMENSION, collection="old", config=CollectionConfig(text_index=True))):
         assert [hit.document_id for hit in store.search("学习", **words)] == ["zh"]
         assert [hit.document_id for hit in store.search("80", **words)] == ["zh"]
-    assert server.client.get_collection("old").payload_schema.keys() == {"text", "words", *PAYLOAD_INDEXES}
+    assert server.client.get_collection("old").payload_schema.keys() == {"text", "words", *SERVER_INDEXES}
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
@@ -445,8 +439,8 @@ def test_what_a_killed_process_left_out_is_completed(new_store, server, sent, ha
     server.client.create_collection("c", vectors_config=vector_params(DIMENSION), metadata=metadata)
     server.client.create_payload_index("c", LOSS_FIELD, "float")
     new_store(DIMENSION, collection="c")
-    assert indexed(sent).keys() == {"text", "words", *PAYLOAD_INDEXES} - {LOSS_FIELD}
-    assert server.client.get_collection("c").payload_schema.keys() == {"text", "words", *PAYLOAD_INDEXES}
+    assert indexed(sent).keys() == {"text", "words", *SERVER_INDEXES} - {LOSS_FIELD}
+    assert server.client.get_collection("c").payload_schema.keys() == {"text", "words", *SERVER_INDEXES}
 
 
 # --- what exists is verified -------------------------------------------------------------------------
@@ -590,7 +584,7 @@ def test_another_may_make_the_collection_meanwhile(connect, server, sent, hash_e
     server.answer = make_it_first
     if same:
         connect(server.url, collection="c")
-        assert server.client.get_collection("c").payload_schema.keys() == {*PAYLOAD_INDEXES, "text", "words"}
+        assert server.client.get_collection("c").payload_schema.keys() == {*SERVER_INDEXES, "text", "words"}
     else:
         with pytest.raises(SchemaMismatchError, match="model 'of another process' in the collection"):
             connect(server.url, collection="c")
@@ -691,18 +685,23 @@ def test_an_own_client_is_closed_when_opening_fails(connect, server, engine, mon
 
 
 WIDE = 384  # components; shorter vectors are never searched by their bits
+SETTLED = {"current": 2, "indexed_below": 2, "indexed_vectors": 80}
+BY_CODES = {"ignore": True, "rescore": True}
+LATER = {"must": [{"key": "generation", "range": {"gte": 2.0}}]}
 
 
 @pytest.fixture
 def said(change_answers, monkeypatch):
-    """What the server says of collection "c": its status, and its indexing threshold in KB."""
+    """What the server says of collection "c": its generations, its status, and how many vectors it has indexed."""
     monkeypatch.setattr(ledger, "_STATE_AGE", 0.0)
     monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
-    said = {"status": "green", "threshold": 36}
+    monkeypatch.setattr(access, "_CACHED_BYTES", 0)
+    said = {"status": "green", "indexed": 90, "generations": SETTLED}
 
     def tell(answer):
         answer["result"]["status"] = said["status"]
-        answer["result"]["config"]["optimizer_config"] |= {"indexing_threshold": said["threshold"]}
+        answer["result"]["indexed_vectors_count"] = said["indexed"]
+        answer["result"]["config"]["metadata"][GENERATIONS_KEY] = said["generations"]
         return answer
 
     change_answers("GET", "/collections/c", tell)
@@ -711,16 +710,15 @@ def said(change_answers, monkeypatch):
 
 @pytest.fixture
 def searched(new_store, sent, said):
-    """A search among 90 chunks, on a server that says so of itself: ``searched("yellow", 36)``."""
+    """A search among 90 chunks, on a server that says so of itself: ``searched(status="yellow")``."""
     return search_of(new_store(WIDE, collection="c"), sent, said)
 
 
 def search_of(store, sent, said):
-    # No more than there are candidates: the server says that all is indexed, but its engine's bits mean nothing yet.
     store.add(Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(90))
 
-    def search(status, threshold, **options):
-        said.update(status=status, threshold=threshold)
+    def search(*, status="green", indexed=90, generations=SETTLED, **options):
+        said.update(status=status, indexed=indexed, generations=generations)
         sent.clear()
         hits = store.search("text 7", **options)
         assert hits[0].document_id == "d7"
@@ -732,97 +730,95 @@ def search_of(store, sent, said):
     return search
 
 
-BY_CODES = {"ignore": True, "rescore": True}
+def is_by_bits(search):
+    return "prefetch" in search
 
 
-@pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_while_the_server_optimizes_bits_are_ignored(searched):
-    search = searched("yellow", 36)
+def test_codes_beyond_memory_are_searched_by_their_bits_once_all_are_indexed(searched):
+    search = searched()
     assert search["limit"] == 10
     assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES}
-    for status in ("grey", "red"):
-        assert searched(status, 36) == search
-
-
-def test_when_all_is_indexed_the_search_is_by_bits(searched):
-    search = searched("green", 36)
-    assert search["limit"] == 10
-    assert search["params"] == {
+    by_bits, by_codes = search["prefetch"]
+    assert by_bits["params"] == {
         "hnsw_ef": 200,
         "exact": False,
         "quantization": {"ignore": False, "rescore": True, "oversampling": 10.0},
     }
-
-
-@pytest.mark.parametrize("threshold", [None, 0, 10_000])
-@pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_where_large_segments_stay_unindexed_bits_are_ignored(searched, threshold):
-    assert searched("green", threshold)["params"]["quantization"] == BY_CODES
+    # What has been written since has no bits that mean anything.
+    assert by_codes["params"] == search["params"]
+    assert (by_bits.get("filter"), by_codes["filter"]) == (None, LATER)
+    assert by_bits["limit"] == by_codes["limit"] == 10
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_a_segment_below_the_threshold_must_be_ranked_whole(searched):
-    # 36 KB are 96 codes of 384 bytes.
-    assert searched("green", 36, k=1, candidates=96)["params"]["quantization"]["ignore"] is False
-    assert searched("green", 36, k=1, candidates=95)["params"]["quantization"] == BY_CODES
+def test_the_status_does_not_matter(searched):
+    for status in ("yellow", "grey", "red"):
+        assert is_by_bits(searched(status=status))
 
 
 @pytest.mark.parametrize(
-    ("dimension", "memory", "ignored"),
+    "said_so",
     [
-        (WIDE, "cold", False),
-        (WIDE, None, False),
-        (WIDE, "cached", True),
-        (WIDE, "pinned", True),
-        (access.MANY_BITS - 1, "pinned", True),
-        (access.MANY_BITS, "pinned", False),
-        (access.MANY_BITS, "cached", False),
-        (WIDE - 1, "cold", True),
-        (64, None, True),
+        {"generations": {}},
+        {"generations": {"current": 2, "indexed_below": 0, "indexed_vectors": 0}},
+        {"indexed": 79},  # some index was built anew, and what was small may have none
+    ],
+)
+def test_what_is_not_known_to_be_indexed_is_searched_by_the_codes(searched, said_so):
+    search = searched(**said_so)
+    assert not is_by_bits(search)
+    assert search["limit"] == 10
+    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES}
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_filters_and_tenants_hold_in_each_stage(new_store, sent, said):
+    store = new_store(WIDE, collection="c", tenant="t", index_fields={"lang": "keyword"})
+    store.add(Document(id=f"d{i}", chunks=[f"text {i}"], metadata={"lang": "en"}) for i in range(90))
+    sent.clear()
+    assert store.search("text 7", filter={"lang": "en"})[0].document_id == "d7"
+    (body,) = [request.body for request in sent if request.path.endswith("/query/batch")]
+    ((by_bits, by_codes),) = [search["prefetch"] for search in body["searches"]]
+    tenant = {"key": "tenant", "match": {"value": "t"}}
+    lang = {"must": [{"key": "metadata.lang", "match": {"value": "en"}}]}
+    assert by_bits["filter"] == {"must": [tenant, lang]}
+    assert by_codes["filter"] == {"must": [tenant, {"must": [lang, LATER]}]}
+
+
+@pytest.mark.parametrize(
+    ("dimension", "memory", "by_bits"),
+    [
+        (WIDE, "cold", True),
+        (WIDE, None, True),
+        (2560, None, True),
+        (WIDE, "cached", False),
+        (WIDE, "pinned", False),
+        (2560, "pinned", False),
+        (WIDE - 1, "cold", False),
+        (64, None, False),
     ],
 )
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_short_vectors_and_those_of_middle_length_in_memory_are_searched_by_the_codes(
-    new_store, sent, said, dimension, memory, ignored
-):
+def test_short_vectors_and_those_in_memory_are_searched_by_the_codes(new_store, sent, said, dimension, memory, by_bits):
     config = None if memory is None else CollectionConfig(codes_memory=memory)
     search = search_of(new_store(dimension, collection="c", config=config), sent, said)
-    assert search("green", 36, k=1, candidates=1000)["params"]["quantization"]["ignore"] is ignored
+    assert is_by_bits(search()) is by_bits
 
 
+@pytest.mark.parametrize("what", ["_FULL_SCAN_BYTES", "_CACHED_BYTES"])
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_so_few_that_all_are_compared_are_searched_by_the_codes(searched, monkeypatch):
-    for most, ignored in ((90 * WIDE, True), (90 * WIDE - 1, False)):
-        monkeypatch.setattr(access, "_FULL_SCAN_BYTES", most)
-        assert searched("green", 36)["params"]["quantization"]["ignore"] is ignored
-
-
-def test_a_search_by_bits_that_a_write_made_useless_meanwhile_is_done_again(new_store, server, sent, said, monkeypatch):
-    store = new_store(WIDE, collection="c")
-    store.add(Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(90))
-    answer = server.answer
-
-    def write_meanwhile(method, path, body):
-        if path.endswith("/query/batch"):
-            said["status"] = "yellow"
-        return answer(method, path, body)
-
-    monkeypatch.setattr(server, "answer", write_meanwhile)
-    for options in ({}, {"hybrid": True}, {"group_by_document": 2}):
-        said["status"] = "green"
-        sent.clear()
-        assert store.search("text 7", **options)[0].document_id == "d7"
-        batches = [request.body["searches"] for request in sent if request.path.endswith("/query/batch")]
-        of_vectors = [(one.get("prefetch") or [one])[0] for (one, *_) in batches]
-        assert [one["params"]["quantization"]["ignore"] for one in of_vectors] == [False, True]
+def test_so_few_that_all_are_compared_or_that_memory_holds_them_are_searched_by_the_codes(searched, monkeypatch, what):
+    for most, by_bits in ((90 * WIDE, False), (90 * WIDE - 1, True)):
+        monkeypatch.setattr(access, what, most)
+        assert is_by_bits(searched()) is by_bits
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_more_candidates_per_hit_than_the_server_allows_are_searched_by_the_codes(new_store, server, sent, said):
     server.strict_mode = {"enabled": True, "search_max_oversampling": 5.0}
     search = search_of(new_store(WIDE, collection="c"), sent, said)
-    assert search("green", 36, k=10, candidates=101)["params"]["quantization"] == BY_CODES
-    by_bits = search("green", 36, k=20, candidates=100)["params"]["quantization"]
+    assert not is_by_bits(search(k=10, candidates=101))
+    by_bits = search(k=20, candidates=100)["prefetch"][0]["params"]["quantization"]
     assert by_bits == {"ignore": False, "rescore": True, "oversampling": 5.0}
 
 
@@ -839,32 +835,29 @@ def test_words_of_many_questions_are_asked_for_together(new_store, sent):
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_a_hybrid_search_chooses_the_same_way(searched):
-    for status, ignored in (("green", False), ("yellow", True)):
-        vectors, words = searched(status, 36, hybrid=True)["prefetch"]
+    for generations, by_bits in ((SETTLED, True), ({}, False)):
+        vectors, words = searched(generations=generations, hybrid=True)["prefetch"]
         assert (vectors["limit"], words["limit"]) == (100, 100)
-        assert vectors["params"]["quantization"]["ignore"] is ignored
+        assert is_by_bits(vectors) is by_bits
 
 
-def test_the_state_is_asked_for_again_after_a_while_and_after_a_write(new_store, sent, monkeypatch):
+def test_the_state_is_asked_for_once_a_second_however_much_is_written(new_store, sent, monkeypatch):
     store = new_store(WIDE, collection="c")
     documents = [Document(id=f"d{i}", chunks=[f"text {i}"]) for i in range(3)]
-    store.add(documents)
+    now = [1000.0]
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
 
     def asked():
-        store.search("text 1")
-        n = sum((request.method, request.path) == ("GET", "/collections/c") for request in sent)
         sent.clear()
-        return n
+        for i in range(3):
+            store.search(f"text {i}")
+            store.add(documents[: i + 1])
+            store.delete(document_ids=["d0"])
+        return sum((request.method, request.path) == ("GET", "/collections/c") for request in sent)
 
-    now = time.monotonic()
-    monkeypatch.setattr(ledger.time, "monotonic", lambda: now)
-    sent.clear()
-    assert asked() == 1
+    asked()
     assert asked() == 0
-    store.add(documents[:1])
-    sent.clear()
-    assert asked() == 1
-    monkeypatch.setattr(ledger.time, "monotonic", lambda: now + 1.1)
+    now[0] += 1.1
     assert asked() == 1
 
 

@@ -107,7 +107,9 @@ SEARCHES = [
 
 def use(store):
     """Call every verb, and tell what came of it."""
-    told = [store.add(DOCUMENTS[:10]), store.sync(DOCUMENTS)]
+    with store.bulk_load():
+        told = [store.add(DOCUMENTS[:10])]
+    told.append(store.sync(DOCUMENTS))
     relabelled = Document(id="d3", chunks=DOCUMENTS[3].chunks, metadata={"new": [None, {"deep": None}]})
     told += [store.sync([*DOCUMENTS[:3], relabelled], delete_missing=False), store.count({"new": None})]
     chunks = sorted(hit.id for hit in store.search("3 1", k=100))
@@ -183,7 +185,7 @@ def test_a_collection_is_created_alike(new_store, grpc_server, hash_encoder):
     over_grpc, bodies[:] = bodies[:], []
     VectorStore.connect(grpc_server.url, collection="c2", **options).close()
     over_rest = [(path.replace("2", "1", 1), body) for path, body in bodies]
-    assert len(over_grpc) == 1 + len(PAYLOAD_INDEXES) + 3 + len(kinds)
+    assert len(over_grpc) == 1 + len(PAYLOAD_INDEXES) + 4 + len(kinds)
     of_text = [body["field_schema"] for _, body in over_grpc if body.get("field_name") in ("text", "words")]
     assert of_text == 2 * [{"type": "text", "tokenizer": "word", "enable_hnsw": False, "scoring": {"type": "bm25"}}]
     assert without_text(over_grpc) == without_text(over_rest)

@@ -14,7 +14,6 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from pplx_vectorstore import Chunk, Document
-from pplx_vectorstore.collection import indexing_threshold
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.retrying import Retries
@@ -83,13 +82,7 @@ class StrictMode:
                 with self._lock:
                     self.refusals.append(f"{method} {path}: {error}")
                 return self.status, json.dumps({"status": {"error": f"Bad request: {error}"}, "time": 0.0}).encode()
-        status, content = self._answer(method, path, body)
-        if match and (method, match[2], status) == ("GET", None, 200):
-            answer = json.loads(content)
-            # As small as the store sets it, so that it may search by bits.
-            answer["result"]["config"]["optimizer_config"]["indexing_threshold"] = indexing_threshold(DIMENSION)
-            content = json.dumps(answer).encode()
-        return status, content
+        return self._answer(method, path, body)
 
     def _check(self, collection, method, verb, body):
         if (method, verb) == ("POST", "/points/scroll"):

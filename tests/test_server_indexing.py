@@ -1,0 +1,445 @@
+"""What a server indexes when, and which points are searched by their bits, whatever comes before and after."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from pplx_vectorstore import AsyncVectorStore, Chunk, Document, PrecomputedEncoder, VectorStore, quantize_to_norm
+from pplx_vectorstore.errors import InvalidDocumentError, StoreError
+from pplx_vectorstore.operations import access, ledger, server_indexing
+from pplx_vectorstore.operations.server_indexing import GENERATIONS_KEY, HOLD_KEY
+from pplx_vectorstore.quantization import cosine_similarity
+
+DIMENSION = 384
+CHUNKS = 5
+K = 10
+USUAL = 10_000  # kilobytes, the threshold that the server has
+
+http = pytest.mark.parametrize("engine", ["http"], indirect=True)
+remote = pytest.mark.parametrize(
+    "engine",
+    ["http", *(pytest.param(name, marks=pytest.mark.slow) for name in ("async", "grpc", "async-grpc"))],
+    indirect=True,
+)
+
+
+@pytest.fixture
+def encoder():
+    return PrecomputedEncoder("made", DIMENSION)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Nobody writes into a generation that has ended."""
+    monkeypatch.setattr(server_indexing, "GRACE", 0.0)
+    monkeypatch.setattr(access, "GRACE", 60.0)
+    monkeypatch.setattr(server_indexing, "_LOOK", 0.02)
+
+
+@pytest.fixture
+def large(monkeypatch, impatient):
+    """Collections are taken for larger than any memory."""
+    monkeypatch.setattr(access, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
+
+
+@pytest.fixture
+def rest_server(engine, request):
+    """``rest_server()`` → the server that carries out what is asked over REST or gRPC."""
+
+    def find():
+        if engine.endswith("grpc"):
+            return request.getfixturevalue("grpc_server").rest
+        return request.getfixturevalue("server")
+
+    return find
+
+
+class Corpus:
+    """Documents around some centres, and what is to be stored of them."""
+
+    def __init__(self):
+        self._rng = np.random.default_rng(5)
+        self._centres = self._rng.normal(size=(40, DIMENSION))
+        self.codes, self.metadata = {}, {}
+
+    def make(self, numbers, **metadata):
+        documents = []
+        for number in numbers:
+            vectors = self.near(CHUNKS)
+            chunks = [Chunk(text=f"{i} of {number}", id=f"{number}-{i}") for i in range(CHUNKS)]
+            documents.append(Document(id=f"d{number}", chunks=chunks, vectors=vectors, metadata=metadata))
+            self.codes[number], self.metadata[number] = quantize_to_norm(vectors), metadata
+        return documents
+
+    def near(self, n):
+        return self._centres[self._rng.integers(len(self._centres), size=n)] + self._rng.normal(size=(n, DIMENSION))
+
+    def check(self, store):
+        """Whatever was written is found, and searches find what a comparison with all of it finds."""
+        ids = [f"{number}-{i}" for number in self.codes for i in range(CHUNKS)]
+        codes = np.concatenate(list(self.codes.values()))
+        assert store.count() == len(ids)
+        latest = list(self.codes)[-8:]
+        for number in latest:
+            (hit,) = store.search(self.codes[number][2], k=1)
+            assert (hit.id, hit.metadata) == (f"{number}-2", self.metadata[number])
+        queries = quantize_to_norm(self.near(20))
+        cosines = cosine_similarity(queries, codes)
+        found = 0
+        for query, row in zip(queries, cosines, strict=True):
+            tenth = np.partition(row, -K)[-K]
+            of_ids = dict(zip(ids, row, strict=True))
+            found += sum(of_ids[hit.id] >= tenth - 1e-9 for hit in store.search(query, k=K))
+        assert found >= 0.97 * K * len(queries)
+
+
+def state_of(store, run_async):
+    info = store._client.get_collection(store._session.points.collection)
+    return run_async(info) if asyncio.iscoroutine(info) else info
+
+
+def threshold_of(store, run_async):
+    return state_of(store, run_async).config.optimizer_config.indexing_threshold
+
+
+# --- by the bits, whatever happens -------------------------------------------------------------------
+
+
+@remote
+def test_searches_are_right_in_every_state_of_a_collection(new_store, encoder, large, run_async):
+    store, corpus = new_store(encoder=encoder), Corpus()
+    store.add(corpus.make(range(300)))
+    assert store.explain(corpus.codes[0][0]).way == "codes"
+    corpus.check(store)
+    for first in (1000, 2000):
+        store.optimize()
+        assert store.explain(corpus.codes[0][0]).way == "bits"
+        corpus.check(store)
+        store.add(corpus.make(range(first, first + 50)))
+        corpus.check(store)
+        store.sync(corpus.make(range(20, 30)))  # others in their place
+        corpus.check(store)
+        relabelled = [Document(id="d40", chunks=chunks_of(40), vectors=corpus.codes[40], metadata={"new": first})]
+        store.add(relabelled)
+        corpus.metadata[40] = {"new": first}
+        corpus.codes[40] = corpus.codes.pop(40)  # now the latest
+        corpus.check(store)
+        gone = range(first // 20, first // 20 + 30)
+        store.delete(document_ids=[f"d{number}" for number in gone])
+        for number in gone:
+            del corpus.codes[number]
+        corpus.check(store)
+        assert store.explain(corpus.codes[0][0]).way == "bits"
+        query = corpus.codes[first + 1][0]
+        assert store.search(query, k=3, group_by_document=True)[0].document_id == f"d{first + 1}"
+        assert store.search(query, k=3, diversity=0.2)[0].document_id == f"d{first + 1}"
+    with store.bulk_load():
+        store.add(corpus.make(range(3000, 3030)))
+        corpus.check(store)
+    corpus.check(store)
+
+
+def chunks_of(number):
+    return [Chunk(text=f"{i} of {number}", id=f"{number}-{i}") for i in range(CHUNKS)]
+
+
+@http
+def test_copies_and_other_programs_find_all_of_it(new_store, encoder, large, server):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    with store.bulk_load():
+        store.add(corpus.make(range(200)))
+    store.add(corpus.make(range(500, 520)))
+    copied = new_store(encoder=encoder)
+    with copied.bulk_load():
+        assert store.copy_to(copied) == 220 * CHUNKS
+    store.copy_to(copied)  # again, all in a later generation
+    corpus.check(copied)
+    with VectorStore.connect(server.url, collection="c", encoder=encoder) as another:
+        corpus.check(another)
+        another.add(corpus.make(range(600, 610)))
+    corpus.check(store)
+
+
+@remote
+def test_what_is_written_tells_its_generation(new_store, encoder, large, read_points):
+    store, corpus = new_store(encoder=encoder), Corpus()
+    store.add(corpus.make(range(5)))
+    store.optimize()
+    store.add(corpus.make([7]))
+    same = Document(id="d3", chunks=chunks_of(3), vectors=corpus.codes[3], metadata={"new": 1})
+    store.sync([same])
+    generations = {}
+    for point in read_points(store):
+        generations.setdefault(point.payload["document_id"], set()).add(point.payload["generation"])
+    assert generations == {"d0": {1}, "d1": {1}, "d2": {1}, "d3": {2}, "d4": {1}, "d7": {2}}
+
+
+@remote
+def test_a_write_that_outlasts_its_generation_is_done_again(
+    new_store, encoder, request, engine, monkeypatch, read_points
+):
+    """It may come after all of its generation was taken for indexed."""
+    store, corpus = new_store(encoder=encoder), Corpus()
+    store.add(corpus.make([0]))
+    monkeypatch.setattr(access, "GRACE", 0.0)
+    server = (
+        request.getfixturevalue("grpc_server").rest if engine.endswith("grpc") else request.getfixturevalue("server")
+    )
+    answer, collection = server.answer, store._session.points.collection
+    writes = []
+
+    def end_the_generation_first(method, path, body):
+        if method == "PUT" and path.endswith("/points"):
+            writes.append(path)
+            if len(writes) == 1:
+                generations = {"current": 2, "indexed_below": 2, "indexed_vectors": 0}
+                server.updates.change(collection, None, {GENERATIONS_KEY: generations})
+        return answer(method, path, body)
+
+    server.answer = end_the_generation_first
+    monkeypatch.setattr(ledger, "_STATE_AGE", 60.0)
+    store.add(corpus.make([1]))
+    assert len(writes) == 2
+    assert {p.payload["document_id"]: p.payload["generation"] for p in read_points(store)} == {"d0": 1, "d1": 2}
+
+
+# --- bulk loads --------------------------------------------------------------------------------------
+
+
+@remote
+def test_indexing_is_held_back_and_restored(new_store, encoder, impatient, run_async):
+    store, corpus = new_store(encoder=encoder), Corpus()
+    for numbers in (range(100), range(100, 150)):
+        with store.bulk_load():
+            assert threshold_of(store, run_async) == 0
+            store.add(corpus.make(numbers))
+            corpus.check(store)
+            assert HOLD_KEY in state_of(store, run_async).config.metadata
+        assert threshold_of(store, run_async) == USUAL
+        state = state_of(store, run_async)
+        assert not state.config.metadata[HOLD_KEY]
+        assert (state.status, state.indexed_vectors_count) == ("green", len(corpus.codes) * CHUNKS)
+        corpus.check(store)
+
+
+@remote
+def test_an_error_ends_a_load_as_well(new_store, encoder, impatient, run_async):
+    store, corpus = new_store(encoder=encoder), Corpus()
+
+    def load():
+        store.add(corpus.make(range(50)))
+        store.add(["no document"])
+
+    with pytest.raises(InvalidDocumentError), store.bulk_load():
+        load()
+    state = state_of(store, run_async)
+    assert state.config.optimizer_config.indexing_threshold == USUAL
+    assert state.indexed_vectors_count == 50 * CHUNKS
+    corpus.check(store)
+
+
+@http
+def test_who_interrupts_a_load_waits_for_nothing(new_store, encoder, server, run_async, monkeypatch):
+    store = new_store(encoder=encoder)
+    monkeypatch.setattr(server.updates, "status_of", lambda name: "yellow")  # for ever
+    with pytest.raises(KeyboardInterrupt), store.bulk_load():
+        raise KeyboardInterrupt
+    assert threshold_of(store, run_async) == USUAL
+
+
+def test_a_cancelled_task_restores_the_threshold(server, encoder, run_async):
+    async def scenario():
+        async with await AsyncVectorStore.connect(server.url, encoder=encoder) as store:
+
+            async def load():
+                async with store.bulk_load():
+                    loading.set()
+                    await asyncio.sleep(60)
+
+            loading = asyncio.Event()
+            task = asyncio.create_task(load())
+            await loading.wait()
+            assert server.updates.threshold_of("documents") == 0
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert server.updates.threshold_of("documents") == USUAL
+
+    run_async(scenario())
+
+
+@http
+def test_an_error_is_told_although_the_server_does_not_get_done(new_store, encoder, server, impatient, monkeypatch):
+    store = new_store(encoder=encoder)
+    monkeypatch.setattr(server.updates, "status_of", lambda name: "red")
+    with pytest.raises(ZeroDivisionError) as caught, store.bulk_load():
+        1 / 0  # noqa: B018
+    assert "not indexed yet: the server could not index" in caught.value.__notes__[0]
+
+
+@http
+def test_of_two_loads_the_first_restores(new_store, encoder, impatient, run_async):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    another = new_store(encoder=encoder, collection="c")
+    with store.bulk_load():
+        with another.bulk_load():
+            another.add(corpus.make(range(10)))
+        assert threshold_of(store, run_async) == 0
+        store.add(corpus.make(range(10, 20)))
+    assert threshold_of(store, run_async) == USUAL
+    corpus.check(store)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore
+
+store = VectorStore.connect(sys.argv[1], encoder=PrecomputedEncoder("made", 384))
+with store.bulk_load():
+    store.add([Document(id="d", chunks=["a"], vectors=np.random.default_rng(0).normal(size=(1, 384)))])
+    print("loading", flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_who_opens_next_ends_the_load_of_a_killed_process(server, encoder, run_async):
+    command = [sys.executable, "-c", KILLED, server.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "loading\n"
+        with VectorStore.connect(server.url, encoder=encoder) as store:  # it is still loading
+            assert threshold_of(store, run_async) == 0
+        child.communicate("")
+    assert child.returncode == -signal.SIGKILL
+    assert server.updates.threshold_of("documents") == 0
+    with VectorStore.connect(server.url, encoder=encoder) as store:
+        assert threshold_of(store, run_async) == USUAL
+        assert not state_of(store, run_async).config.metadata[HOLD_KEY]
+        assert store.count() == 1
+        store.optimize()
+        assert state_of(store, run_async).status == "green"
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "age", "is_abandoned"),
+    [
+        ("elsewhere", 1, -1, False),
+        ("elsewhere", 1, 1, True),
+        ("here", "ours", -1, False),
+        ("here", "ours", 1, True),
+        ("here", 1, -1, False),  # somebody's
+        ("here", 2**22 + 1, -1, True),  # nobody's
+    ],
+)
+@http
+def test_a_load_is_over_when_its_process_is_or_its_time(new_store, encoder, server, host, pid, age, is_abandoned):
+    new_store(encoder=encoder, collection="c").close()
+    hold = {
+        "threshold": 77,
+        "host": socket.gethostname() if host == "here" else host,
+        "pid": os.getpid() if pid == "ours" else pid,
+        "until": time.time() - age,
+    }
+    server.updates.change("c", 0, {HOLD_KEY: hold})
+    new_store(encoder=encoder, collection="c")
+    assert server.updates.threshold_of("c") == (77 if is_abandoned else 0)
+
+
+@http
+def test_a_process_that_loads_for_long_says_that_it_lives(new_store, encoder, server, monkeypatch):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    with store.bulk_load():
+        first = server.updates.metadata_of("c", {})[HOLD_KEY]["until"]
+        store.add(corpus.make([1]))
+        assert server.updates.metadata_of("c", {})[HOLD_KEY]["until"] == first
+        now = time.time() + 120
+        monkeypatch.setattr(server_indexing.time, "time", lambda: now)
+        store.add(corpus.make([2]))
+        assert server.updates.metadata_of("c", {})[HOLD_KEY]["until"] > first + 60
+        assert server.updates.threshold_of("c") == 0
+
+
+@http
+def test_a_key_that_may_only_read_opens_all_the_same(new_store, encoder, server):
+    new_store(encoder=encoder, collection="c").close()
+    hold = {"threshold": 77, "host": "elsewhere", "pid": 1, "until": 0}
+    server.updates.change("c", 0, {HOLD_KEY: hold})
+    answer = server.answer
+
+    def forbid(method, path, body):
+        if method == "PATCH":
+            return 403, b'{"status": {"error": "Forbidden: Global manage access is required"}, "time": 0.0}'
+        return answer(method, path, body)
+
+    server.answer = forbid
+    assert new_store(encoder=encoder, collection="c").count() == 0
+    assert server.updates.threshold_of("c") == 0
+
+
+@http
+def test_waiting_ends_when_nothing_changes_any_more(new_store, encoder, server, impatient, monkeypatch):
+    store = new_store(encoder=encoder)
+    monkeypatch.setattr(server.updates, "status_of", lambda name: "yellow")
+    monkeypatch.setattr(server_indexing, "_PATIENCE", 0.2)
+    with pytest.raises(StoreError, match=r"does not get done indexing 'test-.*status is yellow, with 0 vectors"):
+        store.optimize()
+
+
+@http
+def test_a_server_that_was_started_again_is_told_to_optimize(new_store, encoder, server, impatient, monkeypatch):
+    store = new_store(encoder=encoder)
+    change = server.updates.change
+    told = []
+
+    def told_to(name, threshold, metadata):
+        told.append((threshold, metadata))
+        change(name, threshold, metadata)
+
+    monkeypatch.setattr(server.updates, "status_of", lambda name: "green" if told else "grey")
+    monkeypatch.setattr(server.updates, "change", told_to)
+    store.optimize()
+    assert told == [(USUAL, None)]
+
+
+# --- folders -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_indexed_once_at_the_end(folder, encoder, monkeypatch):
+    from pplx_vectorstore.engines import shard
+
+    begun = []
+    start = shard.Shard._start_indexing
+    monkeypatch.setattr(shard, "_WALKED_BYTES", 20 * DIMENSION)
+    monkeypatch.setattr(shard.Shard, "_start_indexing", lambda self: begun.append(1) or start(self))
+    corpus = Corpus()
+    with VectorStore.open(folder / "index", encoder=encoder) as store:
+        for numbers in (range(40), range(40, 80)):
+            with store.bulk_load():
+                begun.clear()
+                for number in numbers:
+                    store.add(corpus.make([number]))
+                assert begun == []
+                corpus.check(store)
+            assert begun == [1]
+            coverage = store._client.coverage("documents")
+            assert coverage.points == len(corpus.codes) * CHUNKS
+            assert coverage.unindexed < 10
+            corpus.check(store)
+        begun.clear()
+        store.add(corpus.make(range(100, 300)))
+        assert begun, "as it was before"
+    corpus_of_all = QdrantClient(":memory:")
+    with VectorStore(corpus_of_all, encoder=encoder) as store, store.bulk_load():
+        store.add(corpus.make(range(10)))
+    assert corpus_of_all.count("documents").count == 10 * CHUNKS
