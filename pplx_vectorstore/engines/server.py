@@ -1,4 +1,4 @@
-"""Clients of Qdrant servers: how they are made, and what the server behind one can do."""
+"""Clients of Qdrant servers: how they are made, and what of them may be shown."""
 
 from __future__ import annotations
 
@@ -7,47 +7,20 @@ import math
 import os
 import re
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from pplx_vectorstore.errors import InvalidInputError, UnsupportedServerError
+from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.redaction import without_password
 
 # Seconds. A batch of points may wait for its turn behind others.
 DEFAULT_TIMEOUT = 60.0
 
 API_KEY_VARIABLE = "QDRANT_API_KEY"
-# The first with metadata of collections, which record how the vectors are made.
-MINIMUM_VERSION = (1, 16)
-_UNLINKED_INDEXES = (1, 17)
-_MEMORY_PLACEMENT = (1, 19)
-_TEXT_SCORING = (1, 20)
-
-_VERSION = re.compile(r"(\d+)\.(\d+)")
 # Characters. Values of other headers, such as "1", may stand in any message.
 _SHORTEST_SECRET = 8
 # What a header can hold, over HTTP and over gRPC.
 _HEADER = re.compile(r"[!-~]([ -~]*[!-~])?")
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do.
-
-    Attributes:
-        kind: "embedded", "server", or "emulation" for ``QdrantClient(":memory:")``.
-        version: Of a server, as it says.
-        memory_placement: Whether vectors can be placed cold, cached or pinned; older servers have two flags.
-        text_scoring: Whether it ranks by BM25.
-        unlinked_indexes: Whether payload indexes can be kept out of the vectors' graph.
-    """
-
-    kind: Literal["embedded", "server", "emulation"]
-    version: str = ""
-    memory_placement: bool = True
-    text_scoring: bool = True
-    unlinked_indexes: bool = True
 
 
 def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: float | None, asynchronous: bool) -> Any:
@@ -147,27 +120,3 @@ def is_emulation(client: Any) -> bool:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
     return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
-
-
-def read_capabilities(version: str, where: str) -> Capabilities:
-    """Turn a server's version into what it can do.
-
-    Raises:
-        UnsupportedServerError: It is older than the oldest that can hold our collections.
-    """
-    match = _VERSION.match(version)
-    if match is None:  # built from a branch: take it for the newest
-        return Capabilities("server", version)
-    number = int(match[1]), int(match[2])
-    if number < MINIMUM_VERSION:
-        raise UnsupportedServerError(
-            f"{where} runs Qdrant {version}; version {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed, which "
-            "records a collection's model with it. Upgrade the server, or use the embedded engine"
-        )
-    return Capabilities(
-        "server",
-        version,
-        memory_placement=number >= _MEMORY_PLACEMENT,
-        text_scoring=number >= _TEXT_SCORING,
-        unlinked_indexes=number >= _UNLINKED_INDEXES,
-    )
