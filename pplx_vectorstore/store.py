@@ -298,7 +298,7 @@ class VectorStore:
         Raises:
             InvalidInputError: An argument is out of range, or the query has nothing to embed or no words.
             UnsupportedFilterError: The filter says what the engine cannot answer as it is meant.
-            UnsupportedServerError: `hybrid` on a server without BM25.
+            UnsupportedServerError: The server is too old for `hybrid`, or for a condition of the filter.
             StoreError: Grouped, on a server whose strict mode lets too few documents be excluded.
         """
         (hits,) = self.search_batch(

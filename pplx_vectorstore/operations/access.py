@@ -13,7 +13,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import TENANT_FIELD, keeps_codes_in_memory, unindexed_points
 from pplx_vectorstore.engines.calls import Calls
-from pplx_vectorstore.engines.capabilities import Capabilities
+from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
@@ -131,6 +131,13 @@ class PointAccess:
             warned=self._warned,
             capabilities=self.capabilities,
         )
+
+    @property
+    def word_fields(self) -> frozenset[str]:
+        """Fields in which the server finds whole words alone: their words are indexed, and it is too old for parts."""
+        if self.capabilities.has(Feature.SUBSTRING_MATCH):
+            return frozenset()
+        return frozenset(field for field, kind in self._ledger.indexes.items() if kind == "text")
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:

@@ -302,6 +302,7 @@ class PplxVectorStore(BasePydanticVectorStore):
             InvalidInputError: The mode is another one, or lacks what it needs; or the question is blank, and
                 nothing else says which nodes are wanted.
             UnsupportedFilterError: Qdrant cannot express a filter.
+            UnsupportedServerError: The server is too old for a filter, or for the mode.
         """
         search = self._search(query, kwargs)
         return _result(self.client.search(search.query, **search.options))
@@ -366,7 +367,10 @@ class PplxVectorStore(BasePydanticVectorStore):
         return [_both(having, condition) for having in self._having(_as_ids(node_ids, "node_ids"))]
 
     def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
-        return build_filter(filters, indexes=self._indexes)
+        points = self.client._session.points
+        return build_filter(
+            filters, indexes=self._indexes, word_fields=points.word_fields, capabilities=points.capabilities
+        )
 
     def _having(self, node_ids: Sequence[str]) -> list[models.Filter]:
         """Match nodes by id, in as many filters as the ids need: each may stand for two points."""
