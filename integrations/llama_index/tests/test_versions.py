@@ -72,8 +72,8 @@ def test_where_words_are_indexed_text_match_finds_words_and_all_else_is_refused(
     for operator, value in ((OP.CONTAINS, "fox"), (OP.ANY, ["fox"]), (OP.ALL, ["fox"]), (OP.TEXT_MATCH, ", ")):
         with pytest.raises(
             UnsupportedServerError,
-            match=rf"filter on 'title': {operator.name} with .*, on a field whose words are indexed, needs Qdrant 1\.20 "
-            r"or newer, .*this server is 1\.19\.0\. Upgrade it, or look for whole words by TEXT_MATCH, or .* by IN",
+            match=rf"filter on 'title': {operator.name} with .*, on a field whose words are indexed, needs Qdrant "
+            r"1\.20 or newer, .*is 1\.19\.0\. Upgrade it, or look for whole words by TEXT_MATCH, or .* by IN",
         ):
             store.get_nodes(filters=one(operator, value))
     assert found(store, OP.CONTAINS, 3) == found(store, OP.ANY, [3]) == set()
