@@ -35,6 +35,8 @@ TESTS = Path(__file__).parent / "tests"
 
 def _load_helper(name):
     """Import a helper module of the folder tests, under its own name."""
+    if name in ("qdrant_server", "qdrant_grpc"):
+        _load_helper("qdrant_versions")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)

@@ -129,6 +129,7 @@ class AsyncVectorStore:
         collection: str = DEFAULT_COLLECTION,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         chunker: Chunker | None = None,
         tenant: str | None = None,
@@ -139,7 +140,14 @@ class AsyncVectorStore:
         parallel: int = DEFAULT_PARALLEL,
     ) -> AsyncVectorStore:
         """Connect to a Qdrant server, cluster or cloud; see ``VectorStore.connect``."""
-        client = make_client(url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout, asynchronous=True)
+        client = make_client(
+            url,
+            api_key=api_key,
+            prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
+            timeout=timeout,
+            asynchronous=True,
+        )
         return await cls._owning(
             client,
             collection,

@@ -54,6 +54,10 @@ _DEFAULT_STORE = ".pplx-vectorstore"
 StoreOption = Annotated[
     str, typer.Option("--store", help="Folder of the index, or URL of a Qdrant server.", metavar="FOLDER|URL")
 ]
+GrpcPortOption = Annotated[
+    int | None,
+    typer.Option("--grpc-port", help="Port of the server's gRPC: send points and searches over that.", metavar="PORT"),
+]
 CollectionOption = Annotated[str, typer.Option("--collection", help="Collection in the index.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose documents, in a collection with tenants.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -102,6 +106,7 @@ def index(
         ),
     ] = None,
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     prune: Annotated[
@@ -148,7 +153,7 @@ def index(
             "dtype": dtype,
         }
         skipped: list[tuple[Path, str]] = []
-        with _connect(store) as client:
+        with _connect(store, grpc_port) as client:
             encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
             opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
@@ -172,6 +177,7 @@ def index(
 def search(
     query: Annotated[str, typer.Argument(help="A question.")],
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
@@ -208,7 +214,7 @@ def search(
         SearchOptions(**options)  # checked before the model is loaded for nothing
         if is_blank(query):
             raise InvalidInputError("a query must not be blank")
-        with _connect(store) as client:
+        with _connect(store, grpc_port) as client:
             recorded = _require_fingerprint(client, store, collection)
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
             encoder = _load(console, model, recorded, options_of_model)
@@ -225,6 +231,7 @@ def search(
 @app.command()
 def info(
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
@@ -232,7 +239,7 @@ def info(
     """Tell what an index holds and how it was made."""
     from pplx_vectorstore.operations.manage import BENT
 
-    with reported_errors(), _connect(store) as client:
+    with reported_errors(), _connect(store, grpc_port) as client:
         recorded = _require_fingerprint(client, store, collection)
         facts: dict[str, Any] = {"store": without_password(store), "collection": collection}
         tenants = _tenants(client, collection)
@@ -260,12 +267,13 @@ def info(
 @app.command()
 def documents(
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the documents of an index, each with its number of chunks."""
-    with reported_errors(), _connect(store) as client:
+    with reported_errors(), _connect(store, grpc_port) as client:
         opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
         listed = sorted(opened.documents(), key=lambda document: document.id)
         if as_json:
@@ -282,13 +290,14 @@ def delete(
         list[str], typer.Argument(help="Ids of documents, or paths of files or folders, there or not.", metavar="ID")
     ],
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
 ) -> None:
     """Delete documents with all their chunks."""
     with reported_errors():
         missing = []
-        with _connect(store) as client:
+        with _connect(store, grpc_port) as client:
             opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
             for given in ids:
                 if given and opened.delete(document_ids=[given]):
@@ -308,11 +317,12 @@ def delete(
 def export(
     file: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="FILE")],
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
 ) -> None:
     """Write all chunks with their codes to a Parquet file."""
-    with reported_errors() as console, _connect(store) as client:
+    with reported_errors() as console, _connect(store, grpc_port) as client:
         opened = _reader(client, collection, _require_fingerprint(client, store, collection), tenant)
         with busy(console, f"exporting to {file}"):
             chunks = opened.export_parquet(file)
@@ -323,6 +333,7 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="A Parquet file that `export` wrote.", metavar="FILE")],
     store: StoreOption = _DEFAULT_STORE,
+    grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
     bulk: BulkOption = False,
@@ -330,7 +341,7 @@ def import_(
     """Write an exported file's chunks into an index."""
     from pplx_vectorstore.operations.transfer import read_exported_fingerprint
 
-    with reported_errors() as console, _connect(store) as client:
+    with reported_errors() as console, _connect(store, grpc_port) as client:
         opened = _reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
         with _bulk_load(console, opened, bulk), busy(console, f"importing {file}"):
             chunks = opened.import_parquet(file)
@@ -480,7 +491,7 @@ def _is_url(store: str) -> bool:
 
 
 @contextlib.contextmanager
-def _connect(store: str) -> Iterator[Any]:
+def _connect(store: str, grpc_port: int | None = None) -> Iterator[Any]:
     """Open the engine behind --store: a folder's, or a server's client."""
     from pplx_vectorstore.engines.edge import EdgeClient
 
@@ -490,7 +501,11 @@ def _connect(store: str) -> Iterator[Any]:
             f"{without_password(store)!r} looks like a server's address; URLs begin with http:// or https://"
         )
     if _is_url(store):
-        client: Any = make_client(store, api_key=None, prefer_grpc=False, timeout=DEFAULT_TIMEOUT, asynchronous=False)
+        client: Any = make_client(
+            store, api_key=None, prefer_grpc=False, grpc_port=grpc_port, timeout=DEFAULT_TIMEOUT, asynchronous=False
+        )
+    elif grpc_port is not None:
+        raise InvalidInputError(f"--grpc-port is of a server, and --store is the folder {store!r}; give a URL")
     else:
         client = EdgeClient(store)
     try:

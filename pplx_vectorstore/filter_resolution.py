@@ -13,6 +13,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.documents import has_lone_surrogate
+from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import WHY_INEXACT, stands_for_several
 from pplx_vectorstore.points import possible_point_ids
@@ -41,6 +42,7 @@ _NO_UUID = "no UUID, so that texts are compared"
 # Beyond, comparing with each value takes longer than reading the payload of a point.
 _MOST_RANGES = 64
 
+_IN_PROCESS = Capabilities("embedded")
 _WHY_NOT = {
     "integer": "keeps whole numbers alone: it would leave out 2.5, and take 2.0 for 2",
     "float": "keeps numbers alone, so that it would find no dates",
@@ -55,13 +57,15 @@ def resolve_filter(
     indexes: Mapping[str, str],
     by_index_only: bool,
     warned: set[str],
+    capabilities: Capabilities = _IN_PROCESS,
 ) -> models.Filter:
     """Translate a filter that a caller gave, with everything in it.
 
     Chunk ids become ids of points. An index keeps one kind of values, and some indexes answer a condition of another
     kind, or compare in their own way; conditions are put so that they match what they would match without an index.
     Where a server filters by index alone, 2 matches a stored 2.0 too, and a UUID any spelling of it. Phrases are left
-    as they are: of an indexed text, only an index made for them (`phrase_matching`) finds any.
+    as they are: of an indexed text, only an index made for them (`phrase_matching`) finds any. What a server is too old
+    for is put in another way that means the same, or refused.
 
     Args:
         condition: From `pplx_vectorstore.filters.build_filter`, or the caller's own.
@@ -69,23 +73,33 @@ def resolve_filter(
         indexes: The type of each indexed field's index, by its path.
         by_index_only: Whether the server refuses what an index cannot answer (strict mode).
         warned: Keys of which it was said that no chunk has them; more are added.
+        capabilities: What the engine can do.
 
     Raises:
         UnsupportedFilterError: An id is no chunk's, a bound is too large to be compared exactly, or the field's index
             would change what the condition matches.
+        UnsupportedServerError: The server is too old for a condition.
 
     Warns:
         UserWarning: No chunk has a field of that name; it says which one may be meant.
     """
-    return _Resolution(tenant, indexes, by_index_only, warned).filter(condition, "")
+    return _Resolution(tenant, indexes, by_index_only, warned, capabilities).filter(condition, "")
 
 
 class _Resolution:
-    def __init__(self, tenant: str | None, indexes: Mapping[str, str], by_index_only: bool, warned: set[str]) -> None:
+    def __init__(
+        self,
+        tenant: str | None,
+        indexes: Mapping[str, str],
+        by_index_only: bool,
+        warned: set[str],
+        capabilities: Capabilities,
+    ) -> None:
         self._tenant = tenant
         self._indexes = indexes
         self._by_index_only = by_index_only
         self._warned = warned
+        self._capabilities = capabilities
 
     def filter(self, given: models.Filter, within: str) -> models.Filter:
         """Translate a filter; `within` is the path of the objects that it is about, empty for the whole payload."""
@@ -115,8 +129,31 @@ class _Resolution:
             self._check_key(one.is_null.key, within)
         elif isinstance(one, models.FieldCondition):
             self._check_key(one.key, within)
+            if self._capabilities.kind == "server":
+                one = self._as_known(one, within)
             if _first_key(f"{within}{one.key}") == "metadata":  # other fields hold one kind of values
                 return self._on_metadata(one, within)
+        elif isinstance(one, models.SliceCondition) and self._capabilities.kind == "server":
+            self._capabilities.require(Feature.SLICES, "a filter with a SliceCondition")
+        return one
+
+    def _as_known(self, one: models.FieldCondition, within: str) -> models.FieldCondition:
+        """Put a condition as a server of this version knows it: it would refuse a request with any other."""
+        wanted = f"filter on {one.key}: {type(one.match).__name__}"
+        if isinstance(one.match, models.MatchPrefix):
+            self._capabilities.require(Feature.PREFIX_MATCH, wanted)
+        if not isinstance(one.match, models.MatchSubstring) or self._capabilities.has(Feature.SUBSTRING_MATCH):
+            return one
+        # Of a field without an index of its words, a server looks for the text of MatchText as it stands.
+        if self._indexes.get(_canonical(f"{within}{one.key}")) == "text":
+            wanted += " on a field whose words are indexed, by which an older server finds whole words alone,"
+            way_out = "look for whole words, by MatchText"
+        elif self._by_index_only:
+            wanted += ", on a server in strict mode,"
+            way_out = "give the field an index of type 'text', and look for whole words by MatchText"
+        else:
+            return one.model_copy(update={"match": models.MatchText(text=one.match.substring)})
+        self._capabilities.require(Feature.SUBSTRING_MATCH, wanted, way_out=way_out)
         return one
 
     def _points(self, id_: object) -> list[str]:

@@ -38,6 +38,7 @@ class SharedStore:
         client: A ``QdrantClient``, which stays open when the store is closed.
         api_key: Of the server.
         prefer_grpc: Whether points and searches go over gRPC.
+        grpc_port: Where gRPC is; given, points and searches go over it. None for the port after the URL's.
         timeout: Seconds for one request to a server.
         retries: How often a request to a server is tried again.
         parallel: Upserts under way at once to a server.
@@ -60,6 +61,7 @@ class SharedStore:
         client: Any,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
@@ -76,13 +78,15 @@ class SharedStore:
                 f"client must be a QdrantClient, not {type(client).__name__}; coroutines await its answers in threads, "
                 "and a server's over connections of their own where url= is given"
             )
-        for name, value in {"api_key": api_key, "prefer_grpc": prefer_grpc or None}.items():
+        of_servers = {"api_key": api_key, "prefer_grpc": prefer_grpc or None, "grpc_port": grpc_port}
+        for name, value in of_servers.items():
             if value is not None and url is None:
                 raise InvalidInputError(f"{name} is an option of a store with url=; leave it out with {given[0]}=")
         if url is not None:
             options |= {
                 "api_key": api_key,
                 "prefer_grpc": prefer_grpc,
+                "grpc_port": grpc_port,
                 "timeout": timeout,
                 "retries": retries,
                 "parallel": parallel,

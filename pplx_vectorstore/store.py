@@ -151,6 +151,7 @@ class VectorStore:
         collection: str = DEFAULT_COLLECTION,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         chunker: Chunker | None = None,
         tenant: str | None = None,
@@ -162,12 +163,20 @@ class VectorStore:
     ) -> VectorStore:
         """Connect to a Qdrant server, cluster or cloud.
 
-        `url` is such as ``http://localhost:6333``. `api_key` None reads the environment variable
-        QDRANT_API_KEY. `prefer_grpc` sends points and searches over gRPC, on the port after the URL's.
+        `url` is such as ``http://localhost:6333``; without a port, 6333 is meant, and where it has a path, as below
+        a proxy, that of the scheme. `api_key` None reads the environment variable QDRANT_API_KEY. `prefer_grpc` sends
+        points and searches over gRPC, on the port after the URL's, or on `grpc_port`, which alone means the same.
         `timeout` is in seconds for one request, rounded up to whole ones; a longer one counts as failed.
         The other arguments, and errors, are those of the class.
         """
-        client = make_client(url, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout, asynchronous=False)
+        client = make_client(
+            url,
+            api_key=api_key,
+            prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
+            timeout=timeout,
+            asynchronous=False,
+        )
         return cls._owning(
             client,
             collection,
@@ -299,7 +308,7 @@ class VectorStore:
         Raises:
             InvalidInputError: An argument is out of range, or the query has nothing to embed or no words.
             UnsupportedFilterError: The filter says what the engine cannot answer as it is meant.
-            UnsupportedServerError: `hybrid` on a server without BM25.
+            UnsupportedServerError: The server is too old for `hybrid`, or for a condition of the filter.
             StoreError: Grouped, on a server whose strict mode lets too few documents be excluded.
         """
         (hits,) = self.search_batch(

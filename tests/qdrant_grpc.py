@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import grpc
+import qdrant_versions
 from qdrant_client import grpc as messages
 from qdrant_client.conversions.conversion import (
     GrpcToRest,
@@ -129,6 +130,12 @@ class GrpcServer:
 
     def _ask(self, message, method, path, body=None):
         """Return the result of a request to the server behind, on the collection that a message is about."""
+        try:
+            body = qdrant_versions.understood(
+                self.rest.version, method, path, body, unknown=self.rest.unknown, grpc=True
+            )
+        except qdrant_versions.NotUnderstoodError as error:
+            raise _RefusedError(400, str(error)) from None
         if hasattr(message, "collection_name"):
             path = f"/collections/{message.collection_name}{path}"
         status, content = self.rest.answer(method, path, b"" if body is None else json.dumps(body).encode())

@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import qdrant_versions
 from pydantic import TypeAdapter
 from qdrant_client.http import models
 
@@ -106,7 +107,7 @@ class QdrantServer:
 
     Args:
         folder: Of the embedded engine's collections.
-        version: What it says it is.
+        version: What it says it is. It knows no more of requests than a server of that version (`qdrant_versions`).
         strict_mode: Every collection's ``strict_mode_config``; told, not enforced.
         faults: May be replaced at any time; None for none.
 
@@ -116,13 +117,14 @@ class QdrantServer:
         requests: Method and path, without the query string, of each request in order of arrival.
         bodies: Size of each request's body in bytes, in the same order.
         errors: Tracebacks of the server's own failures; a test that is through should find none.
+        unknown: What was sent and a server of that version does not know, such as "Rrf.weights" or "MatchSubstring".
         delay: Seconds by which the answer to a write of points is late.
     """
 
     def __init__(self, folder, *, version="1.20.0", strict_mode=None, faults=None):
         self.version, self.strict_mode, self.faults = version, strict_mode, faults
         self.delay = 0.0
-        self.requests, self.bodies, self.errors = [], [], []
+        self.requests, self.bodies, self.errors, self.unknown = [], [], [], []
         self.stopping = threading.Event()
         self.client = EdgeClient(folder)
         self.updates = _Updates(self.client, Path(folder) / "updates.json")
@@ -181,7 +183,9 @@ class QdrantServer:
             return 404, _error(f"Not found: {method} {path} is not served")
         name = match[1]
         try:
-            result = operation(self, name, json.loads(body) if body else None)
+            result = operation(self, name, self._understood(name, method, match[2] or "", body))
+        except qdrant_versions.NotUnderstoodError as error:
+            return 400, _error(f"Format error in JSON body: {error}")
         except StoreNotFoundError:
             return 404, _error(f"Not found: Collection `{name}` doesn't exist!")
         except _ConflictError as error:
@@ -197,6 +201,15 @@ class QdrantServer:
         if operation in _WRITES and self.delay:
             self.stopping.wait(self.delay)
         return 200, {"result": result, "status": "ok"}
+
+    def _understood(self, name, method, route, body):
+        """Return what a server of this version reads of a request's body."""
+        parsed = json.loads(body) if body else None
+        if qdrant_versions.number_of(self.version) >= qdrant_versions.NEWEST:
+            return parsed
+        fields = self.client.get_collection(name).payload_schema if self.client.collection_exists(name) else {}
+        words = {field for field, index in fields.items() if index.data_type == "text"}
+        return qdrant_versions.understood(self.version, method, route, parsed, unknown=self.unknown, text_indexes=words)
 
 
 class _ConflictError(Exception):
@@ -392,7 +405,7 @@ def _collection_exists(server, name, body):
 
 def _get_collection(server, name, body):
     info = server.client.get_collection(name)
-    return {
+    answer = {
         "status": server.updates.status_of(name),
         "optimizer_status": "ok",
         "points_count": info.points_count,
@@ -411,6 +424,7 @@ def _get_collection(server, name, body):
             "metadata": server.updates.metadata_of(name, info.config.metadata),
         },
     }
+    return qdrant_versions.told(server.version, answer)
 
 
 def _create_payload_index(server, name, body):

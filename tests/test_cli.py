@@ -342,6 +342,39 @@ def test_a_server_behind_the_same_commands(corpus, server):
     assert (missing.exit_code, "there is no index 'other'" in missing.stderr) == (1, True)
 
 
+def test_a_server_over_grpc_on_its_port(corpus, grpc_server):
+    on_server = ["--store", grpc_server.url, "--grpc-port", str(grpc_server.port)]
+    for arguments, said in (
+        (["index", "docs", *MODEL], "now holds 2 chunks"),
+        (["search", "happy cats", "-k", "1"], "docs/cats.md"),
+        (["info"], "all-minilm-l6-v2"),
+        (["documents"], "docs/cats.md"),
+        (["export", "all.parquet"], "exported 2 chunks"),
+        (["import", "all.parquet"], "imported 2 chunks"),
+        (["delete", "docs/cats.md"], "deleted docs/cats.md"),
+    ):
+        grpc_server.calls.clear()
+        done = corpus(*arguments, *on_server)
+        assert (done.exit_code, said in done.stdout) == (0, True), done.output
+        assert "HealthCheck" in grpc_server.calls or "Get" in grpc_server.calls
+    assert grpc_server.rest.requests == [], "nothing goes over HTTP"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--grpc-port", "6334"],
+            "--grpc-port is of a server, and --store is the folder '.pplx-vectorstore'; give a URL",
+        ),
+        (["--store", "http://127.0.0.1:1", "--grpc-port", "70000"], "grpc_port must be a port from 1 to 65535"),
+    ],
+)
+def test_a_grpc_port_that_cannot_be(corpus, arguments, said):
+    refused = corpus("info", *arguments)
+    assert (refused.exit_code, said in refused.stderr) == (1, True), refused.output
+
+
 def test_an_index_moves_between_folder_file_and_server(corpus, server):
     corpus("index", "docs", *MODEL)
     assert corpus("copy", ".pplx-vectorstore", server.url).stdout == f"copied 2 chunks to {server.url}\n"

@@ -3,11 +3,15 @@
 Every test looks at the requests as they arrive at the server.
 """
 
+import contextlib
 import dataclasses
+import http.client
 import json
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
@@ -22,7 +26,7 @@ from pplx_vectorstore.collection import (
     text_index_params,
     vector_params,
 )
-from pplx_vectorstore.engines.server import make_client
+from pplx_vectorstore.engines.server import describe, make_client
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
@@ -97,20 +101,21 @@ def engine(request):
 
 
 @pytest.fixture
-def connect(engine, run_async, hash_encoder):
+def connect(engine, run_async, blocking, hash_encoder):
     """Connect to any address: ``connect(url, **options)``, without another try."""
     opened = []
 
     def connect(url, **options):
         options = {"encoder": hash_encoder(DIMENSION), "retries": 0, **options}
         if engine == "async":
-            opened.append(run_async(AsyncVectorStore.connect(url, **options)))
+            opened.append(blocking(run_async(AsyncVectorStore.connect(url, **options)), run_async))
         else:
             opened.append(VectorStore.connect(url, **options))
+        return opened[-1]
 
     yield connect
     for store in opened:
-        run_async(store.close()) if engine == "async" else store.close()
+        store.close()
 
 
 def created(sent):
@@ -198,7 +203,9 @@ def test_what_is_no_url_is_refused(connect, url):
         connect(url)
 
 
-@pytest.mark.parametrize("url", ["http://host:port", "http://host:99999", "http://two words", "https://[::1"])
+@pytest.mark.parametrize(
+    "url", ["http://host:port", "http://host:99999", "http://host:0", "http://two words", "https://[::1"]
+)
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_a_url_that_cannot_be_read_is_refused(connect, url):
     with pytest.raises(InvalidInputError, match="is not usable: "):
@@ -220,6 +227,123 @@ def test_a_server_may_be_below_a_path(connect, server, sent):
     connect(f"{server.url}/vectors/qdrant", collection="c")
     assert server.client.collection_exists("c")
     assert {path.startswith("/vectors/qdrant/") for _, path in server.requests} == {True}
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Hands on what is below a path to a server that knows nothing of it, as one proxy for several programs does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def _forward(self):
+        self.server.paths.append(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        below = self.path.removeprefix(self.server.prefix)
+        if below == self.path or not below.startswith("/"):
+            status, content = 404, b"no such program"
+        else:
+            behind = http.client.HTTPConnection(urlsplit(self.server.behind).netloc)
+            with contextlib.closing(behind):
+                behind.request(self.command, below, body, {"Content-Type": "application/json"})
+                answer = behind.getresponse()
+                status, content = answer.status, answer.read()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815 - the base class's names
+
+    def log_message(self, format, *args):  # noqa: A002 - the base class's name for it
+        pass
+
+
+@pytest.fixture
+def proxy(server):
+    """A proxy on loopback, which has the server at ``{proxy.url}/vectors/qdrant``."""
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    listening.behind, listening.prefix, listening.paths = server.url, "/vectors/qdrant", []
+    listening.url = f"http://127.0.0.1:{listening.server_port}"
+    thread = threading.Thread(target=listening.serve_forever, args=(0.02,))
+    thread.start()
+    yield listening
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_server_may_be_behind_a_proxy(connect, proxy, server, end):
+    store = connect(f"{proxy.url}/vectors/qdrant{end}", collection="c")
+    assert store.add([Document(id="d", chunks=["text"])]).chunks == 1
+    assert store.search("text")[0].text == "text"
+    assert server.client.count("c").count == 1
+    assert len(proxy.paths) > 8
+    assert {path.startswith("/vectors/qdrant/") for path in proxy.paths} == {True}
+
+
+def test_a_path_that_leads_nowhere_is_told(connect, proxy):
+    with pytest.raises(StoreNotFoundError, match=f"{proxy.url}/elsewhere"):
+        connect(f"{proxy.url}/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("url", "sent_to"),
+    [
+        ("http://localhost", "http://localhost:6333"),
+        ("http://localhost/", "http://localhost:6333"),
+        ("https://xyz.cloud.qdrant.io", "https://xyz.cloud.qdrant.io:6333"),
+        ("https://Host", "https://host:6333"),
+        ("https://host:443", "https://host:443"),
+        ("https://host/qdrant", "https://host:443/qdrant"),
+        ("http://host/below/a/path/", "http://host:80/below/a/path"),
+        ("https://host:6333/qdrant/", "https://host:6333/qdrant"),
+        ("http://[::1]", "http://[::1]:6333"),
+        ("http://[::1]:7000/q", "http://[::1]:7000/q"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_where_requests_go_is_what_is_shown(run_async, url, sent_to, asynchronous):
+    async def make():
+        return make_client(url, api_key=None, prefer_grpc=False, timeout=1, asynchronous=asynchronous)
+
+    client = run_async(make())
+    assert client._client.rest_uri.rstrip("/") == describe(client) == sent_to
+    run_async(client.close()) if asynchronous else client.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"url": "http://host:7000/"}, "http://host:7000"),
+        ({"url": "http://host"}, "http://host:6333"),
+        ({"url": "https://host", "port": None}, "https://host"),
+        ({"url": "https://host", "prefix": "/below/"}, "https://host:6333/below"),
+        ({"host": "Host"}, "http://host:6333"),
+        ({"host": "host", "port": 7000, "https": True, "prefix": "below"}, "https://host:7000/below"),
+        ({"host": "host", "https": True, "api_key": "key"}, "https://host:6333"),
+        ({"location": "http://host:7000"}, "http://host:7000"),
+        ({}, "http://localhost:6333"),
+    ],
+)
+def test_a_client_of_ones_own_is_shown_by_where_its_requests_go(options, shown):
+    client = QdrantClient(**options, check_compatibility=False)
+    assert describe(client) == shown
+    assert client._client.rest_uri.lower().rstrip("/") == shown
+    client.close()
+
+
+def test_stores_of_one_server_take_turns_however_its_address_is_written(server, hash_encoder):
+    port = int(server.url.rpartition(":")[2])
+    clients = [
+        QdrantClient(url=server.url, check_compatibility=False),
+        QdrantClient(url=f"{server.url}/", check_compatibility=False),
+        QdrantClient(host="127.0.0.1", port=port, check_compatibility=False),
+    ]
+    stores = [VectorStore(client, "c", encoder=hash_encoder(DIMENSION)) for client in clients]
+    assert len({id(store._session.points._ledger) for store in stores}) == 1
+    for client in clients:
+        client.close()
 
 
 # --- which version -----------------------------------------------------------------------------------
@@ -889,6 +1013,55 @@ def test_grpc_is_on_the_port_after(run_async, url, port, asynchronous):
     run_async(client.close()) if asynchronous else client.close()
 
 
+@pytest.mark.parametrize(
+    "url", ["http://localhost:7000", "http://localhost", "https://host/qdrant", "http://localhost:65535"]
+)
+def test_grpc_is_where_it_is_said_to_be(url):
+    options = {"api_key": None, "timeout": None, "asynchronous": False}
+    for prefer_grpc in (False, True):  # the port alone says that gRPC is wanted
+        client = make_client(url, prefer_grpc=prefer_grpc, grpc_port=443, **options)
+        assert (client._client._prefer_grpc, client._client._grpc_port) == (True, 443)
+        client.close()
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 6334.0, "6334", True, [6334]])
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_a_port_that_is_none_is_refused(connect, port):
+    with pytest.raises(InvalidInputError, match=r"grpc_port must be a port from 1 to 65535, or None .*, not "):
+        connect("http://127.0.0.1:1", grpc_port=port)
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
+def test_after_the_last_port_there_is_none(connect):
+    with pytest.raises(InvalidInputError, match=r"no port after the URL's, 65535, for gRPC; give its own as grpc_port"):
+        connect("http://127.0.0.1:65535", prefer_grpc=True)
+
+
+@pytest.fixture
+def grpc_elsewhere(server, qdrant_grpc_module):
+    """gRPC of the server, on a port that has nothing to do with HTTP's."""
+    http_port = int(server.url.rpartition(":")[2])
+    running = None
+    while running is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if port == http_port + 1:
+            continue
+        with contextlib.suppress(RuntimeError):  # somebody else was faster
+            running = qdrant_grpc_module.GrpcServer(server, port)
+    yield running
+    running.stop()
+
+
+def test_grpc_may_be_on_any_port(new_store, server, grpc_elsewhere):
+    store = new_store(DIMENSION, grpc_port=grpc_elsewhere.port)
+    store.add([Document(id="d", chunks=["text"])])
+    assert store.search("text")[0].text == "text"
+    assert {"HealthCheck", "Create", "Upsert", "QueryBatch"} <= set(grpc_elsewhere.calls)
+    assert server.requests == [], "nothing goes over HTTP"
+
+
 def test_without_grpc_nothing_is_said_of_it():
     client = make_client("http://localhost:7000", api_key=None, prefer_grpc=False, timeout=None, asynchronous=False)
     assert client._client._prefer_grpc is False
@@ -905,11 +1078,12 @@ def test_stores_pass_the_connections_options_on(engine, connect, monkeypatch):
     module = "async_store" if engine == "async" else "store"
     monkeypatch.setattr(f"pplx_vectorstore.{module}.make_client", make)
     with pytest.raises(InvalidInputError, match="not made"):
-        connect("http://host:7000", api_key="key", prefer_grpc=True, timeout=2.5)
+        connect("http://host:7000", api_key="key", prefer_grpc=True, grpc_port=7443, timeout=2.5)
     assert given == {
         "url": "http://host:7000",
         "api_key": "key",
         "prefer_grpc": True,
+        "grpc_port": 7443,
         "timeout": 2.5,
         "asynchronous": engine == "async",
     }

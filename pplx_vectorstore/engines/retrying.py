@@ -224,7 +224,7 @@ class Retries:
             return InvalidInputError(
                 f"{verb} could not be sent to {self._where} over gRPC, whose messages nest 100 levels deep: "
                 f"{reason}. Each dict in metadata takes three levels; flatten it, or connect with "
-                "prefer_grpc=False"
+                "prefer_grpc=False and without grpc_port"
             )
         if not isinstance(error, ResponseHandlingException):
             return None

@@ -1,4 +1,4 @@
-"""Clients of Qdrant servers: how they are made, and what the server behind one can do."""
+"""Clients of Qdrant servers: how they are made, and what of them may be shown."""
 
 from __future__ import annotations
 
@@ -7,61 +7,49 @@ import math
 import os
 import re
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from pplx_vectorstore.errors import InvalidInputError, UnsupportedServerError
+from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.redaction import without_password
 
 # Seconds. A batch of points may wait for its turn behind others.
 DEFAULT_TIMEOUT = 60.0
 
-API_KEY_VARIABLE = "QDRANT_API_KEY"
-# The first with metadata of collections, which record how the vectors are made.
-MINIMUM_VERSION = (1, 16)
-_UNLINKED_INDEXES = (1, 17)
-_MEMORY_PLACEMENT = (1, 19)
-_TEXT_SCORING = (1, 20)
+# Qdrant's own, of HTTP; gRPC is on the one after.
+_PORT = 6333
+_LAST_PORT = 65535
 
-_VERSION = re.compile(r"(\d+)\.(\d+)")
+API_KEY_VARIABLE = "QDRANT_API_KEY"
 # Characters. Values of other headers, such as "1", may stand in any message.
 _SHORTEST_SECRET = 8
 # What a header can hold, over HTTP and over gRPC.
 _HEADER = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do.
-
-    Attributes:
-        kind: "embedded", "server", or "emulation" for ``QdrantClient(":memory:")``.
-        version: Of a server, as it says.
-        memory_placement: Whether vectors can be placed cold, cached or pinned; older servers have two flags.
-        text_scoring: Whether it ranks by BM25.
-        unlinked_indexes: Whether payload indexes can be kept out of the vectors' graph.
-    """
-
-    kind: Literal["embedded", "server", "emulation"]
-    version: str = ""
-    memory_placement: bool = True
-    text_scoring: bool = True
-    unlinked_indexes: bool = True
-
-
-def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: float | None, asynchronous: bool) -> Any:
+def make_client(
+    url: str,
+    *,
+    api_key: str | None,
+    prefer_grpc: bool,
+    timeout: float | None,
+    asynchronous: bool,
+    grpc_port: int | None = None,
+) -> Any:
     """Make a ``QdrantClient`` or an ``AsyncQdrantClient`` of a URL.
 
     Args:
-        url: Such as ``http://localhost:6333``.
+        url: Such as ``http://localhost:6333``. Without a port, it is Qdrant's own, 6333; where it has a path, below
+            which Qdrant itself serves nothing, it is that of the scheme: a proxy's.
         api_key: None to read the environment variable QDRANT_API_KEY.
-        prefer_grpc: Send points and searches over gRPC, on the port after the URL's.
+        prefer_grpc: Send points and searches over gRPC.
         timeout: Seconds for one request; None for the client's default.
         asynchronous: Which of the two.
+        grpc_port: Where on that host gRPC is; given, points and searches go over it. None for the port after the
+            URL's, or 6334 where the URL has none.
 
     Raises:
-        InvalidInputError: The URL is none, or the key cannot be sent.
+        InvalidInputError: The URL is none, a port is none, or the key cannot be sent.
     """
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -75,12 +63,14 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
         raise InvalidInputError(f"timeout must be seconds above 0 or None, not {timeout!r}")
     key = api_key or os.environ.get(API_KEY_VARIABLE) or None
     _check_header(key)
-    port = _port(url)
+    named, below = _port_and_path(url)
+    over_grpc = prefer_grpc or grpc_port is not None
     options: dict[str, Any] = {
         "url": url,
+        "port": (443 if url.startswith("https:") else 80) if below else _PORT,
         "api_key": key,
-        "prefer_grpc": prefer_grpc,
-        "grpc_port": port + 1 if port else 6334,
+        "prefer_grpc": over_grpc,
+        "grpc_port": _grpc_port(grpc_port, named) if over_grpc else _PORT + 1,
         "timeout": timeout,
         "check_compatibility": False,  # ours names what is missing
     }
@@ -92,21 +82,39 @@ def make_client(url: str, *, api_key: str | None, prefer_grpc: bool, timeout: fl
     raise _unusable(url)
 
 
-def _port(url: str) -> int | None:
+def _port_and_path(url: str) -> tuple[int | None, str]:
+    """Return the port that a URL names, and the path that it goes on with, without slashes around it."""
     with contextlib.suppress(ValueError):  # it quotes the URL, password and all
-        return urlsplit(url).port
+        parts = urlsplit(url)
+        if parts.port != 0:  # which the client would take for none
+            return parts.port, parts.path.strip("/")
     raise _unusable(url)
+
+
+def _grpc_port(given: int | None, named: int | None) -> int:
+    if given is None:
+        if named == _LAST_PORT:
+            raise InvalidInputError(f"there is no port after the URL's, {named}, for gRPC; give its own as grpc_port")
+        return (named or _PORT) + 1
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= _LAST_PORT:
+        raise InvalidInputError(
+            f"grpc_port must be a port from 1 to {_LAST_PORT}, or None for the one after the URL's, not {given!r}"
+        )
+    return given
 
 
 def _unusable(url: str) -> InvalidInputError:
     return InvalidInputError(
-        f"url {without_password(url)!r} is not usable: it must be like http://host:6333, with a port of at most 65535 "
-        "(a key goes into api_key)"
+        f"url {without_password(url)!r} is not usable: it must be like http://host:6333, with a port from 1 to "
+        f"{_LAST_PORT} (a key goes into api_key)"
     )
 
 
 def describe(client: Any) -> str | None:
-    """Return the address of the server behind a client, or None for an engine in this process."""
+    """Return the address of the server behind a client, or None for an engine in this process.
+
+    It is the same however it was written: with a slash at its end or without, with Qdrant's port or without.
+    """
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
     if not isinstance(client, (QdrantClient, AsyncQdrantClient)):
@@ -115,9 +123,16 @@ def describe(client: Any) -> str | None:
     location = options.get("location")
     if location == ":memory:" or options.get("path"):
         return None
-    host = options.get("host")
-    address = str(options.get("url") or location or f"{host or 'localhost'}:{options.get('port')}")
-    return without_password(address)
+    address = without_password(str(options.get("url") or location or options.get("host") or "localhost"))
+    if "://" not in address:
+        secure = bool(options.get("api_key")) if options.get("https") is None else options["https"]
+        address = f"{'https' if secure else 'http'}://{address.removeprefix('//')}"
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    if options.get("port") is not None and not re.search(r":\d+$", host):
+        host += f":{options['port']}"
+    below = "/".join(filter(None, [path.strip("/") if slash else "", str(options.get("prefix") or "").strip("/")]))
+    return f"{scheme.lower()}://{host.lower()}" + (f"/{below}" if below else "")
 
 
 def secrets_of(client: Any) -> tuple[str, ...]:
@@ -147,27 +162,3 @@ def is_emulation(client: Any) -> bool:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
     return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
-
-
-def read_capabilities(version: str, where: str) -> Capabilities:
-    """Turn a server's version into what it can do.
-
-    Raises:
-        UnsupportedServerError: It is older than the oldest that can hold our collections.
-    """
-    match = _VERSION.match(version)
-    if match is None:  # built from a branch: take it for the newest
-        return Capabilities("server", version)
-    number = int(match[1]), int(match[2])
-    if number < MINIMUM_VERSION:
-        raise UnsupportedServerError(
-            f"{where} runs Qdrant {version}; version {'.'.join(map(str, MINIMUM_VERSION))} or newer is needed, which "
-            "records a collection's model with it. Upgrade the server, or use the embedded engine"
-        )
-    return Capabilities(
-        "server",
-        version,
-        memory_placement=number >= _MEMORY_PLACEMENT,
-        text_scoring=number >= _TEXT_SCORING,
-        unlinked_indexes=number >= _UNLINKED_INDEXES,
-    )

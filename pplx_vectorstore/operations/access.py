@@ -14,7 +14,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import GENERATION_FIELD, TENANT_FIELD, keeps_codes_in_memory
 from pplx_vectorstore.engines.calls import Calls
-from pplx_vectorstore.engines.server import Capabilities
+from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
@@ -143,6 +143,7 @@ class PointAccess:
 
         Raises:
             UnsupportedFilterError: It says something that the engine cannot answer as it is meant.
+            UnsupportedServerError: It has a condition that the server is too old for.
         """
         built = build_filter(filter)
         if built is None:
@@ -154,7 +155,15 @@ class PointAccess:
             indexes=self._ledger.indexes,
             by_index_only=not unindexed,
             warned=self._warned,
+            capabilities=self.capabilities,
         )
+
+    @property
+    def word_fields(self) -> frozenset[str]:
+        """Fields in which the server finds whole words alone: their words are indexed, and it is too old for parts."""
+        if self.capabilities.has(Feature.SUBSTRING_MATCH):
+            return frozenset()
+        return frozenset(field for field, kind in self._ledger.indexes.items() if kind == "text")
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
@@ -228,8 +237,8 @@ class PointAccess:
         await self._ledger.write(self._calls, "delete", points_selector=selector)
 
     async def create_index(self, field: str, schema: Any) -> None:
-        """Index a payload field."""
-        await self._ledger.create_index(self._calls, field, schema)
+        """Index a payload field as it is indexed elsewhere, as far as this server can."""
+        await self._ledger.create_index(self._calls, field, self.capabilities.fit_index(field, schema))
 
     async def set_payloads(self, changes: Iterable[tuple[Mapping[str, Any], models.Filter]]) -> None:
         """Set payload fields: pairs of the fields and of what the points to change must match."""

@@ -31,8 +31,9 @@ from pplx_vectorstore.collection import (
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.encoders import Encoder, PrecomputedEncoder
 from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.engines.capabilities import Capabilities, Feature, read_capabilities
 from pplx_vectorstore.engines.retrying import is_conflict
-from pplx_vectorstore.engines.server import Capabilities, describe, is_emulation, read_capabilities
+from pplx_vectorstore.engines.server import describe, is_emulation
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
@@ -154,9 +155,12 @@ async def open_collection(
         SchemaMismatchError: It is laid out or was written in another way; every difference is named.
         StoreNotFoundError: It does not exist and `create` is false.
         InvalidInputError: `tenant` or `index_fields` are not usable.
+        UnsupportedServerError: The server is too old for one of `index_fields`.
     """
     _check_tenant(tenant)
     wanted = field_indexes(index_fields)
+    for field, schema in wanted.items():
+        capabilities.require_index(field, schema)
     ledger = ledger_of(calls.client, describe(calls.client), collection)
     if not await calls("collection_exists", collection):
         if not create:
@@ -166,17 +170,18 @@ async def open_collection(
         )
     info = await calls("get_collection", collection)
     recorded = _verify(info, collection, fingerprint, tenant)
-    indexes = own_indexes(without_links=capabilities.unlinked_indexes)
+    without_links = capabilities.has(Feature.UNLINKED_INDEXES)
+    indexes = own_indexes(without_links=without_links)
     if capabilities.kind == "server":
         await restore_abandoned(calls, ledger, info)
         indexes[GENERATION_FIELD] = generation_index_params(
-            without_links=capabilities.unlinked_indexes, memory_placement=capabilities.memory_placement
+            without_links=without_links, memory_placement=capabilities.has(Feature.MEMORY_PLACEMENT)
         )
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
     # By what is recorded, so that a creation cut short is completed.
     lexical = lexical_fields(info.config.metadata) if config is None else _LEXICAL if config.text_index else ()
-    if capabilities.text_scoring:
+    if capabilities.has(Feature.TEXT_SCORING):
         indexes |= {field: text_index_params() for field in lexical}
     await _create_indexes(calls, ledger, {**indexes, **wanted}, info, capabilities)
     indexed = {*indexes, *(info.payload_schema or {})}
@@ -207,7 +212,9 @@ async def _create(
     tenants: bool,
 ) -> None:
     options: dict[str, Any] = {
-        "vectors_config": vector_params(fingerprint.dimension, config, memory_placement=capabilities.memory_placement),
+        "vectors_config": vector_params(
+            fingerprint.dimension, config, memory_placement=capabilities.has(Feature.MEMORY_PLACEMENT)
+        ),
         "metadata": fingerprint.to_metadata(tenants=tenants, text_index=config.text_index),
     }
     if capabilities.kind == "server":

@@ -12,7 +12,8 @@ from qdrant_client import models
 
 from pplx_vectorstore.collection import WORDS_FIELD
 from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
-from pplx_vectorstore.errors import InvalidInputError, StoreError, UnsupportedServerError
+from pplx_vectorstore.engines.capabilities import Feature
+from pplx_vectorstore.errors import InvalidInputError, StoreError
 from pplx_vectorstore.filters import is_empty
 from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.access import in_batches
@@ -173,12 +174,7 @@ def _ranks(points: Sequence[Any]) -> dict[str, int]:
 def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchOptions) -> None:
     if not options.uses_words:
         return
-    capabilities = session.points.capabilities
-    if not capabilities.text_scoring:
-        raise UnsupportedServerError(
-            f"hybrid search needs Qdrant 1.20 or newer, which ranks text by BM25; this server is "
-            f"{capabilities.version}. Upgrade it, or search without words"
-        )
+    session.points.capabilities.require(Feature.TEXT_SCORING, "hybrid search", way_out="search without words")
     if not session.points.lexical_fields:
         raise StoreError(
             f"collection {session.points.collection!r} has no index of its text; open it once with "

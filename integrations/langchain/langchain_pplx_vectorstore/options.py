@@ -52,6 +52,7 @@ class StoreOptions(TypedDict, total=False):
     index_fields: Mapping[str, Any] | None
     api_key: Any
     prefer_grpc: bool
+    grpc_port: int | None
     timeout: float | None
     retries: int
     parallel: int

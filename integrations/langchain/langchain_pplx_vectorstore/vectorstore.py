@@ -71,6 +71,7 @@ class PplxVectorStore(VectorStore):
         index_fields: Metadata fields to index: ``{"lang": "keyword", "year": "integer"}``.
         api_key: Of the server; None for the environment's QDRANT_API_KEY.
         prefer_grpc: Whether points and searches go over gRPC.
+        grpc_port: Where gRPC is; given, points and searches go over it. None for the port after the URL's.
         timeout: Seconds for one request to a server.
         retries: How often a request to a server is tried again after a failure that may pass.
         parallel: Upserts under way at once to a server.
@@ -99,6 +100,7 @@ class PplxVectorStore(VectorStore):
         index_fields: Mapping[str, Any] | None = None,
         api_key: str | SecretStr | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
@@ -122,6 +124,7 @@ class PplxVectorStore(VectorStore):
             index_fields=index_fields,
             api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
             prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
             timeout=timeout,
             retries=retries,
             parallel=parallel,

@@ -560,6 +560,16 @@ def test_exactly_one_place_is_needed(folder, hash_embeddings):
         PplxVectorStore(hash_embeddings, folder=folder, group_by=3)
     with pytest.raises(InvalidInputError, match="order_by must be a list of metadata keys, not 'page'"):
         PplxVectorStore(hash_embeddings, folder=folder, order_by="page")
+    with pytest.raises(InvalidInputError, match="grpc_port is an option of a store with url="):
+        PplxVectorStore(hash_embeddings, folder=folder, grpc_port=6334)
+
+
+def test_grpc_is_on_the_port_that_is_named(hash_embeddings, grpc_server):
+    with PplxVectorStore(hash_embeddings, url=grpc_server.url, grpc_port=grpc_server.port) as store:
+        store.add_texts(["text"])
+        assert [found.page_content for found in store.similarity_search("text")] == ["text"]
+    assert "QueryBatch" in grpc_server.calls
+    assert grpc_server.rest.requests == []
 
 
 async def test_a_closed_store_says_so(open_store):

@@ -341,6 +341,16 @@ def test_a_store_needs_one_place(folder, hash_embedding, hash_encoder):
         PplxVectorStore("docs", folder=folder)
     with pytest.raises(InvalidInputError, match=r"not QdrantClient; .* a client is given as client=$"):
         PplxVectorStore(QdrantClient(":memory:"))
+    with pytest.raises(InvalidInputError, match="grpc_port is an option of a store with url="):
+        PplxVectorStore(hash_embedding, folder=folder, grpc_port=6334)
+
+
+def test_grpc_is_on_the_port_that_is_named(hash_embedding, grpc_server):
+    with PplxVectorStore(hash_embedding, url=grpc_server.url, grpc_port=grpc_server.port) as store:
+        store.add([TextNode(id_="n", text="text", embedding=[1.0] * 64)])
+        assert store.query(VectorStoreQuery([1.0] * 64, 1)).ids == ["n"]
+    assert "QueryBatch" in grpc_server.calls
+    assert grpc_server.rest.requests == []
 
 
 def test_a_client_must_block(hash_embedding):

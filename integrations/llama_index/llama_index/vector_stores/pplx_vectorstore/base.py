@@ -97,6 +97,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         index_fields: Metadata fields to index: ``{"lang": "keyword", "year": "integer"}``.
         api_key: Of the server; None for the environment's QDRANT_API_KEY.
         prefer_grpc: Whether points and searches go over gRPC.
+        grpc_port: Where gRPC is; given, points and searches go over it. None for the port after the URL's.
         timeout: Seconds for one request to a server.
         retries: How often a request to a server is tried again after a failure that may pass.
         parallel: Upserts under way at once to a server.
@@ -129,6 +130,7 @@ class PplxVectorStore(BasePydanticVectorStore):
         index_fields: IndexFields | None = None,
         api_key: str | SecretStr | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         retries: int = DEFAULT_RETRIES,
         parallel: int = DEFAULT_PARALLEL,
@@ -147,6 +149,7 @@ class PplxVectorStore(BasePydanticVectorStore):
                 index_fields=index_fields,
                 api_key=api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key,
                 prefer_grpc=prefer_grpc,
+                grpc_port=grpc_port,
                 timeout=timeout,
                 retries=retries,
                 parallel=parallel,
@@ -302,6 +305,7 @@ class PplxVectorStore(BasePydanticVectorStore):
             InvalidInputError: The mode is another one, or lacks what it needs; or the question is blank, and
                 nothing else says which nodes are wanted.
             UnsupportedFilterError: Qdrant cannot express a filter.
+            UnsupportedServerError: The server is too old for a filter, or for the mode.
         """
         search = self._search(query, kwargs)
         return _result(self.client.search(search.query, **search.options))
@@ -366,7 +370,10 @@ class PplxVectorStore(BasePydanticVectorStore):
         return [_both(having, condition) for having in self._having(_as_ids(node_ids, "node_ids"))]
 
     def _filter(self, filters: MetadataFilters | None) -> models.Filter | None:
-        return build_filter(filters, indexes=self._indexes)
+        points = self.client._session.points
+        return build_filter(
+            filters, indexes=self._indexes, word_fields=points.word_fields, capabilities=points.capabilities
+        )
 
     def _having(self, node_ids: Sequence[str]) -> list[models.Filter]:
         """Match nodes by id, in as many filters as the ids need: each may stand for two points."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from llama_index.core.vector_stores.types import FilterCondition, FilterOperator
 from qdrant_client import models
 
 from pplx_vectorstore.collection import metadata_path
+from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import WHY_INEXACT, is_number, stands_for_several
 
@@ -32,10 +33,17 @@ _SOURCE_KEYS = ("document_id", "doc_id", "ref_doc_id")
 # Of ISO 8601, what Qdrant reads in a payload; 20240501 it takes for any text.
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?)?)?")
 _EVERYTHING = models.Filter()
+_ANY_ENGINE = Capabilities("embedded")
 _NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
 
 
-def build_filter(filters: MetadataFilters | None, *, indexes: Mapping[str, str] | None = None) -> models.Filter | None:
+def build_filter(
+    filters: MetadataFilters | None,
+    *,
+    indexes: Mapping[str, str] | None = None,
+    word_fields: Collection[str] = (),
+    capabilities: Capabilities = _ANY_ENGINE,
+) -> models.Filter | None:
     """Translate filters, nested ones too.
 
     As in LlamaIndex's memory: a key that is missing or None passes ``!=``, ``nin`` and ``is_empty`` alone; a list is
@@ -50,19 +58,27 @@ def build_filter(filters: MetadataFilters | None, *, indexes: Mapping[str, str] 
             Lists then match by their elements, as they do in Qdrant, parts of a str are found by ``text_match``
             alone, 1 is True where the index is of truth values, and "" is empty where it is of keywords. None
             where every field can be filtered.
+        word_fields: Paths of fields in which a server finds no parts of texts: it is too old for that, and finds
+            words by their index. ``text_match`` looks for the words there.
+        capabilities: What the engine can do.
 
     Raises:
         UnsupportedFilterError: Qdrant has no such filter; it names the key and the operator.
+        UnsupportedServerError: The server is too old for it.
     """
     if filters is None or not filters.filters:
         return None
-    return _Translation(indexes).group(filters)
+    return _Translation(indexes, word_fields, capabilities).group(filters)
 
 
 class _Translation:
-    def __init__(self, indexes: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, indexes: Mapping[str, str] | None, word_fields: Collection[str], capabilities: Capabilities
+    ) -> None:
         self._by_index_only = indexes is not None
         self._indexes = indexes or {}
+        self._word_fields = word_fields
+        self._capabilities = capabilities
 
     def group(self, filters: MetadataFilters) -> models.Filter:
         parts: list[Any] = [
@@ -122,11 +138,30 @@ class _Translation:
         """Match a str of which the value is a part."""
         if not value:
             raise _unsupported(one, "every text has the empty one as a part")
+        if path in self._word_fields or (self._by_index_only and not self._capabilities.has(Feature.SUBSTRING_MATCH)):
+            return self._words(path, one, value)
 
         def of(at: str) -> models.Filter:
             return models.Filter(must=[models.FieldCondition(key=at, match=models.MatchSubstring(substring=value))])
 
         return self._alone(path, of)
+
+    def _words(self, path: str, one: MetadataFilter, value: str) -> models.Filter:
+        """Match a str with all the words of the value, by the index of its words."""
+        wanted = f"filter on {one.key!r}: {one.operator.name} with {one.value!r}"
+        if path not in self._word_fields:
+            way_out = "give the field an index of type 'text' (index_fields), by which TEXT_MATCH finds whole words"
+            self._capabilities.require(Feature.SUBSTRING_MATCH, f"{wanted} in strict mode", way_out=way_out)
+        if one.operator != FilterOperator.TEXT_MATCH or not any(map(str.isalnum, value)):
+            way_out = "look for whole words by TEXT_MATCH, or for whole values by IN"
+            wanted += ", on a field whose words are indexed,"
+            self._capabilities.require(Feature.SUBSTRING_MATCH, wanted, way_out=way_out)
+        words = models.FieldCondition(key=path, match=models.MatchText(text=value))
+        if self._by_index_only or path == "document_id":
+            return models.Filter(must=[words])
+        # By the words again, a list whose elements have them could not be told from a str.
+        no_list = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{path}[]"))
+        return models.Filter(must=[words, no_list])
 
     def _bound(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
         name, compare = _BOUNDS[one.operator]
