@@ -9,31 +9,17 @@ their points. The curve is the memory that the client's process holds for itself
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import psutil  # type: ignore[import-untyped] # ships no types
 from harness import CHUNKS_PER_DOCUMENT, DIMENSION, make_documents, write_results
+from servers import serve
 
 from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore
 
-TESTS = Path(__file__).parent.parent / "tests"
 TENTHS = 10
-
-SERVE = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from qdrant_server import QdrantServer
-with QdrantServer(sys.argv[2]) as server:
-    server.delay = float(sys.argv[3])
-    print(server.url, flush=True)
-    sys.stdin.read()
-"""
 
 
 def main() -> None:
@@ -41,12 +27,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=200_000)
     parser.add_argument("--delay", type=float, default=0.2, help="seconds by which each write's answer is late")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", SERVE, str(TESTS), folder, str(arguments.delay)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            add(server.stdout.readline().strip(), arguments.chunks)
-            server.communicate("")
+    with serve(delay=arguments.delay) as server:
+        add(server.url, arguments.chunks)
 
 
 def add(url: str, n_chunks: int) -> None:
