@@ -30,6 +30,8 @@ WORDS_FIELD = "words"
 """Words of the text that the index of the text itself does not see: `pplx_vectorstore.lexical`."""
 TENANT_FIELD = "tenant"
 LOSS_FIELD = "loss"
+BM25_VECTOR = "bm25"
+"""On servers without BM25 over text, a sparse vector of the text's words, which the server itself makes."""
 GENERATION_FIELD = "generation"
 """On servers, when a point was written: `pplx_vectorstore.operations.server_indexing`."""
 
@@ -133,14 +135,19 @@ class Fingerprint:
         del identity["source"], identity["squared_norm"], identity["backend"]
         return identity
 
-    def to_metadata(self, *, tenants: bool = False, text_index: bool = True) -> dict[str, Any]:
+    def to_metadata(
+        self, *, tenants: bool = False, text_index: bool = True, bm25_vector: bool = False
+    ) -> dict[str, Any]:
         """Return what the collection's metadata records, with schema and library version.
 
         Args:
             tenants: Whether the collection's points belong to tenants.
             text_index: Whether the text is to be indexed.
+            bm25_vector: Whether points have sparse vectors of their words instead.
         """
-        layout = {"tenants": tenants, "text_index": text_index, "words_index": text_index}
+        layout: dict[str, Any] = {"tenants": tenants, "text_index": text_index, "words_index": text_index}
+        if bm25_vector:
+            layout["bm25_vector"] = True
         return {METADATA_KEY: {"schema": SCHEMA_VERSION, "library": __version__, **layout, **asdict(self)}}
 
     @classmethod
@@ -195,6 +202,11 @@ class Fingerprint:
 def has_tenants(metadata: dict[str, Any] | None) -> bool:
     """Tell whether a collection's points belong to tenants."""
     return bool((metadata or {}).get(METADATA_KEY, {}).get("tenants", False))
+
+
+def has_bm25_vector(metadata: dict[str, Any] | None) -> bool:
+    """Tell whether a collection's points have sparse vectors of their words."""
+    return bool((metadata or {}).get(METADATA_KEY, {}).get("bm25_vector", False))
 
 
 def lexical_fields(metadata: dict[str, Any] | None) -> tuple[str, ...]:
@@ -290,6 +302,29 @@ def text_index_params() -> models.TextIndexParams:
 
     # With links for each common word, the graph was measured to take several times its space.
     return models.TextIndexParams(type=models.TextIndexType.TEXT, scoring=True, enable_hnsw=False)
+
+
+def bm25_vector_params() -> dict[str, models.SparseVectorParams]:
+    """Return the sparse vector that stands in for the text's index: BM25's weights, times the rarity of each word."""
+    from qdrant_client import models
+
+    return {BM25_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)}
+
+
+def bm25_document(words: str, *, average_words: float, unstemmed: bool) -> models.Document:
+    """Return what a server makes a vector of BM25 of, by the same words as the text's index would have.
+
+    Args:
+        words: From `pplx_vectorstore.lexical.normalize_words`.
+        average_words: How many a text has on average.
+        unstemmed: Whether the server can be told not to stem; an older one does not, in a language that it does not
+            know.
+    """
+    from qdrant_client import models
+
+    plain: dict[str, Any] = {"stemmer": {"type": "none"}, "stopwords": {"custom": []}}
+    options = {"tokenizer": "word", "avg_len": average_words, **(plain if unstemmed else {"language": "none"})}
+    return models.Document.model_construct(text=words, model="qdrant/bm25", options=options)
 
 
 def tenant_index_params() -> models.KeywordIndexParams:

@@ -36,6 +36,15 @@ def normalize_words(text: str) -> str:
     return _RUN.sub(_pairs, unicodedata.normalize("NFKC", text))
 
 
+def count_words(text: str) -> int:
+    """Count the words that the engine's word tokenizer sees in a text.
+
+    >>> count_words("part 80, a-b")
+    4
+    """
+    return len(_TOKEN.findall(text))
+
+
 def unseen_words(text: str) -> str:
     """Return the words of a text that the engine's word tokenizer does not see in it, as `normalize_words` writes them.
 

@@ -155,7 +155,7 @@ def build_query(
     k: int,
     filter: models.Filter | None = None,  # noqa: A002 - Qdrant's own word for it
     score_threshold: float | None = None,
-    text: str | None = None,
+    text: str | models.Document | None = None,
     lexical_weight: float = 0.5,
     lexical_field: str = TEXT_FIELD,
     with_payload: bool | list[str] = True,
@@ -173,9 +173,9 @@ def build_query(
         filter: Only points that match it.
         score_threshold: Least score of a hit. Of cosines it is applied with a little room, for arithmetic of 32 bits.
         text: The question's words: the candidates of both rankings, by cosine and by BM25, are fused by
-            their reciprocal ranks. None for cosine alone.
+            their reciprocal ranks. None for cosine alone. A Document is compared with sparse vectors.
         lexical_weight: Share of BM25 in the fusion, above 0 and below 1.
-        lexical_field: What BM25 ranks by.
+        lexical_field: What BM25 ranks by: an indexed field, or the name of the sparse vectors.
         with_payload: Whether hits bring their payload, or which fields of it.
         with_codes: Whether hits bring their stored vectors.
 
@@ -192,7 +192,12 @@ def build_query(
             rest["score_threshold"] = query.largest_distance(score_threshold)
         return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
-    lexical: dict[str, Any] = {"query": models.TextQuery(text=text or ""), "using": lexical_field, "filter": filter}
+    words = (
+        models.NearestQuery.model_construct(nearest=text)
+        if isinstance(text, models.Document)
+        else models.TextQuery(text=text or "")
+    )
+    lexical: dict[str, Any] = {"query": words, "using": lexical_field, "filter": filter}
     if query is None:
         return models.QueryRequest.model_construct(**lexical, **rest)
     n = ranking.candidates

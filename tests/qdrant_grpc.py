@@ -203,6 +203,9 @@ def _create_collection(ask, message):
     for name in ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload"):
         if message.HasField(name):
             body[name] = getattr(message, name)
+    if message.HasField("sparse_vectors_config"):
+        sparse = GrpcToRest.convert_sparse_vector_config(message.sparse_vectors_config)
+        body["sparse_vectors"] = {name: _dump(params) for name, params in sparse.items()}
     return messages.CollectionOperationResponse(result=ask("PUT", "", body))
 
 
@@ -237,7 +240,10 @@ def _points(message):
     points = [
         {
             "id": GrpcToRest.convert_point_id(point.id),
-            "vector": GrpcToRest.convert_vectors(point.vectors),
+            "vector": {
+                name: _dump(vector) if isinstance(vector, models.Document) else vector
+                for name, vector in GrpcToRest.convert_vectors(point.vectors).items()
+            },
             "payload": GrpcToRest.convert_payload(point.payload),
         }
         for point in message.points

@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import qdrant_bm25
 import qdrant_versions
 from pydantic import TypeAdapter
 from qdrant_client.http import models
@@ -127,6 +128,7 @@ class QdrantServer:
         self.requests, self.bodies, self.errors, self.unknown = [], [], [], []
         self.stopping = threading.Event()
         self.client = EdgeClient(folder)
+        self.words = {}  # collection → its sparse vectors, if it has them
         self.updates = _Updates(self.client, Path(folder) / "updates.json")
         self._lock = threading.Lock()
         self._listener = _Listener(self)
@@ -382,11 +384,16 @@ def _create_collection(server, name, body):
     if server.client.collection_exists(name):
         raise conflict
     try:
-        return server.client.create_collection(name, vectors_config=request.vectors, metadata=request.metadata or {})
+        server.client.create_collection(name, vectors_config=request.vectors, metadata=request.metadata or {})
+        if request.sparse_vectors:
+            if set(request.sparse_vectors) != {"bm25"} or request.sparse_vectors["bm25"].modifier != "idf":
+                raise ValueError("of sparse vectors, only bm25 with the modifier idf is served")
+            server.words[name] = qdrant_bm25.WordVectors()
     except StoreError:
         if server.client.collection_exists(name):  # created by another request meanwhile
             raise conflict from None
         raise
+    return True
 
 
 def _update_collection(server, name, body):
@@ -413,7 +420,10 @@ def _get_collection(server, name, body):
         "segments_count": info.segments_count,
         "payload_schema": {field: _dump(index) for field, index in info.payload_schema.items()},
         "config": {
-            "params": {"vectors": {vector: _dump(params) for vector, params in info.config.params.vectors.items()}},
+            "params": {
+                "vectors": {vector: _dump(params) for vector, params in info.config.params.vectors.items()},
+                "sparse_vectors": {"bm25": {"modifier": "idf"}} if name in server.words else None,
+            },
             "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
             "optimizer_config": {
                 "default_segment_number": 0,
@@ -440,8 +450,20 @@ def _upsert(server, name, body):
         points = [make(id=row["id"], vector=row["vector"], payload=row.get("payload")) for row in body["points"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"malformed points: {error!r}") from error
+    _take_words(server, name, points)
     server.client.upsert(name, points)
     return _UPDATED
+
+
+def _take_words(server, name, points):
+    """Keep what becomes a sparse vector to ourselves: the embedded engine is not asked for any."""
+    for point in points:
+        documents = {vector: value for vector, value in point.vector.items() if qdrant_bm25.is_document(value)}
+        if set(documents) - ({"bm25"} if name in server.words else set()):
+            raise ValueError(f"Not existing vector name error: {sorted(documents)}")
+        for document in documents.values():
+            server.words[name].put(point.id, document, qdrant_versions.number_of(server.version))
+        point.vector = {vector: value for vector, value in point.vector.items() if vector not in documents}
 
 
 def _delete(server, name, body):
@@ -506,7 +528,7 @@ def _facet(server, name, body):
 
 def _query_batch(server, name, body):
     requests = models.QueryRequestBatch.model_validate(body).searches
-    answers = server.client.query_batch_points(name, requests)
+    answers = _query_all(server, name, requests)
     return [
         {
             "points": [
@@ -516,6 +538,60 @@ def _query_batch(server, name, body):
         }
         for request, answer in zip(requests, answers, strict=True)
     ]
+
+
+def _query_all(server, name, requests):
+    if not any(_asks_for_words(request) for request in requests):
+        return server.client.query_batch_points(name, requests)
+    return [
+        _query_words(server, name, request)
+        if _asks_for_words(request)
+        else server.client.query_batch_points(name, [request])[0]
+        for request in requests
+    ]
+
+
+def _asks_for_words(stage):
+    inner = stage.prefetch or []
+    if any(map(_asks_for_words, inner if isinstance(inner, list) else [inner])):
+        return True
+    return isinstance(stage.query, models.NearestQuery) and qdrant_bm25.is_document(stage.query.nearest)
+
+
+def _query_words(server, name, request):
+    """Answer a search by words, or one that is fused with them."""
+    if request.prefetch:
+        rankings = []
+        for stage in request.prefetch:
+            one = models.QueryRequest(**{**dict(stage), "lookup_from": None})
+            rankings.append([point.id for point in _query_all(server, name, [one])[0].points])
+        ranked = qdrant_bm25.fuse(rankings, request.query)
+    else:
+        everything = [str(point.id) for point in _scroll_all(server, name, None)]
+        among = [str(point.id) for point in _scroll_all(server, name, request.filter)]
+        number = qdrant_versions.number_of(server.version)
+        ranked = server.words[name].rank(request.query.nearest, among, everything, number)
+    if request.score_threshold is not None:
+        ranked = [(score, id_) for score, id_ in ranked if score >= request.score_threshold]
+    ranked = ranked[: request.limit or 10]
+    ids = [id_ for _, id_ in ranked]
+    records = {
+        str(record.id): record
+        for record in server.client.retrieve(name, ids, with_payload=True, with_vectors=bool(request.with_vector))
+    }
+    points = [
+        models.ScoredPoint(id=id_, version=0, score=score, payload=records[id_].payload, vector=records[id_].vector)
+        for score, id_ in ranked
+        if id_ in records
+    ]
+    return models.QueryResponse(points=points)
+
+
+def _scroll_all(server, name, condition):
+    records, _ = server.client.scroll(
+        name, scroll_filter=condition, limit=1_000_000, with_payload=False, with_vectors=False
+    )
+    return records
 
 
 def _point(point, with_payload, with_vector):

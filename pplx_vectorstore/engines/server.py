@@ -72,6 +72,9 @@ def make_client(
         "prefer_grpc": over_grpc,
         "grpc_port": _grpc_port(grpc_port, named) if over_grpc else _PORT + 1,
         "timeout": timeout,
+        # Else each request is searched for texts to embed, and copied where there are some. The only ones that are sent
+        # become vectors of BM25, which every server makes.
+        "cloud_inference": True,
         "check_compatibility": False,  # ours names what is missing
     }
     with warnings.catch_warnings():

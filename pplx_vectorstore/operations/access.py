@@ -12,12 +12,20 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import GENERATION_FIELD, TENANT_FIELD, keeps_codes_in_memory
+from pplx_vectorstore.collection import (
+    BM25_VECTOR,
+    GENERATION_FIELD,
+    TENANT_FIELD,
+    VECTOR_NAME,
+    WORDS_FIELD,
+    keeps_codes_in_memory,
+)
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
+from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.ledger import Ledger
 from pplx_vectorstore.operations.server_indexing import (
     GRACE,
@@ -29,6 +37,7 @@ from pplx_vectorstore.operations.server_indexing import (
     wait_until_indexed,
 )
 from pplx_vectorstore.operations.sizes import AnswerSizes
+from pplx_vectorstore.operations.word_vectors import WordVectors
 from pplx_vectorstore.query import Ranking, map_filters
 
 T = TypeVar("T")
@@ -107,7 +116,7 @@ class PointAccess:
         tenant: Whose points, or None in a collection without tenants.
         capabilities: What the engine can do.
         limits: What the server allows.
-        lexical_fields: Fields that have an index for BM25 to rank by.
+        lexical_fields: What BM25 can rank by: fields that have an index for it, or the name of a sparse vector.
         codes: How the engine keeps the codes.
     """
 
@@ -131,6 +140,7 @@ class PointAccess:
         self._ledger = ledger
         self._codes = codes
         self._sizes = AnswerSizes(codes.size, small=calls.awaits or capabilities.kind == "embedded")
+        self._word_vectors = WordVectors(calls, ledger, unstemmed=capabilities.has(Feature.UNSTEMMED_INDEXES))
         self._warned: set[str] = set()
 
     def condition(
@@ -192,6 +202,8 @@ class PointAccess:
         for point in points:
             if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
+        if BM25_VECTOR in self.lexical_fields:
+            await self._word_vectors.add_to(points)
         if stale is None:
             verb, options = "upsert", cast("dict[str, Any]", {"points": points})
         else:
@@ -206,6 +218,13 @@ class PointAccess:
                 point.payload[GENERATION_FIELD] = generation  # type: ignore[index] # all of ours have a payload
 
         await self._write(verb, options, stamp)
+
+    def lexical_query(self, words: str) -> str | models.Document:
+        """Return a question's words as the collection compares them."""
+        if BM25_VECTOR in self.lexical_fields:
+            return self._word_vectors.query(words)
+        # Written before words were normalized, they are compared as they are.
+        return normalize_words(words) if WORDS_FIELD in self.lexical_fields else words
 
     async def _write(self, verb: str, options: Mapping[str, Any], stamp: Callable[[int], None]) -> None:
         """Write points, or fields of them, with the generation in which they are written.
@@ -278,7 +297,7 @@ class PointAccess:
             size = min(most, self._sizes.at_once(fields, with_codes))
             some, left = left[:size], left[size:]
             records = await self._calls(
-                "retrieve", self.collection, ids=some, with_payload=fields, with_vectors=with_codes
+                "retrieve", self.collection, ids=some, with_payload=fields, with_vectors=self._vectors(with_codes)
             )
             self._sizes.heed([record.payload for record in records])
             found.update({str(record.id): record for record in records if self._is_own(record)})
@@ -313,7 +332,7 @@ class PointAccess:
                 limit=min(most, self._sizes.at_once(with_payload, with_codes)),
                 offset=offset,
                 with_payload=with_payload if isinstance(with_payload, bool) else list(with_payload),
-                with_vectors=with_codes,
+                with_vectors=self._vectors(with_codes),
             )
             self._sizes.heed([record.payload for record in records])
             if records:
@@ -368,6 +387,8 @@ class PointAccess:
 
         for request in requests:
             scoped = map_filters(request, scope) if self.tenant is not None else request
+            if scoped.with_vector:
+                scoped = scoped.model_copy(update={"with_vector": self._vectors(scoped.with_vector)})
             if self.capabilities.kind == "emulation" and scoped.params is not None:
                 scoped = scoped.model_copy(update={"params": None})  # it always scans, and warns of settings
             sent.append(scoped)
@@ -467,6 +488,12 @@ class PointAccess:
                 await self._calls("resume_indexing", self.collection, held=held)
         else:
             yield
+
+    def _vectors(self, with_codes: Any) -> bool | list[str]:
+        """Return which vectors to fetch: not those of words."""
+        if with_codes and BM25_VECTOR in self.lexical_fields:
+            return [VECTOR_NAME]
+        return bool(with_codes)
 
     def check_limit(self, name: str, value: int) -> int:
         """Refuse what the server would refuse.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import TEXT_FIELD, WORDS_FIELD
+from pplx_vectorstore.collection import BM25_VECTOR, TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.quantization import Codes
@@ -111,7 +111,7 @@ class Question(NamedTuple):
 
     codes: Codes
     vector: QueryVector | None
-    words: str | None
+    words: str | models.Document | None
 
 
 def candidates_of(session: Session, options: SearchOptions) -> int:
@@ -178,6 +178,7 @@ async def find(
                 score_threshold=options.score_threshold,
                 text=question.words,
                 lexical_weight=options.lexical_weight,
+                lexical_field=BM25_VECTOR if BM25_VECTOR in session.points.lexical_fields else TEXT_FIELD,
                 with_payload=with_payload,
                 with_codes=with_codes,
             )

@@ -8,6 +8,7 @@ from qdrant_client import models
 
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import (
+    BM25_VECTOR,
     GENERATION_FIELD,
     TENANT_FIELD,
     TEXT_FIELD,
@@ -15,9 +16,11 @@ from pplx_vectorstore.collection import (
     CollectionConfig,
     Fingerprint,
     IndexFields,
+    bm25_vector_params,
     codes_params,
     field_indexes,
     generation_index_params,
+    has_bm25_vector,
     has_tenants,
     index_type,
     index_types,
@@ -179,19 +182,23 @@ async def open_collection(
         )
     if tenant is not None:
         indexes[TENANT_FIELD] = tenant_index_params()
-    # By what is recorded, so that a creation cut short is completed.
-    lexical = lexical_fields(info.config.metadata) if config is None else _LEXICAL if config.text_index else ()
-    if capabilities.has(Feature.TEXT_SCORING):
+    lexical: tuple[str, ...] = ()
+    if has_bm25_vector(info.config.metadata):
+        lexical = (BM25_VECTOR,)
+    elif capabilities.has(Feature.TEXT_SCORING):
+        # By what is recorded, so that a creation cut short is completed.
+        lexical = lexical_fields(info.config.metadata) if config is None else _LEXICAL if config.text_index else ()
         indexes |= {field: text_index_params() for field in lexical}
+        there = {*lexical, *(info.payload_schema or {})}
+        lexical = _LEXICAL if capabilities.kind == "emulation" else tuple(field for field in _LEXICAL if field in there)
     await _create_indexes(calls, ledger, {**indexes, **wanted}, info, capabilities)
-    indexed = {*indexes, *(info.payload_schema or {})}
     points = PointAccess(
         calls,
         ledger,
         tenant,
         capabilities,
         Limits.of(info),
-        lexical_fields=tuple(field for field in _LEXICAL if capabilities.kind == "emulation" or field in indexed),
+        lexical_fields=lexical,
         codes=codes_params(info),
     )
     return points, recorded
@@ -215,8 +222,13 @@ async def _create(
         "vectors_config": vector_params(
             fingerprint.dimension, config, memory_placement=capabilities.has(Feature.MEMORY_PLACEMENT)
         ),
-        "metadata": fingerprint.to_metadata(tenants=tenants, text_index=config.text_index),
     }
+    bm25_vector = config.text_index and not capabilities.has(Feature.TEXT_SCORING)
+    options["metadata"] = fingerprint.to_metadata(
+        tenants=tenants, text_index=config.text_index, bm25_vector=bm25_vector
+    )
+    if bm25_vector:
+        options["sparse_vectors_config"] = bm25_vector_params()
     if capabilities.kind == "server":
         options |= {
             "shard_number": config.shard_number,
@@ -236,6 +248,8 @@ def _verify(info: models.CollectionInfo, collection: str, fingerprint: Fingerpri
     recorded = Fingerprint.from_metadata(info.config.metadata, collection)
     recorded.require_same(fingerprint, collection)
     different = schema_differences(info, fingerprint.dimension)
+    if has_bm25_vector(info.config.metadata) and BM25_VECTOR not in (info.config.params.sparse_vectors or {}):
+        different.append(f"it has no sparse vector {BM25_VECTOR!r}, which its points need")
     if different:
         raise SchemaMismatchError(
             f"collection {collection!r} was altered: {'; '.join(different)}. Index into another collection"

@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
-from pplx_vectorstore.collection import WORDS_FIELD
 from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.engines.capabilities import Feature
 from pplx_vectorstore.errors import InvalidInputError, StoreError
 from pplx_vectorstore.filters import is_empty
-from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.finding import TRIES, Question, Scored, SearchOptions, candidates_of, find
 from pplx_vectorstore.operations.matching import list_matching
@@ -174,11 +172,21 @@ def _ranks(points: Sequence[Any]) -> dict[str, int]:
 def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchOptions) -> None:
     if not options.uses_words:
         return
-    session.points.capabilities.require(Feature.TEXT_SCORING, "hybrid search", way_out="search without words")
-    if not session.points.lexical_fields:
+    points = session.points
+    if not points.lexical_fields and points.capabilities.has(Feature.TEXT_SCORING):
         raise StoreError(
-            f"collection {session.points.collection!r} has no index of its text; open it once with "
+            f"collection {points.collection!r} has no index of its text; open it once with "
             "config=CollectionConfig(text_index=True), which builds it"
+        )
+    if not points.lexical_fields:
+        raise StoreError(
+            f"collection {points.collection!r} has no vectors of its words, and its server, Qdrant "
+            f"{points.capabilities.version}, cannot add them; copy it into a new collection, which has them unless its "
+            "config says text_index=False"
+        )
+    if options.uses_vectors and options.lexical_weight != 0.5:
+        points.capabilities.require(
+            Feature.RRF_WEIGHTS, f"lexical_weight={options.lexical_weight}", way_out="give 0.5, 0 or 1"
         )
     for query in queries:
         words = _words(query)
@@ -285,12 +293,10 @@ def _passage(hit: Hit, texts: Mapping[tuple[str, int], tuple[str, int | None, in
 
 
 def _question(session: Session, query: Query, codes: Codes, options: SearchOptions) -> Question:
-    # Written before words were normalized, they are compared as they are.
-    normalize = normalize_words if WORDS_FIELD in session.points.lexical_fields else str
     return Question(
         codes,
         QueryVector.of(codes, session.fingerprint.squared_norm) if options.uses_vectors else None,
-        normalize(_words(query) or "") if options.uses_words else None,
+        session.points.lexical_query(_words(query) or "") if options.uses_words else None,
     )
 
 

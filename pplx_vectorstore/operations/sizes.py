@@ -95,7 +95,9 @@ class AnswerSizes:
 def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
     """Return the bytes of a search or a stage of one; filters that many share are measured once."""
     size = _FRAME
-    if isinstance(stage.query, models.NearestQuery):
+    if isinstance(stage.query, models.NearestQuery) and isinstance(stage.query.nearest, models.Document):
+        size += len(stage.query.nearest.text.encode())
+    elif isinstance(stage.query, models.NearestQuery):
         size += _COMPONENT * len(stage.query.nearest)  # type: ignore[arg-type]
     elif isinstance(stage.query, models.TextQuery):
         size += len(str(stage.query.text).encode())

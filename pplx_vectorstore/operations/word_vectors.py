@@ -1,0 +1,66 @@
+"""Sparse vectors of words, by which a server ranks that has no BM25 over text.
+
+The server makes them: it is sent the text, and what words and weights to make of it. Those are the words that an index
+of the text would have. A weight depends on how long texts are on average, which an index knows at any time; but a
+vector is made once. So the average of the first chunks is recorded in the collection's metadata, and later vectors are
+made with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qdrant_client import models
+
+from pplx_vectorstore.collection import BM25_VECTOR, TEXT_FIELD, bm25_document
+from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.lexical import count_words, normalize_words
+from pplx_vectorstore.operations.ledger import Ledger
+
+AVERAGE_KEY = "pplx_vectorstore_words"
+"""Of the collection's metadata."""
+
+# Words of a chunk of 256 tokens, the default, until so many chunks were written here that their average tells more.
+_USUAL_WORDS = 160.0
+_ENOUGH_CHUNKS = 64
+
+
+class WordVectors:
+    """Adds the vectors of words to points, and makes those of questions.
+
+    Args:
+        calls: The client.
+        ledger: Of the collection.
+        unstemmed: Whether the server can be told not to stem.
+    """
+
+    def __init__(self, calls: Calls, ledger: Ledger, *, unstemmed: bool) -> None:
+        self._calls = calls
+        self._ledger = ledger
+        self._unstemmed = unstemmed
+
+    def query(self, words: str) -> models.Document:
+        """Return what a question's words are compared by."""
+        return bm25_document(normalize_words(words), average_words=_USUAL_WORDS, unstemmed=self._unstemmed)
+
+    async def add_to(self, points: Sequence[models.PointStruct]) -> None:
+        """Give points what the server makes vectors of."""
+        texts = [normalize_words((point.payload or {})[TEXT_FIELD]) for point in points]
+        average = await self._average(texts)
+        for point, text in zip(points, texts, strict=True):
+            vector: Any = point.vector
+            vector[BM25_VECTOR] = bm25_document(text, average_words=average, unstemmed=self._unstemmed)
+
+    async def _average(self, texts: Sequence[str]) -> float:
+        recorded = (await self._ledger.info(self._calls)).config.metadata or {}
+        if AVERAGE_KEY in recorded:
+            return float(recorded[AVERAGE_KEY]["average"])
+        n_chunks, n_words = self._ledger.written
+        n_chunks, n_words = n_chunks + len(texts), n_words + sum(map(count_words, texts))
+        self._ledger.written = n_chunks, n_words
+        if n_chunks < _ENOUGH_CHUNKS:
+            return _USUAL_WORDS
+        average = max(1.0, round(n_words / n_chunks, 1))
+        await self._ledger.change(self._calls, metadata={AVERAGE_KEY: {"average": average}})
+        return average
