@@ -37,6 +37,7 @@ def _load_helper(name):
     """Import a helper module of the folder tests, under its own name."""
     if name in ("qdrant_server", "qdrant_grpc"):
         _load_helper("qdrant_versions")
+        _load_helper("qdrant_bm25")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)

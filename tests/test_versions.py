@@ -67,12 +67,8 @@ def test_everything_works_that_the_server_can_do(new_store, old, version):
         (field("metadata.name", match=models.MatchSubstring(substring="document 3")), set()),
     ):
         assert texts(store, condition) == expected, condition
-    if Capabilities("server", version).has(Feature.TEXT_SCORING):
-        for weight in (0.5, 0.7, 1):
-            assert store.search("What is asked?", k=1, hybrid=True, lexical_weight=weight)[0].document_id == "question"
-    else:
-        with pytest.raises(UnsupportedServerError, match=rf"hybrid search needs Qdrant 1\.20 .*server is {version}"):
-            store.search("document 3", hybrid=True)
+    for weight in (0.5, 0.7, 1) if Capabilities("server", version).has(Feature.RRF_WEIGHTS) else (0.5, 1):
+        assert store.search("What is asked?", k=1, hybrid=True, lexical_weight=weight)[0].document_id == "question"
     assert store.copy_to(other) == other.count() == 25
     assert store.delete(filter={"lang": "en"}) == 12
     assert store.delete(document_ids=["d1", "d2"]) == 3
