@@ -23,7 +23,7 @@ CANDIDATES_PER_RESULT = 10
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
 _DISTANCE_ROOM = 1e-6
 T = TypeVar("T")
-FilterChange = Callable[["models.Filter | None"], "models.Filter | None"]
+StageChange = Callable[[Any], Any]
 
 
 def choose_candidates(k: int, candidates: int | None) -> int:
@@ -289,15 +289,23 @@ def _nearest(
     }
 
 
-def map_filters(request: models.QueryRequest, change: FilterChange) -> models.QueryRequest:
-    """Return a copy of a search in which every stage that reads points has its filter changed."""
-    return cast("models.QueryRequest", _map_filters(request, change))
+def map_stages(request: models.QueryRequest, change: StageChange) -> models.QueryRequest:
+    """Return a copy of a search in which every stage that reads points is changed."""
+    return cast("models.QueryRequest", _map_stages(request, change))
 
 
-def _map_filters(stage: Any, change: FilterChange) -> Any:
+def _map_stages(stage: Any, change: StageChange) -> Any:
     if stage.prefetch:
-        return stage.model_copy(update={"prefetch": [_map_filters(inner, change) for inner in stage.prefetch]})
-    return stage.model_copy(update={"filter": change(stage.filter)})
+        return stage.model_copy(update={"prefetch": [_map_stages(inner, change) for inner in stage.prefetch]})
+    return change(stage)
+
+
+def is_lexical(stage: models.QueryRequest | models.Prefetch) -> bool:
+    """Tell whether a stage ranks by words."""
+    from qdrant_client import models
+
+    query: Any = stage.query
+    return isinstance(query, models.TextQuery) or isinstance(getattr(query, "nearest", None), models.Document)
 
 
 def _is_count(value: object) -> bool:

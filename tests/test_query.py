@@ -18,7 +18,8 @@ from pplx_vectorstore.query import (
     build_hamming,
     build_query,
     choose_candidates,
-    map_filters,
+    is_lexical,
+    map_stages,
 )
 
 
@@ -153,7 +154,12 @@ def test_filters_are_changed_in_every_stage_that_reads_points():
     own = models.Filter(must=[equal("tenant", "a")])
     single = build_query(NEAREST, ranking, k=3)
     fused = build_query(NEAREST, ranking, k=3, text="words")
-    assert map_filters(single, lambda _: own).filter == own
-    assert [stage.filter for stage in map_filters(fused, lambda _: own).prefetch] == [own, own]
+    assert [is_lexical(stage) for stage in (single, *fused.prefetch)] == [False, False, True]
+
+    def restrict(stage):
+        return stage.model_copy(update={"filter": own})
+
+    assert map_stages(single, restrict).filter == own
+    assert [stage.filter for stage in map_stages(fused, restrict).prefetch] == [own, own]
     assert single.filter is None
     assert [stage.filter for stage in fused.prefetch] == [None, None]

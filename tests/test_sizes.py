@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient, models
 from pplx_vectorstore import Document
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.operations import sizes
-from pplx_vectorstore.query import QueryVector, Ranking, build_query, map_filters
+from pplx_vectorstore.query import QueryVector, Ranking, build_query, map_stages
 
 DIMENSION = 64
 MIB = 2**20
@@ -74,7 +74,12 @@ def test_the_estimate_is_an_upper_bound(server, name, dimension, tenant):
     ]
     if tenant:
         own = models.FieldCondition(key="tenant", match=models.MatchValue(value="acme"))
-        requests = [map_filters(one, lambda given: models.Filter(must=[own, given or own])) for one in requests]
+        requests = [
+            map_stages(
+                one, lambda stage: stage.model_copy(update={"filter": models.Filter(must=[own, stage.filter or own])})
+            )
+            for one in requests
+        ]
     server.answer = lambda *request: (200, b'{"result": [{"points": []}, {"points": []}], "status": "ok", "time": 0}')
     with contextlib.closing(QdrantClient(url=server.url, check_compatibility=False)) as client:
         client.query_batch_points("c", requests)

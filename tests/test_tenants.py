@@ -282,6 +282,10 @@ class Interleaving:
         assert store.copy_to(self.stores[other].store) == len(self.model[tenant])
         self.transfer(self.model[tenant], other)
 
+    def do_bulk_load(self, tenant, store):
+        with store.bulk_load():
+            self.do_add(tenant, store)
+
     def do_optimize(self, tenant, store):
         store.optimize()
 
@@ -538,6 +542,38 @@ def test_names_that_look_alike_are_told_apart(open_tenant, read_points):
     for name in NAMES[::2]:
         assert stores[name].delete(document_ids=["d"]) == 2
     assert [store.count() for store in stores.values()] == [2 * (i % 2) for i in range(len(NAMES))]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["edge", "http", *(pytest.param(name, marks=pytest.mark.slow) for name in ("async", "grpc"))],
+    indirect=True,
+)
+def test_words_are_as_rare_as_among_the_tenants_own(open_tenant, folder, hash_encoder):
+    """Else a score would tell something of the others' texts."""
+    documents = [Document(id=f"d{i}", chunks=[f"{text} {i}" for text in TEXTS if text.strip()]) for i in range(8)]
+    first, second = open_tenant("first"), open_tenant("second")
+    options = {"hybrid": True, "k": 100, "candidates": 100}
+
+    def found(store):
+        return [
+            {
+                (hit.document_id, hit.chunk_index): hit.score
+                for hit in store.search(question, lexical_weight=1, **options)
+            }
+            for question in ("sky apple 3", "quiet")
+        ]
+
+    with VectorStore.open(folder / "alone", encoder=hash_encoder(DIMENSION)) as alone:
+        alone.add(documents)
+        first.add(documents)
+        expected = found(alone)
+        assert found(first) == [pytest.approx(scores, rel=1e-5) for scores in expected]
+        second.add(Document(id=f"d{i}", chunks=["quiet sky"] * 3) for i in range(50))
+        # How long texts are on average is still counted among all.
+        assert [scores.keys() for scores in found(first)] == [scores.keys() for scores in expected]
+        assert found(first) == [pytest.approx(scores, rel=0.2) for scores in expected]
+        assert len(first.search("sky", **options)) == len(alone.search("sky", **options))
 
 
 @pytest.mark.parametrize("engine", ["http", "async"], indirect=True)

@@ -40,7 +40,7 @@ class Feature(Enum):
     PREFIX_MATCH = (1, 19, 0), "beginnings of texts (MatchPrefix, and prefix of a keyword index)", True
     SLICES = (1, 19, 0), "slices of a collection (SliceCondition)", False
     UNSTEMMED_INDEXES = (1, 19, 0), "text indexes that are told not to stem (stemmer none)", False
-    IDF_SCOPE = (1, 19, 0), "a choice of what rarity is counted in (idf)", False
+    IDF_SCOPE = (1, 19, 0), "a choice of what rarity is counted in (idf)", True
     TEXT_SCORING = (1, 20, 0), "ranking of texts by BM25", True
     SUBSTRING_MATCH = (1, 20, 0), "parts of texts (MatchSubstring)", True
     NESTED_INDEXES = (1, 20, 0), "payload indexes of nested objects (nested)", False

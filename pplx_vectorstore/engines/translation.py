@@ -179,7 +179,9 @@ def _search_params(params: models.SearchParams | None) -> edge.SearchParams | No
     if params is None:
         return None
     quantization = params.quantization or models.QuantizationSearchParams()
+    idf = params.idf if isinstance(params.idf, models.IdfCorpusParams) else None
     return edge.SearchParams(
+        idf=None if idf is None else edge.IdfParams(edge_filter(idf.corpus)),
         hnsw_ef=params.hnsw_ef,
         exact=bool(params.exact),
         quantization=edge.QuantizationSearchParams(

@@ -38,7 +38,7 @@ from pplx_vectorstore.operations.server_indexing import (
 )
 from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.operations.word_vectors import WordVectors
-from pplx_vectorstore.query import Ranking, map_filters
+from pplx_vectorstore.query import Ranking, is_lexical, map_stages
 
 T = TypeVar("T")
 
@@ -385,8 +385,15 @@ class PointAccess:
                 scoped_filters[id(condition)] = self._scoped(condition)
             return scoped_filters[id(condition)]
 
+        def restrict(stage: Any) -> Any:
+            changed: dict[str, Any] = {"filter": scope(stage.filter)}
+            if own_rarity is not None and is_lexical(stage):
+                changed["params"] = models.SearchParams(idf=own_rarity)
+            return stage.model_copy(update=changed)
+
+        own_rarity = self._own_rarity()
         for request in requests:
-            scoped = map_filters(request, scope) if self.tenant is not None else request
+            scoped = map_stages(request, restrict) if self.tenant is not None else request
             if scoped.with_vector:
                 scoped = scoped.model_copy(update={"with_vector": self._vectors(scoped.with_vector)})
             if self.capabilities.kind == "emulation" and scoped.params is not None:
@@ -511,6 +518,13 @@ class PointAccess:
             return condition
         own = models.FieldCondition(key=TENANT_FIELD, match=models.MatchValue(value=self.tenant))
         return models.Filter(must=[own] if condition is None else [own, condition])
+
+    def _own_rarity(self) -> models.IdfCorpusParams | None:
+        """Return that words are as rare as they are among the tenant's points, where the engine can count so."""
+        own = self._scoped(None)
+        if own is None or self.capabilities.kind == "emulation" or not self.capabilities.has(Feature.IDF_SCOPE):
+            return None
+        return models.IdfCorpusParams(corpus=own)
 
     def _is_own(self, record: models.Record) -> bool:
         return self.tenant is None or (record.payload or {}).get(TENANT_FIELD) == self.tenant
