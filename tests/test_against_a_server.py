@@ -9,7 +9,8 @@ import pytest
 
 TESTS = """
 import pytest
-from pplx_vectorstore import Document
+from pplx_vectorstore import CollectionConfig, Document
+from pplx_vectorstore.errors import StoreError
 
 pytestmark = pytest.mark.real_server
 on_the_server = pytest.mark.parametrize("engine", ["server", "server-grpc"], indirect=True)
@@ -30,6 +31,13 @@ def test_what_a_newer_one_can(new_store):
     store = new_store()
     store.add(DOCUMENTS)
     assert store.search("words", hybrid=True)
+
+
+@on_the_server
+def test_what_only_a_newer_one_refuses(new_store):
+    store = new_store(config=CollectionConfig(text_index=False))
+    with pytest.raises(StoreError, match="has no index of its text"):
+        store.search("words", hybrid=True)
 
 
 @on_the_server
@@ -77,10 +85,10 @@ def test_what_the_server_is_too_old_for_is_skipped_and_nothing_is_left(run, grpc
     VectorStore.connect(grpc_server.url, **own).close()
     said = run("1.18.3")
     assert re.search(r"SKIPPED \[\d\].*hybrid search needs Qdrant 1\.20 or newer, .*is 1\.18\.3", said), said
-    assert "3 failed, 2 passed, 2 skipped" in said, said
+    assert "3 failed, 2 passed, 4 skipped" in said, said
     assert "test_what_has_nothing_to_do_with_it - pplx_vectorstore.errors.UnsupportedServerError" in said
     made = {path.split("/")[2] for method, path in grpc_server.rest.requests if method == "DELETE"}
-    assert len(made) == 10, "over REST and gRPC, also by tests that failed or were skipped"
+    assert len(made) == 12, "over REST and gRPC, also by tests that failed or were skipped"
     assert all(re.fullmatch(r"pplx-vectorstore-test-[0-9a-f]{32}-[\w-]+", name) for name in made)
     assert grpc_server.rest.client.collection_names() == ["c"], "which is the user's"
     assert grpc_server.rest.unknown == []
@@ -89,5 +97,5 @@ def test_what_the_server_is_too_old_for_is_skipped_and_nothing_is_left(run, grpc
 @pytest.mark.slow
 def test_a_server_older_than_the_oldest_is_an_error(run):
     said = run("1.15.5")
-    assert "1 failed, 6 errors" in said, said
+    assert "1 failed, 8 errors" in said, said
     assert "version 1.16 or newer is needed" in said

@@ -158,18 +158,23 @@ def test_the_server_refuses_new_conditions(past_the_store, grpc_server, name):
     rest.version = f"1.{int(since[2:4]) - 1}.9"
     rest.client.upsert("c", [models.PointStruct(id=1, vector={}, payload={"text": "b"})])
 
-    def count():
-        return past_the_store.count("c", count_filter=models.Filter(must=[condition])).count
+    alone, within = condition, models.Filter(must_not=[condition])
+    for given in (alone, within):
 
-    if over_grpc and name == "SliceCondition":
-        assert count() == 1, "left out, as if nobody had asked for it"
-    else:
-        said = (
-            "Malformed Match condition" if over_grpc else "Format error in JSON body: Expected some form of condition"
-        )
+        def count(given=given):
+            return past_the_store.count("c", count_filter=models.Filter(must=[given])).count
+
+        if over_grpc and name == "SliceCondition":
+            assert count() == 1, "left out, as if nobody had asked for it"
+            continue
+        said = "Format error in JSON body: Expected some form of condition, which can be a field condition"
+        if over_grpc:
+            said = "Malformed Match condition"
+        elif given is alone and name != "SliceCondition":
+            said = "Format error in JSON body: data did not match any variant of untagged enum MatchInterface"
         with pytest.raises(Exception, match=said):
             count()
-    assert rest.unknown == [name]
+    assert rest.unknown == [name] * 2
 
 
 def test_the_server_refuses_new_queries_and_ignores_new_fields(past_the_store, grpc_server):
@@ -184,6 +189,22 @@ def test_the_server_refuses_new_queries_and_ignores_new_fields(past_the_store, g
     past_the_store.query_batch_points("c", requests=[fused])
     past_the_store.create_payload_index("c", "title", text_index_params())
     assert rest.unknown == ["TextQuery", "Rrf.weights", "TextIndexParams.enable_hnsw", "TextIndexParams.scoring"]
+
+
+def test_the_server_refuses_indexes_that_it_would_make_otherwise(past_the_store, grpc_server):
+    rest, over_grpc = grpc_server.rest, past_the_store._client._prefer_grpc
+    rest.version = "1.18.3"
+    code = models.TextIndexParams(type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.CODE)
+    none = models.DisabledStemmerParams(type=models.NoStemmer.NONE)
+    unstemmed = models.TextIndexParams(type=models.TextIndexType.TEXT, stemmer=none)
+    with pytest.raises(Exception, match="unknown tokenizer type" if over_grpc else "enum PayloadFieldSchema"):
+        past_the_store.create_payload_index("c", "source", code)
+    if over_grpc:
+        past_the_store.create_payload_index("c", "title", unstemmed)  # left out, as if nobody had asked for it
+    else:
+        with pytest.raises(Exception, match="enum PayloadFieldSchema"):
+            past_the_store.create_payload_index("c", "title", unstemmed)
+    assert rest.unknown == ["code", "DisabledStemmerParams"]
 
 
 def test_the_server_looks_for_a_text_as_it_stands_before_a_version(server, hash_encoder):
