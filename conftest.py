@@ -50,12 +50,7 @@ on_real_server = [
     pytest.mark.real_server,
     pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server"),
 ]
-over_its_grpc = [
-    pytest.mark.real_server,
-    pytest.mark.skipif(
-        not {"QDRANT_URL", "QDRANT_GRPC_PORT"} <= os.environ.keys(), reason="QDRANT_GRPC_PORT names no port of a server"
-    ),
-]
+has_grpc = {"QDRANT_URL", "QDRANT_GRPC_PORT"} <= os.environ.keys()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -265,7 +260,8 @@ def grpc_server(folder, qdrant_server_module, qdrant_grpc_module):
         pytest.param("async", marks=pytest.mark.slow),  # AsyncVectorStore.connect, over HTTP on loopback
         pytest.param("grpc", marks=pytest.mark.slow),  # VectorStore.connect, over gRPC on loopback
         pytest.param("server", marks=on_real_server),  # VectorStore.connect, to the server that QDRANT_URL names
-        pytest.param("server-grpc", marks=over_its_grpc),  # the same, over gRPC at QDRANT_GRPC_PORT
+        # The same, over gRPC at QDRANT_GRPC_PORT.
+        *([pytest.param("server-grpc", marks=on_real_server)] if has_grpc else []),
     ]
 )
 def engine(request):
