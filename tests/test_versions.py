@@ -3,6 +3,8 @@
 The servers are those of the other tests, which refuse, ignore and answer as their version does (`qdrant_versions`).
 """
 
+import json
+
 import pytest
 from qdrant_client import QdrantClient, models
 
@@ -116,18 +118,39 @@ def test_indexes_that_the_server_does_not_know_are_refused_before_anything_is_ma
 
 
 @pytest.mark.parametrize(("engine", "version"), [("http", "1.16.3"), ("grpc", "1.16.3")], indirect=["engine"])
-def test_a_copy_of_what_a_newer_server_has_comes_as_far_as_it_can(new_store, old, folder, hash_encoder, version):
-    fields = {
-        "title": models.TextIndexParams(type=models.TextIndexType.TEXT, enable_hnsw=False),
-        "lang": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, memory=models.Memory.COLD),
-    }
+def test_a_copy_of_what_a_newer_server_has_comes_as_far_as_it_can(new_store, old, version):
     target = new_store(DIMENSION)
-    with VectorStore.open(folder / "newer", encoder=hash_encoder(DIMENSION), index_fields=fields) as store:
-        store.add(make_documents(2))
-        assert store.copy_to(target) == 6
-    assert {"metadata.title", "metadata.lang"} <= old.client.get_collection(
-        target._session.points.collection
-    ).payload_schema.keys()
+    old.version = "1.20.0"
+    source = new_store(DIMENSION, collection="newer", index_fields={"lang": "keyword", "name": "text"})
+    source.add(make_documents(2))
+    old.version = version
+    answer = old.answer
+    params = {
+        "metadata.lang": {"type": "keyword", "memory": "cold", "prefix": True, "enable_hnsw": False},
+        "metadata.name": {"type": "text", "scoring": True, "lowercase": False},
+    }
+
+    def with_params(method, path, body):
+        """What a server tells of indexes, and the engine behind this one does not."""
+        status, content = answer(method, path, body)
+        if (method, path) == ("GET", "/collections/newer"):
+            told = json.loads(content)
+            for field, of_it in params.items():
+                told["result"]["payload_schema"][field]["params"] = of_it
+            content = json.dumps(told).encode()
+        elif path.endswith("/index"):
+            made.append(json.loads(body))
+        return status, content
+
+    made = []
+    old.answer = with_params
+    assert source.copy_to(target) == 6
+    schemas = {one["field_name"]: one["field_schema"] for one in made}
+    known = {field: {name: schema.get(name) for name in params[field]} for field, schema in schemas.items()}
+    assert known == {
+        "metadata.lang": {"type": "keyword", "memory": None, "prefix": None, "enable_hnsw": None},
+        "metadata.name": {"type": "text", "scoring": None, "lowercase": False},
+    }
     assert old.unknown == []
 
 
