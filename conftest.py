@@ -35,15 +35,88 @@ TESTS = Path(__file__).parent / "tests"
 
 def _load_helper(name):
     """Import a helper module of the folder tests, under its own name."""
-    if name in ("qdrant_server", "qdrant_grpc"):
-        _load_helper("qdrant_versions")
-        _load_helper("qdrant_bm25")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+# --- a server of one's own -----------------------------------------------------------------------------
+
+_IS_REAL = pytest.StashKey()
+on_real_server = [
+    pytest.mark.real_server,
+    pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server"),
+]
+has_grpc = {"QDRANT_URL", "QDRANT_GRPC_PORT"} <= os.environ.keys()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Skip a test for which the server that QDRANT_URL names is too old; the library's error is the reason."""
+    from pplx_vectorstore.errors import UnsupportedServerError
+
+    try:
+        return (yield)
+    except BaseException as error:
+        # Also where another error was waited for, and `pytest.raises` complains of the one that came.
+        too_old = error
+        while too_old is not None and not isinstance(too_old, UnsupportedServerError):
+            too_old = too_old.__context__
+        if too_old is None or not item.stash.get(_IS_REAL, False):
+            raise
+        pytest.skip(str(too_old))
+
+
+class RealServer:
+    """The server that QDRANT_URL names (with QDRANT_API_KEY, and gRPC at QDRANT_GRPC_PORT), as one test sees it.
+
+    Attributes:
+        url: Where it is.
+    """
+
+    def __init__(self):
+        self.url = os.environ["QDRANT_URL"]
+        self._names = {}
+
+    def place(self, collection=None, *, over_grpc=False):
+        """Return ``url``, ``collection`` and ``grpc_port`` of a store: the test's own of that name, or a new one."""
+        key = collection or f"collection-{len(self._names)}"
+        name = self._names.setdefault(key, f"pplx-vectorstore-test-{uuid.uuid4().hex}-{key}")
+        grpc_port = {"grpc_port": int(os.environ["QDRANT_GRPC_PORT"])} if over_grpc else {}
+        return {"url": self.url, "collection": name, **grpc_port}
+
+    def delete_collections(self):
+        """Delete what the test has made, as far as that goes; what fails is raised in the end."""
+        from pplx_vectorstore.engines.server import make_client
+
+        client = make_client(self.url, api_key=None, prefer_grpc=False, timeout=60, asynchronous=False)
+        with contextlib.closing(client), contextlib.ExitStack() as each:
+            for name in self._names.values():
+                each.callback(client.delete_collection, name)
+
+
+@pytest.fixture(scope="session")
+def _real_servers_version():
+    """The version of the server that QDRANT_URL names; an error where none answers, or one that is too old."""
+    from pplx_vectorstore.engines.capabilities import read_capabilities
+    from pplx_vectorstore.engines.server import make_client
+
+    url = os.environ["QDRANT_URL"]
+    client = make_client(url, api_key=None, prefer_grpc=False, timeout=60, asynchronous=False)
+    with contextlib.closing(client):
+        return read_capabilities(client.info().version, url).version
+
+
+@pytest.fixture
+def real_server(request, _real_servers_version):
+    """The server that QDRANT_URL names; collections that the test makes there are deleted after it, failed or not."""
+    request.node.stash[_IS_REAL] = True
+    server = RealServer()
+    yield server
+    server.delete_collections()
 
 
 class Blocking:
@@ -197,9 +270,9 @@ def grpc_server(folder, qdrant_server_module, qdrant_grpc_module):
         # The same requests again, by other ways.
         pytest.param("async", marks=pytest.mark.slow),  # AsyncVectorStore.connect, over HTTP on loopback
         pytest.param("grpc", marks=pytest.mark.slow),  # VectorStore.connect, over gRPC on loopback
-        pytest.param(
-            "server", marks=pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
-        ),
+        pytest.param("server", marks=on_real_server),  # VectorStore.connect, to the server that QDRANT_URL names
+        # The same, over gRPC at QDRANT_GRPC_PORT.
+        *([pytest.param("server-grpc", marks=on_real_server)] if has_grpc else []),
     ]
 )
 def engine(request):
@@ -218,7 +291,8 @@ def new_store(engine, folder, hash_encoder, request, run_async):
     from pplx_vectorstore import AsyncVectorStore, VectorStore
 
     opened = []
-    created = []
+    if engine.startswith("server"):
+        request.getfixturevalue("real_server")  # before the stores, so that it outlives them
 
     def make(dimension=64, **options):
         options.setdefault("encoder", hash_encoder(dimension))
@@ -229,12 +303,15 @@ def new_store(engine, folder, hash_encoder, request, run_async):
             client = QdrantClient(":memory:")
             opened.append(client)
             return VectorStore(client, **options)
+        elif engine.startswith("server"):
+            place = request.getfixturevalue("real_server").place(
+                options.pop("collection", None), over_grpc=engine == "server-grpc"
+            )
+            store = VectorStore.connect(**place, **options)
         else:
             # A collection of its own, so that one server serves several stores.
-            collection = options.setdefault("collection", f"test-{uuid.uuid4().hex}")
-            if engine == "server":
-                url = os.environ["QDRANT_URL"]
-            elif engine.endswith("grpc"):
+            options.setdefault("collection", f"test-{uuid.uuid4().hex}")
+            if engine.endswith("grpc"):
                 url = request.getfixturevalue("grpc_server").url
                 options["prefer_grpc"] = True
             else:
@@ -243,16 +320,12 @@ def new_store(engine, folder, hash_encoder, request, run_async):
                 store = Blocking(run_async(AsyncVectorStore.connect(url, **options)), run_async)
             else:
                 store = VectorStore.connect(url, **options)
-            if engine == "server":
-                created.append((url, collection))
         opened.append(store)
         return store
 
     yield make
     for one in opened:
         one.close()
-    for url, collection in created:
-        QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY")).delete_collection(collection)
 
 
 @pytest.fixture

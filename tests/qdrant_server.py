@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import socketserver
 import struct
@@ -33,6 +34,7 @@ from pydantic import TypeAdapter
 from qdrant_client.http import models
 
 from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.engines.shard import leave_shard
 from pplx_vectorstore.errors import StoreError, StoreNotFoundError
 
 NOT_APPLIED = ("reset_before", "429", "429_bare", "500", "503", "stall_before")
@@ -410,6 +412,17 @@ def _collection_exists(server, name, body):
     return {"exists": server.client.collection_exists(name)}
 
 
+def _delete_collection(server, name, body):
+    """Forget a collection, which the engine does not do by itself."""
+    found = server.client.collection_exists(name)
+    shard = server.client._open.pop(name, None)
+    if shard is not None:
+        leave_shard(shard)
+    if found:
+        shutil.rmtree(server.client.folder / name)
+    return found
+
+
 def _get_collection(server, name, body):
     info = server.client.get_collection(name)
     answer = {
@@ -623,6 +636,7 @@ _ROUTES = {
     ("PUT", ""): _create_collection,
     ("GET", ""): _get_collection,
     ("PATCH", ""): _update_collection,
+    ("DELETE", ""): _delete_collection,
     ("GET", "/exists"): _collection_exists,
     ("PUT", "/index"): _create_payload_index,
     ("PUT", "/points"): _upsert,

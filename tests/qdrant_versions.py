@@ -130,6 +130,7 @@ def told(version, info):
 class _Reading:
     def __init__(self, number, unknown, text_indexes, grpc):
         self.number, self.unknown, self.text_indexes, self.grpc = number, unknown, text_indexes, grpc
+        self.depth = 0  # of filters within filters
 
     def lacks(self, table, name):
         lacking = self.number < table.get(name, (0,))
@@ -157,10 +158,12 @@ class _Reading:
     def _read_model(self, parsed, raw, within):
         kind = type(parsed).__name__
         if self.lacks(MATCHES, kind):
-            raise NotUnderstoodError("Malformed Match condition" if self.grpc else _CONDITION)
+            # From 1.17 on, what has a key is read as a condition on a field, but not in a filter within the filter.
+            words = _NO_VARIANT.format("MatchInterface") if self.depth == 1 and self.number >= (1, 17) else _CONDITION
+            raise NotUnderstoodError("Malformed Match condition" if self.grpc else words)
+        if self.grpc and (self.lacks(CONDITIONS, kind) or self.lacks(STEMMERS, kind)):
+            return _DROPPED
         if self.lacks(CONDITIONS, kind):
-            if self.grpc:
-                return _DROPPED
             raise NotUnderstoodError(_CONDITION)
         if self.lacks(QUERIES, kind):
             raise NotUnderstoodError("Query variant is missing" if self.grpc else _QUERY)
@@ -175,10 +178,12 @@ class _Reading:
             self._read_text(parsed, raw, within)
         if isinstance(parsed, models.Nested):
             within = f"{within}{parsed.key}[]."
+        self.depth += isinstance(parsed, models.Filter)
         for name, field in type(parsed).model_fields.items():
             key = field.alias or name
             if raw.get(key) is not None and self.read(getattr(parsed, name), raw[key], within) is _DROPPED:
                 del raw[key]
+        self.depth -= isinstance(parsed, models.Filter)
         return None
 
     def _read_text(self, parsed, raw, within):

@@ -50,6 +50,7 @@ class Request:
     body: dict | None
 
 
+STEMMED_BY_NOBODY = {"stemmer": {"type": "none"}, "stopwords": {"custom": []}}
 SERVER_INDEXES = {**PAYLOAD_INDEXES, GENERATION_FIELD: "integer"}
 
 
@@ -397,18 +398,27 @@ def test_newer_servers_get_placements(new_store, server, sent, version):
     }
 
 
-@pytest.mark.parametrize("version", ["1.16.0", "1.19.3"])
+@pytest.mark.parametrize(("version", "plain"), [("1.16.0", {"language": "none"}), ("1.19.3", STEMMED_BY_NOBODY)])
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
-def test_hybrid_search_needs_a_newer_server(new_store, server, sent, version):
+def test_an_older_server_makes_vectors_of_words(new_store, server, sent, version, plain):
     server.version = version
     store = new_store(DIMENSION)
-    assert "text" not in indexed(sent)
-    store.add([Document(id="d", chunks=["some words"])])
+    assert not {"text", "words"} & indexed(sent).keys()
+    assert created(sent)["sparse_vectors"] == {"bm25": {"modifier": "idf"}}
+    assert created(sent)["metadata"][METADATA_KEY]["bm25_vector"] is True
     sent.clear()
-    with pytest.raises(UnsupportedServerError, match=rf"hybrid search needs Qdrant 1\.20 or newer.*is {version}"):
-        store.search("words", hybrid=True)
-    assert sent == []
-    assert store.search("words")
+    store.add([Document(id="d", chunks=["Some words", "é"])])
+    (body,) = [one.body for one in sent if one.path.endswith("/points")]
+    assert [point["vector"]["bm25"] for point in body["points"]] == [
+        {"text": text, "model": "qdrant/bm25", "options": {"tokenizer": "word", "avg_len": 160.0, **plain}}
+        for text in ("Some words", "é")
+    ]
+    sent.clear()
+    assert store.search("words", hybrid=True, with_codes=True)[0].text == "Some words"
+    (body,) = [one.body for one in sent if one.path.endswith("/query/batch")]
+    (search,) = body["searches"]
+    assert search["with_vector"] == ["codes"]
+    assert search["prefetch"][1]["query"]["nearest"]["text"] == "words"
 
 
 @pytest.mark.parametrize("version", ["1.20.0", "1.20.0-dev", "master"])

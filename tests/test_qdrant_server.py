@@ -35,7 +35,6 @@ def load_helper(name):
     return sys.modules[name]
 
 
-load_helper("qdrant_versions")
 qdrant_server = load_helper("qdrant_server")
 Faults, QdrantServer = qdrant_server.Faults, qdrant_server.QdrantServer
 

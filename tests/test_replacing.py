@@ -231,7 +231,7 @@ def test_stores_of_one_client_write_one_after_the_other(new_store, hash_encoder,
     first = new_store(collection="shared")
     # Of a server, clients are many.
     others = new_store(collection="shared")._client if engine in ("http", "grpc") else first._client
-    stores = [first, VectorStore(others, "shared", encoder=hash_encoder(64))]
+    stores = [first, VectorStore(others, first._session.points.collection, encoder=hash_encoder(64))]
     made = versions(8)
     for round_ in range(4):
         start = threading.Barrier(2)

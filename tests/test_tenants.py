@@ -476,7 +476,7 @@ def test_the_interleavings_cover_every_public_method(kind):
 
 def test_a_tenants_collection_needs_a_tenant(open_tenant):
     open_tenant("acme").add([Document(id="d", chunks=["text"])])
-    with pytest.raises(SchemaMismatchError, match="collection 'shared' holds tenants; say which"):
+    with pytest.raises(SchemaMismatchError, match=r"collection '[\w-]*shared' holds tenants; say which"):
         open_tenant(None)
     assert open_tenant("acme").count() == 1
 

@@ -112,7 +112,8 @@ def test_a_copy_from_the_embedded_engine_to_any_other(new_store, state, folder, 
             pytest.skip("an AsyncVectorStore copies to another one")
         origin.copy_to(target)
         assert state(target) == state(origin)
-        if "metadata.i" in (target._client.get_collection("to").payload_schema or {"metadata.i": None}):
+        copied = target._client.get_collection(target._session.points.collection)
+        if "metadata.i" in (copied.payload_schema or {"metadata.i": None}):
             assert target.count({"i": 4}) == 4
 
 

@@ -3,6 +3,8 @@
 The servers are those of the other tests, which refuse, ignore and answer as their version does (`qdrant_versions`).
 """
 
+import json
+
 import pytest
 from qdrant_client import QdrantClient, models
 
@@ -112,18 +114,39 @@ def test_indexes_that_the_server_does_not_know_are_refused_before_anything_is_ma
 
 
 @pytest.mark.parametrize(("engine", "version"), [("http", "1.16.3"), ("grpc", "1.16.3")], indirect=["engine"])
-def test_a_copy_of_what_a_newer_server_has_comes_as_far_as_it_can(new_store, old, folder, hash_encoder, version):
-    fields = {
-        "title": models.TextIndexParams(type=models.TextIndexType.TEXT, enable_hnsw=False),
-        "lang": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, memory=models.Memory.COLD),
-    }
+def test_a_copy_of_what_a_newer_server_has_comes_as_far_as_it_can(new_store, old, version):
     target = new_store(DIMENSION)
-    with VectorStore.open(folder / "newer", encoder=hash_encoder(DIMENSION), index_fields=fields) as store:
-        store.add(make_documents(2))
-        assert store.copy_to(target) == 6
-    assert {"metadata.title", "metadata.lang"} <= old.client.get_collection(
-        target._session.points.collection
-    ).payload_schema.keys()
+    old.version = "1.20.0"
+    source = new_store(DIMENSION, collection="newer", index_fields={"lang": "keyword", "name": "text"})
+    source.add(make_documents(2))
+    old.version = version
+    answer = old.answer
+    params = {
+        "metadata.lang": {"type": "keyword", "memory": "cold", "prefix": True, "enable_hnsw": False},
+        "metadata.name": {"type": "text", "scoring": True, "lowercase": False},
+    }
+
+    def with_params(method, path, body):
+        """What a server tells of indexes, and the engine behind this one does not."""
+        status, content = answer(method, path, body)
+        if (method, path) == ("GET", "/collections/newer"):
+            told = json.loads(content)
+            for field, of_it in params.items():
+                told["result"]["payload_schema"][field]["params"] = of_it
+            content = json.dumps(told).encode()
+        elif path.endswith("/index"):
+            made.append(json.loads(body))
+        return status, content
+
+    made = []
+    old.answer = with_params
+    assert source.copy_to(target) == 6
+    schemas = {one["field_name"]: one["field_schema"] for one in made}
+    known = {field: {name: schema.get(name) for name in params[field]} for field, schema in schemas.items()}
+    assert known == {
+        "metadata.lang": {"type": "keyword", "memory": None, "prefix": None, "enable_hnsw": None},
+        "metadata.name": {"type": "text", "scoring": None, "lowercase": False},
+    }
     assert old.unknown == []
 
 
@@ -154,18 +177,23 @@ def test_the_server_refuses_new_conditions(past_the_store, grpc_server, name):
     rest.version = f"1.{int(since[2:4]) - 1}.9"
     rest.client.upsert("c", [models.PointStruct(id=1, vector={}, payload={"text": "b"})])
 
-    def count():
-        return past_the_store.count("c", count_filter=models.Filter(must=[condition])).count
+    alone, within = condition, models.Filter(must_not=[condition])
+    for given in (alone, within):
 
-    if over_grpc and name == "SliceCondition":
-        assert count() == 1, "left out, as if nobody had asked for it"
-    else:
-        said = (
-            "Malformed Match condition" if over_grpc else "Format error in JSON body: Expected some form of condition"
-        )
+        def count(given=given):
+            return past_the_store.count("c", count_filter=models.Filter(must=[given])).count
+
+        if over_grpc and name == "SliceCondition":
+            assert count() == 1, "left out, as if nobody had asked for it"
+            continue
+        said = "Format error in JSON body: Expected some form of condition, which can be a field condition"
+        if over_grpc:
+            said = "Malformed Match condition"
+        elif given is alone and name != "SliceCondition":
+            said = "Format error in JSON body: data did not match any variant of untagged enum MatchInterface"
         with pytest.raises(Exception, match=said):
             count()
-    assert rest.unknown == [name]
+    assert rest.unknown == [name] * 2
 
 
 def test_the_server_refuses_new_queries_and_ignores_new_fields(past_the_store, grpc_server):
@@ -180,6 +208,22 @@ def test_the_server_refuses_new_queries_and_ignores_new_fields(past_the_store, g
     past_the_store.query_batch_points("c", requests=[fused])
     past_the_store.create_payload_index("c", "title", text_index_params())
     assert rest.unknown == ["TextQuery", "Rrf.weights", "TextIndexParams.enable_hnsw", "TextIndexParams.scoring"]
+
+
+def test_the_server_refuses_indexes_that_it_would_make_otherwise(past_the_store, grpc_server):
+    rest, over_grpc = grpc_server.rest, past_the_store._client._prefer_grpc
+    rest.version = "1.18.3"
+    code = models.TextIndexParams(type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.CODE)
+    none = models.DisabledStemmerParams(type=models.NoStemmer.NONE)
+    unstemmed = models.TextIndexParams(type=models.TextIndexType.TEXT, stemmer=none)
+    with pytest.raises(Exception, match="unknown tokenizer type" if over_grpc else "enum PayloadFieldSchema"):
+        past_the_store.create_payload_index("c", "source", code)
+    if over_grpc:
+        past_the_store.create_payload_index("c", "title", unstemmed)  # left out, as if nobody had asked for it
+    else:
+        with pytest.raises(Exception, match="enum PayloadFieldSchema"):
+            past_the_store.create_payload_index("c", "title", unstemmed)
+    assert rest.unknown == ["code", "DisabledStemmerParams"]
 
 
 def test_the_server_looks_for_a_text_as_it_stands_before_a_version(server, hash_encoder):

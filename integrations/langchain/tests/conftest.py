@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from langchain_pplx_vectorstore import PplxEmbeddings, PplxVectorStore
 from qdrant_client import QdrantClient
@@ -15,16 +17,31 @@ def hash_embeddings(hash_encoder):
     return PplxEmbeddings.from_encoder(hash_encoder(64))
 
 
-@pytest.fixture(params=["embedded", "memory", "server"])
+# A server of one's own, at QDRANT_URL, over REST and, at QDRANT_GRPC_PORT, over gRPC.
+REAL = [
+    name
+    for name, needed in {"real": {"QDRANT_URL"}, "real-grpc": {"QDRANT_URL", "QDRANT_GRPC_PORT"}}.items()
+    if needed <= os.environ.keys()
+]
+ON_REAL = [pytest.param(name, marks=pytest.mark.real_server) for name in REAL]
+
+
+@pytest.fixture(params=["embedded", "memory", "server", *ON_REAL])
 def open_store(request, folder, hash_embeddings):
     """A factory of empty stores, on each engine: ``open_store(embedding=None, **options)``."""
     opened = []
+    if request.param in REAL:
+        request.getfixturevalue("real_server")  # before the stores, so that it outlives them
 
     def make(embedding=None, **options):
         if request.param == "embedded":
             place = {"folder": folder / f"index-{len(opened)}"}
         elif request.param == "memory":
             place = {"client": QdrantClient(":memory:")}
+        elif request.param in REAL:
+            place = request.getfixturevalue("real_server").place(
+                options.pop("collection", None), over_grpc=request.param == "real-grpc"
+            )
         else:
             place = {"url": request.getfixturevalue("server").url}
             options.setdefault("collection", f"collection-{len(opened)}")

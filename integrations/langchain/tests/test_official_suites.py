@@ -1,5 +1,7 @@
 """The suites of langchain-tests, as they are."""
 
+import os
+
 import pytest
 from langchain_core.documents import Document
 from langchain_pplx_vectorstore import PplxEmbeddings, PplxRetriever, PplxVectorStore
@@ -58,6 +60,15 @@ class TestServer(VectorStoreIntegrationTests):
     @pytest.fixture
     async def vectorstore(self, server):
         async with PplxVectorStore(self.get_embeddings(), url=server.url) as store:
+            yield store
+
+
+@pytest.mark.real_server
+@pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
+class TestRealServer(VectorStoreIntegrationTests):
+    @pytest.fixture
+    async def vectorstore(self, real_server):
+        async with PplxVectorStore(self.get_embeddings(), **real_server.place()) as store:
             yield store
 
 

@@ -30,6 +30,7 @@ from pplx_vectorstore.errors import (
     StoreClosedError,
     StoreNotFoundError,
     UnsupportedFilterError,
+    UnsupportedServerError,
 )
 
 BERLIN = """# Berlin
@@ -562,6 +563,17 @@ def test_exactly_one_place_is_needed(folder, hash_embeddings):
         PplxVectorStore(hash_embeddings, folder=folder, order_by="page")
     with pytest.raises(InvalidInputError, match="grpc_port is an option of a store with url="):
         PplxVectorStore(hash_embeddings, folder=folder, grpc_port=6334)
+
+
+async def test_a_condition_that_the_server_is_too_old_for_is_refused_before_it_is_sent(hash_embeddings, server):
+    server.version = "1.18.3"
+    begins = models.FieldCondition(key="metadata.lang", match=models.MatchPrefix(prefix="e"))
+    async with PplxVectorStore(hash_embeddings, url=server.url) as store:
+        store.add_texts(["text"])
+        for search in (store.asimilarity_search, store.amax_marginal_relevance_search):
+            with pytest.raises(UnsupportedServerError, match=r"MatchPrefix needs Qdrant 1\.19 or newer"):
+                await search("text", filter=models.Filter(must=[begins]))
+    assert server.unknown == []
 
 
 def test_grpc_is_on_the_port_that_is_named(hash_embeddings, grpc_server):

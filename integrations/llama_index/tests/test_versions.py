@@ -5,6 +5,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters, VectorStoreQuery
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from llama_index.vector_stores.pplx_vectorstore import PplxVectorStore
+from qdrant_client import models
 
 from pplx_vectorstore.errors import PplxVectorStoreError, UnsupportedServerError
 
@@ -95,3 +96,10 @@ def test_in_strict_mode_too(open_old, server, operator):
             match=r"TEXT_MATCH with 'fox' in strict mode needs Qdrant 1\.20 .*give the field an index of type 'text'",
         ):
             found(other, operator, "fox")
+
+
+def test_a_filter_of_qdrants_that_the_server_is_too_old_for_is_refused_before_it_is_sent(open_old):
+    store = open_old("1.18.3")
+    begins = models.FieldCondition(key="metadata.title", match=models.MatchPrefix(prefix="r"))
+    with pytest.raises(UnsupportedServerError, match=r"MatchPrefix needs Qdrant 1\.19 or newer"):
+        store.query(VectorStoreQuery([1.0] * 64, 1), filter=models.Filter(must_not=[begins]))
