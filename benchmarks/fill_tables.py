@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -451,6 +452,41 @@ def beams() -> str:
     return table(columns, rows.values())
 
 
+def server_recall(name: str = "server_recall") -> str:
+    """Tabulate the recall on a server in each state of a collection."""
+    states = ("loading", "new", "indexed", "trickle")
+    rows = [
+        [f"{one['dimension']:,}", f"{one['vectors']:,}", *(f"{one[state]:.3f}" for state in states), one["way"]]
+        for one in read(name)["found"]
+    ]
+    return table(["dimension", "vectors", "while loading", "loaded", "indexed", "trickle", "in the end by"], rows)
+
+
+def trickle() -> str:
+    """Tabulate what a trickle of small writes costs."""
+    rows = [
+        [
+            read(name)["server"],
+            shown,
+            f"{found['p50_ms']:.1f}",
+            f"{found['recall']:.3f}",
+            f"{found['cpu_seconds_a_minute']:.1f}",
+        ]
+        for name in ("trickle_qdrant", "trickle_stand-in")
+        for shown, found in (("nobody writes", read(name)["idle"]), ("trickle", read(name)["trickle"]))
+    ]
+    return table(["server", "", "search, ms", "recall@10", "server's processor, s/min"], rows)
+
+
+def bulk_load() -> str:
+    """Tabulate what a bulk load saves."""
+    rows = [
+        [way, f"{found['loaded']:.0f}", f"{found['indexed']:.0f}", f"{found['server_cpu']:.0f}"]
+        for way, found in read("bulk_load")["ways"].items()
+    ]
+    return table(["", "loaded after s", "and indexed after s", "server's processor, s"], rows)
+
+
 def machines() -> str:
     """Tabulate what was measured where."""
     found: dict[str, list[str]] = {}
@@ -481,6 +517,10 @@ TABLES: dict[str, Callable[..., str]] = {
     "footprint": footprint,
     "stages": stages,
     "beams": beams,
+    "server_recall": server_recall,
+    "server_recall_bits": partial(server_recall, "server_recall_bits"),
+    "trickle": trickle,
+    "bulk_load": bulk_load,
     "machines": machines,
 }
 
