@@ -149,6 +149,14 @@ def is_emulation(client: Any) -> bool:
     return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
 
 
+def speaks_grpc(client: Any) -> bool:
+    """Tell whether a client sends points over gRPC, with the verbs that it has of Qdrant: another's may do more."""
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+    is_qdrants = type(client) in (QdrantClient, AsyncQdrantClient)
+    return is_qdrants and bool(client.init_options.get("prefer_grpc")) and describe(client) is not None
+
+
 def read_capabilities(version: str, where: str) -> Capabilities:
     """Turn a server's version into what it can do.
 

@@ -14,11 +14,13 @@ from qdrant_client import models
 from pplx_vectorstore.collection import TENANT_FIELD, keeps_codes_in_memory, unindexed_points
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.server import Capabilities
+from pplx_vectorstore.engines.upserts import Batch, make_batch
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.operations.ledger import Ledger
 from pplx_vectorstore.operations.sizes import AnswerSizes
+from pplx_vectorstore.points import Point
 from pplx_vectorstore.query import Ranking, map_filters
 
 T = TypeVar("T")
@@ -146,25 +148,23 @@ class PointAccess:
                 if pinned:
                     await self._calls("unpin", self.collection, pinned=pinned)
 
-    async def upsert(self, points: Sequence[models.PointStruct], *, stale: models.Filter | None = None) -> None:
+    def make_batch(self, points: Sequence[Point]) -> Batch:
+        """Give points the form that the engine takes, for `upsert`; that takes its time."""
+        return make_batch(self._calls.client, points)
+
+    async def upsert(self, batch: Batch, *, stale: models.Filter | None = None) -> None:
         """Write points, which carry the tenant already: their ids are made of it.
 
         Args:
-            points: To write.
+            batch: To write.
             stale: Points to delete after that, in the same request: whoever is killed leaves both done or neither,
                 unless it is the engine itself.
         """
-        for point in points:
-            if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
+        for point in batch.points:
+            if point.payload.get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
-        if stale is None:
-            await self._ledger.write(self._calls, "upsert", points=points)
-            return
-        batch = models.PointsList.model_construct(points=list(points), shard_key=None, update_filter=None)
-        selector = models.FilterSelector(filter=self._scoped(stale) or stale)
-        upsert = models.UpsertOperation.model_construct(upsert=batch)
-        operations = [upsert, models.DeleteOperation(delete=selector)]
-        await self._ledger.write(self._calls, "batch_update_points", update_operations=operations)
+        scoped = None if stale is None else self._scoped(stale)
+        await self._ledger.write(self._calls, "upsert", batch=batch, stale=scoped)
 
     async def delete(self, condition: models.Filter) -> None:
         """Delete the points that match."""
