@@ -46,6 +46,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/precision.py $(DATA) --corpora chatlogs state_of_the_union wikitexts
 	$(BIN)/python benchmarks/search_overhead.py
 	$(BIN)/python benchmarks/write_rate.py
+	$(BIN)/python benchmarks/write_rate.py --grpc
 	$(BIN)/python benchmarks/slow_server.py
 	$(BIN)/python benchmarks/index_overhead.py $(DATA)
 	$(BIN)/python benchmarks/recall.py $(DATA)

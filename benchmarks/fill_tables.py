@@ -372,6 +372,7 @@ def overheads() -> str:
             "≥ 80%",
             "`write_rate.py`",
         ],
+        *(_grpc_row(name) for name in ("write_rate_server", "write_rate_grpc")),
         [
             f"time outside the model's forward, indexing {time['characters'] / 1e6:.2f} MB of Markdown",
             f"{time['outside_forward']:.1%}; with imports and loading {time['outside_forward_with_imports']:.1%}",
@@ -392,6 +393,18 @@ def overheads() -> str:
         ],
     ]
     return table(["what", "result", "aim", "script"], rows)
+
+
+def _grpc_row(name: str) -> list[str]:
+    """Return the row of what was written over gRPC."""
+    found = read(name)
+    rates = found["points_per_second"]
+    return [
+        f"`store.add` of ready vectors over gRPC against the client's own upload to {found['server']}",
+        f"{found['ratios']['upload']:.0%} of its rate ({rates['store']:,.0f} against {rates['upload']:,.0f} points/s)",
+        "≥ 80%",
+        f"`write_rate.py --grpc{' URL' if name == 'write_rate_server' else ''}`",
+    ]
 
 
 FOOTPRINT_LABELS = {

@@ -26,17 +26,17 @@ _WORDS_PER_CHUNK = 210
 _WORDS = ("byte", "chunk", "code", "cosine", "for", "in", "is", "of", "query", "sign", "the", "window")
 
 
-def make_codes(n: int, rng: np.random.Generator, clusters: int = 100) -> Codes:
-    """Make int8 codes that lie around centres, as embeddings do: shape (n, DIMENSION)."""
-    centres = np.random.default_rng(0).normal(size=(clusters, DIMENSION))
-    return quantize_to_norm(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, DIMENSION)))
+def make_codes(n: int, rng: np.random.Generator, clusters: int = 100, dimension: int = DIMENSION) -> Codes:
+    """Make int8 codes that lie around centres, as embeddings do: shape (n, dimension)."""
+    centres = np.random.default_rng(0).normal(size=(clusters, dimension))
+    return quantize_to_norm(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, dimension)))
 
 
-def make_documents(n: int, rng: np.random.Generator) -> Iterator[Document]:
+def make_documents(n: int, rng: np.random.Generator, dimension: int = DIMENSION) -> Iterator[Document]:
     """Make n documents of ten chunks of about 1,000 characters each, with int8 vectors, one by one."""
     for number in range(n):
         texts = [" ".join(rng.choice(_WORDS, size=_WORDS_PER_CHUNK)) for _ in range(CHUNKS_PER_DOCUMENT)]
-        codes = make_codes(CHUNKS_PER_DOCUMENT, rng)
+        codes = make_codes(CHUNKS_PER_DOCUMENT, rng, dimension=dimension)
         metadata = {"lang": "en", "number": number}
         yield Document(id=f"document-{number}", chunks=texts, vectors=codes, metadata=metadata)
 

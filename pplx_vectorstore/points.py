@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,15 +37,13 @@ from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.lexical import unseen_words
 from pplx_vectorstore.quantization import Codes, norms
 
-if TYPE_CHECKING:
-    from qdrant_client import models
-
 # Never change it: ids of points already written are derived from it.
 _NAMESPACE = uuid.UUID("6e1f0a1c-6f4e-5d0b-9a55-70706c785f76")
 
+_encode_json = json.JSONEncoder(ensure_ascii=False).encode
+
 _NORM = "norm"
 _OWN_CODES = "own_codes"
-_ROWS_AT_ONCE = 256
 _PIECE = "+"
 _CONTENT_DIGITS = 32
 _METADATA_DIGITS = 16
@@ -73,8 +71,11 @@ def point_id_of(chunk_id: str, tenant: str | None = None) -> str:
 
 
 def _uuid(parts: list[str | int], tenant: str | None) -> str:
-    named = parts if tenant is None else {"tenant": tenant, "of": parts}
-    return str(uuid.uuid5(_NAMESPACE, json.dumps(named, ensure_ascii=False)))
+    name = _encode_json(parts if tenant is None else {"tenant": tenant, "of": parts})
+    # uuid.uuid5, which takes more than twice as long: of every point written, that tells.
+    digits = hashlib.sha1(_NAMESPACE.bytes + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digits[16], 16) % 4]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
 def possible_point_ids(chunk_id: str, tenant: str | None = None) -> list[str]:
@@ -95,16 +96,17 @@ def hash_document(document: Document, chunks: Sequence[Chunk], fingerprint: Fing
     The first 32 (`content_hash`) stand for vectors, texts, offsets and ids, the others for
     metadata: where only those differ, nothing has to be embedded again.
     """
-    content = hashlib.sha256(f"[{json.dumps(document.id)}, {_identity_json(fingerprint)}]".encode())
-    for chunk in chunks:
+    parts = [f"[{json.dumps(document.id)}, {_identity_json(fingerprint)}]".encode()]
+    for chunk in chunks:  # joined: to hash piece by piece takes longer
         text = chunk.text.encode()
+        own_id = "null" if chunk.id is None else json.dumps(chunk.id)
         # The length keeps chunk boundaries part of what is hashed.
-        content.update(f"\n{len(text)} {chunk.start} {chunk.end} {json.dumps(chunk.id)}\n".encode())
-        content.update(text)
+        parts += (f"\n{len(text)} {chunk.start} {chunk.end} {own_id}\n".encode(), text)
     if document.vectors is not None:
-        vectors = np.ascontiguousarray(document.vectors)
-        content.update(f"\n{vectors.dtype} {vectors.shape}\n".encode())
-        content.update(vectors.tobytes())
+        parts.append(f"\n{document.vectors.dtype} {document.vectors.shape}\n".encode())
+    content = hashlib.sha256(b"".join(parts))
+    if document.vectors is not None:
+        content.update(document.vectors.tobytes())
     metadata = [dict(document.metadata), *(dict(chunk.metadata) for chunk in chunks)]
     of_metadata = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     return content.hexdigest()[:_CONTENT_DIGITS] + of_metadata.hexdigest()[:_METADATA_DIGITS]
@@ -163,6 +165,21 @@ class Places:
         return list(self.indexes) == list(range(self.chunk_count))
 
 
+class Point(NamedTuple):
+    """A chunk as it is stored, before it takes the form in which an engine wants it.
+
+    Attributes:
+        id: A UUID.
+        vector: uint8, shape (dimension,): the stored codes, shifted; None for the zero vector. Without a vector, no
+            vector search can return the point: cosine with the zero vector means nothing.
+        payload: JSON values.
+    """
+
+    id: str
+    vector: npt.NDArray[np.uint8] | None
+    payload: dict[str, Any]
+
+
 class Vectors(NamedTuple):
     """Codes of some chunks, and what is stored of them; all of the same length.
 
@@ -213,19 +230,16 @@ class Vectors(NamedTuple):
             self.losses[first:stop],
         )
 
-    def rows(self) -> Iterator[tuple[list[int] | None, dict[str, Any]]]:
+    def rows(self) -> Iterator[tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]]:
         """Yield each vector as it is stored, None for the zero vector, and the payload fields that belong to it."""
-        # Lists of Python numbers take ten times the codes' memory, so they are made piecemeal.
-        for first in range(0, len(self.codes), _ROWS_AT_ONCE):
-            some = self.part(first, first + _ROWS_AT_ONCE)
-            values = (some.stored.astype(np.int16) + SHIFT).tolist()
-            for row, norm in enumerate(some.norms.tolist()):
-                fields: dict[str, Any] = {_NORM: norm}
-                if not some.are_recovered[row]:
-                    fields[_OWN_CODES] = base64.b64encode(some.codes[row].tobytes()).decode("ascii")
-                if some.losses[row] > NOTABLE_LOSS:
-                    fields[LOSS_FIELD] = float(some.losses[row])
-                yield values[row] if norm > 0 else None, fields
+        shifted = self.stored.view(np.uint8) ^ np.uint8(SHIFT)  # which is to add it, modulo 256
+        for row, norm in enumerate(self.norms.tolist()):
+            fields: dict[str, Any] = {_NORM: norm}
+            if not self.are_recovered[row]:
+                fields[_OWN_CODES] = base64.b64encode(self.codes[row].tobytes()).decode("ascii")
+            if self.losses[row] > NOTABLE_LOSS:
+                fields[LOSS_FIELD] = float(self.losses[row])
+            yield shifted[row] if norm > 0 else None, fields
 
 
 def equalize_codes(documents: Sequence[Codes], squared_norm: int) -> list[Vectors]:
@@ -238,9 +252,16 @@ def equalize_codes(documents: Sequence[Codes], squared_norm: int) -> list[Vector
     if not documents:
         return []
     codes = np.concatenate(documents)
-    stored, lengths = equalize_norms(codes, squared_norm), norms(codes)
-    are_recovered = (recover_codes(stored, lengths, squared_norm) == codes).all(axis=1)
-    together = Vectors(codes, stored, lengths, are_recovered, storage_loss(codes, stored, squared_norm))
+    stored, lengths = codes.copy(), norms(codes)
+    are_recovered, losses = np.ones(len(codes), np.bool_), np.zeros(len(codes))
+    # Codes of that norm, such as come of floats, and zeros stay as they are.
+    others = np.flatnonzero((lengths != math.sqrt(squared_norm)) & (lengths > 0))
+    if len(others):
+        own = codes[others]
+        stored[others] = equal = equalize_norms(own, squared_norm)
+        are_recovered[others] = (recover_codes(equal, lengths[others], squared_norm) == own).all(axis=1)
+        losses[others] = storage_loss(own, equal, squared_norm)
+    together = Vectors(codes, stored, lengths, are_recovered, losses)
     stops = np.cumsum([len(of_document) for of_document in documents]).tolist()
     return [together.part(first, stop) for first, stop in zip([0, *stops], stops, strict=False)]
 
@@ -249,16 +270,18 @@ def iter_points(
     document: Document,
     chunks: Sequence[Chunk],
     vectors: Vectors,
+    point_ids: Sequence[str],
     document_hash: str,
     tenant: str | None = None,
     places: Places | None = None,
-) -> Iterator[models.PointStruct]:
+) -> Iterator[Point]:
     """Make one point per chunk.
 
     Args:
         document: Its id and metadata are stored with every chunk.
         chunks: Chunks of the document, in order.
         vectors: Of the chunks, from `equalize_codes`.
+        point_ids: Of the chunks, from `chunk_point_id`.
         document_hash: From `hash_document`.
         tenant: Whose document it is, or None in a collection without tenants.
         places: Where the chunks stand; None if they are all that the document has.
@@ -272,7 +295,7 @@ def iter_points(
     if len(chunks) != len(vectors.codes):
         raise AlignmentError(f"{len(vectors.codes)} vectors for {len(chunks)} chunks of document {document.id!r}")
     places = places or Places(range(len(chunks)), len(chunks))
-    for chunk, index, (vector, fields) in zip(chunks, places.indexes, vectors.rows(), strict=True):
+    for chunk, id_, index, (vector, fields) in zip(chunks, point_ids, places.indexes, vectors.rows(), strict=True):
         payload: dict[str, Any] = {
             "text": chunk.text,
             "document_id": document.id,
@@ -289,17 +312,18 @@ def iter_points(
             payload["id"] = chunk.id
         if tenant is not None:
             payload[TENANT_FIELD] = tenant
-        yield _point(chunk_point_id(document, chunk, index, tenant), vector, payload)
+        yield Point(id_, vector, payload)
 
 
 def copy_points(
-    payloads: Sequence[Mapping[str, Any]], vectors: Vectors, tenant: str | None
-) -> Iterator[models.PointStruct]:
+    payloads: Sequence[Mapping[str, Any]], vectors: Vectors, point_ids: Sequence[str], tenant: str | None
+) -> Iterator[Point]:
     """Make points of stored ones, for another collection or tenant.
 
     Args:
         payloads: As stored.
         vectors: Of the chunks, from `equalize_codes` for the other collection.
+        point_ids: Of the chunks there, from `stored_point_id`.
         tenant: Whose they are to be.
 
     Raises:
@@ -307,12 +331,12 @@ def copy_points(
     """
     if len(payloads) != len(vectors.codes):
         raise AlignmentError(f"{len(vectors.codes)} vectors for {len(payloads)} chunks")
-    for stored, (vector, fields) in zip(payloads, vectors.rows(), strict=True):
+    for stored, id_, (vector, fields) in zip(payloads, point_ids, vectors.rows(), strict=True):
         payload = {name: value for name, value in stored.items() if name not in _OF_STORAGE} | fields
         payload |= _words_of(payload["text"])
         if tenant is not None:
             payload[TENANT_FIELD] = tenant
-        yield _point(stored_point_id(payload, tenant), vector, payload)
+        yield Point(id_, vector, payload)
 
 
 def _words_of(text: str) -> dict[str, str]:
@@ -328,23 +352,17 @@ def stored_point_id(payload: Mapping[str, Any], tenant: str | None) -> str:
     return point_id_of(own_id, tenant)
 
 
-def point_bytes(point: models.PointStruct) -> int:
-    """Estimate how many bytes a point takes in a request, from above."""
-    payload = point.payload or {}
-    vector: Any = point.vector.get(VECTOR_NAME, ()) if isinstance(point.vector, dict) else ()
-    # A component takes at most six characters of JSON ("255.0,").
-    rest = {name: value for name, value in payload.items() if name != "text"}
-    return 6 * len(vector) + 2 * len(payload.get("text", "").encode()) + 2 * len(json.dumps(rest)) + 100
+def estimate_bytes(points: Sequence[Point], component_bytes: int) -> int:
+    """Estimate how many bytes points take in a request, from above.
 
-
-def _point(point_id: str, vector: list[int] | None, payload: dict[str, Any]) -> models.PointStruct:
-    from qdrant_client import models
-
-    # Without a vector, no vector search can return the point: cosine with the zero vector means nothing.
-    # Validation is skipped because it would cost more than the upsert; every value is ours.
-    return models.PointStruct.model_construct(
-        id=point_id, vector={} if vector is None else {VECTOR_NAME: vector}, payload=payload
-    )
+    Args:
+        points: To be sent.
+        component_bytes: Bytes that a component of a vector takes, at most.
+    """
+    components = sum(len(point.vector) for point in points if point.vector is not None)
+    texts = sum(len(point.payload["text"].encode()) for point in points)
+    rest = [{name: value for name, value in point.payload.items() if name != "text"} for point in points]
+    return component_bytes * components + 2 * texts + 2 * len(json.dumps(rest)) + 100 * len(points)
 
 
 def read_chunk(point_id: object, payload: Mapping[str, Any], codes: Codes | None = None) -> StoredChunk:

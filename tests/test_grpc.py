@@ -10,8 +10,9 @@ import time
 from datetime import UTC, datetime
 
 import grpc
+import numpy as np
 import pytest
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
 from pplx_vectorstore import Chunk, CollectionConfig, Document, VectorStore
 from pplx_vectorstore.collection import PAYLOAD_INDEXES
@@ -220,6 +221,54 @@ def test_metadata_nests_as_deep_as_messages_do(new_store):
         Document(id="e", chunks=["text"], metadata=nested(70))
 
 
+@both
+@pytest.mark.parametrize("tenant", [None, "acme"])
+def test_what_is_stale_goes_with_the_request_that_writes(new_store, grpc_server, tenant):
+    store, other = new_store(collection="c", tenant=tenant), None
+    if tenant is not None:
+        other = new_store(collection="c", tenant="another")
+        other.add(DOCUMENTS[:3])
+    store.add(DOCUMENTS[:3])
+    grpc_server.calls.clear()
+    fewer = Document(id="d1", chunks=["new", Chunk(text="own", id="mine"), ""], metadata=DOCUMENTS[1].metadata)
+    assert store.sync([DOCUMENTS[0], fewer, DOCUMENTS[2]]).documents == 1
+    assert grpc_server.calls.count("UpdateBatch") == 1
+    assert not {"Upsert", "Delete"} & set(grpc_server.calls)
+    stored = {document.id: document.chunk_count for document in store.documents()}
+    assert stored == {"d0": 5, "d1": 3, "d2": 5}
+    assert store.count() == 13
+    assert [(chunk.text, chunk.metadata) for chunk in store.get(["mine"])] == [("own", fewer.metadata)]
+    assert other is None or other.count() == 15
+
+
+@both
+def test_vectors_come_back_as_they_were_given(new_store, hash_encoder):
+    store = new_store(collection="c")
+    rng = np.random.default_rng(2)
+    codes = rng.integers(-128, 128, size=(600, 64)).astype(np.int8)
+    codes[::7] = 0
+    chunks = [Chunk(text=f"chunk {i}", id=f"own {i}" if i % 2 else None) for i in range(600)]
+    store.add([Document(id="d", chunks=chunks, vectors=codes)])
+    found = {chunk.chunk_index: chunk for chunk in store.chunks(with_codes=True)}
+    assert len(found) == 600
+    for index, row in enumerate(codes):
+        assert found[index].codes.tolist() == row.tolist()
+
+
+@blocking
+def test_a_client_of_your_own(new_store, grpc_server, hash_encoder):
+    client = QdrantClient(
+        url=grpc_server.url, grpc_port=grpc_server.port, prefer_grpc=True, check_compatibility=False, timeout=30
+    )
+    with VectorStore(client, "c", encoder=hash_encoder()) as store:
+        store.add(DOCUMENTS)
+        told = sorted((hit.id, hit.metadata["day"]) for hit in store.search("7 2", k=100))
+    client.close()
+    assert grpc_server.rest.requests == []
+    again = new_store(collection="c")
+    assert sorted((hit.id, hit.metadata["day"]) for hit in again.search("7 2", k=100)) == told
+
+
 # --- what fails --------------------------------------------------------------------------------------
 
 
@@ -238,6 +287,21 @@ def test_what_may_pass_is_tried_again(new_store, grpc_server, refuse, impatient,
         ServerUnavailableError, match=rf"{grpc_server.url} gave no answer to count, asked 6 times: {code} words of"
     ):
         store.count()
+
+
+@both
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL"])
+def test_a_write_that_deletes_too_is_tried_again(new_store, grpc_server, refuse, impatient, code):
+    store = new_store(retries=5)
+    store.add(DOCUMENTS[:2])
+    refuse(grpc.StatusCode[code], times=3, method="UpdateBatch")
+    assert store.sync([Document(id="d1", chunks=["new"])]).documents == 1
+    assert grpc_server.calls.count("UpdateBatch") == 4
+    assert store.count() == 6
+    refuse(grpc.StatusCode[code], times=6, method="UpdateBatch")
+    with pytest.raises(ServerUnavailableError, match="gave no answer to upsert, asked 6 times"):
+        store.sync([Document(id="d0", chunks=["new"])])
+    assert store.count() == 6
 
 
 @both

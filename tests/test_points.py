@@ -1,6 +1,7 @@
 """Chunks and codes → points, and back."""
 
 import base64
+import json
 import uuid
 from dataclasses import replace
 
@@ -9,25 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import models
+from qdrant_client.conversions.conversion import RestToGrpc
 
 from pplx_vectorstore import Chunk, Document
 from pplx_vectorstore.collection import LOSS_FIELD, VECTOR_NAME, Fingerprint
+from pplx_vectorstore.equal_norms import equalize_norms, storage_loss
 from pplx_vectorstore.errors import AlignmentError, EncodingError
 from pplx_vectorstore.points import (
+    Vectors,
+    chunk_point_id,
     content_hash,
     copy_points,
     derive_point_id,
     equalize_codes,
+    estimate_bytes,
     hash_document,
     iter_points,
-    point_bytes,
     point_id_of,
     possible_point_ids,
     read_chunk,
     read_codes,
     read_hit,
     read_stored_codes,
+    stored_point_id,
 )
+from pplx_vectorstore.quantization import norms
 
 SQUARED_NORM = 127**2
 
@@ -47,17 +54,35 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 def make_points(document, codes, document_hash="h", squared_norm=SQUARED_NORM, tenant=None):
     (vectors,) = equalize_codes([np.asarray(codes, np.int8)], squared_norm)
-    return list(iter_points(document, document.chunks, vectors, document_hash, tenant))
+    point_ids = [chunk_point_id(document, chunk, index, tenant) for index, chunk in enumerate(document.chunks)]
+    return list(iter_points(document, document.chunks, vectors, point_ids, document_hash, tenant))
+
+
+def sent_vector(point):
+    """The vector as engines give it back."""
+    return {} if point.vector is None else {VECTOR_NAME: point.vector.tolist()}
 
 
 def codes_of(point, dimension=4, squared_norm=SQUARED_NORM):
-    return read_codes(point.vector, point.payload, dimension, squared_norm)
+    return read_codes(sent_vector(point), point.payload, dimension, squared_norm)
+
+
+def fields_of(points):
+    return [(point.id, sent_vector(point), point.payload) for point in points]
 
 
 def test_ids_never_change():
     # Ids of points that are already written: a change here orphans every index there is.
     assert derive_point_id("handbook", 0) == "450084db-9f05-5a77-9dbb-e99f0322fe78"
     assert point_id_of("intro") == "322ed363-00a2-5a6c-8eba-17bbf585a188"
+
+
+@given(TEXTS, st.integers(0, 2**31), st.none() | TEXTS)
+def test_ids_are_of_the_standards_version_5(document_id, index, tenant):
+    namespace = uuid.UUID("6e1f0a1c-6f4e-5d0b-9a55-70706c785f76")
+    named = [document_id, index] if tenant is None else {"tenant": tenant, "of": [document_id, index]}
+    name = json.dumps(named, ensure_ascii=False)
+    assert derive_point_id(document_id, index, tenant) == str(uuid.uuid5(namespace, name))
 
 
 @given(TEXTS, st.integers(0, 2**31), TEXTS, st.integers(0, 2**31))
@@ -130,6 +155,18 @@ def test_the_hash_changes_with_vectors_that_came_ready_made():
     assert len({content_hash(one) for one in hashes}) == 4
 
 
+def test_the_hash_stays_what_it_was():
+    """Another would have every document embedded and written anew."""
+    chunks = [Chunk(text="eins\0", start=0, end=5), Chunk(text="zwei ü", id="x", metadata={"b": None})]
+    vectors = np.arange(8, dtype=np.int8).reshape(2, 4)
+    assert hash_of(chunks, metadata={"a": [1, 0.5]}) == "0fd8b30da5119df2b1cd0a86a2dacf8a5b02273550da807c"
+    assert (
+        hash_of(chunks, metadata={"a": [1, 0.5]}, vectors=vectors) == "7bab2c86468e69a6e5e5ae2c7f48f8965b02273550da807c"
+    )
+    # Neither the order in memory nor the layout matters.
+    assert hash_of(chunks, vectors=np.asfortranarray(vectors)) == hash_of(chunks, vectors=vectors)
+
+
 @given(st.lists(TEXTS), st.lists(TEXTS))
 def test_the_hash_knows_where_chunks_end(first, second):
     hashes = [hash_of([Chunk(text=text) for text in texts]) for texts in (first, second)]
@@ -157,8 +194,9 @@ def test_tenants_have_points_of_their_own():
     assert len({point.id for points in (of_none, of_a, of_b) for point in points}) == 6
     assert [point.payload["tenant"] for point in of_a] == ["a", "a"]
     assert "tenant" not in of_none[0].payload
-    (moved,) = copy_points([of_a[1].payload], *equalize_codes([codes[:1]], SQUARED_NORM), "b")
-    assert (moved.id, moved.payload, moved.vector) == (of_b[1].id, of_b[1].payload, of_b[1].vector)
+    point_id = stored_point_id(of_a[1].payload, "b")
+    moved = copy_points([of_a[1].payload], *equalize_codes([codes[:1]], SQUARED_NORM), [point_id], "b")
+    assert fields_of(moved) == fields_of(of_b[1:])
 
 
 def test_a_copy_has_the_norm_of_its_own_collection():
@@ -167,20 +205,20 @@ def test_a_copy_has_the_norm_of_its_own_collection():
     codes = np.array([[3, 4, 0, 0], [-128, -1, 0, 127]], np.int8)
     points = make_points(document, codes, squared_norm=50**2)
     for squared_norm in (50**2, 100**2, 127**2):
-        copies = list(copy_points([point.payload for point in points], *equalize_codes([codes], squared_norm), None))
-        expected = make_points(document, codes, squared_norm=squared_norm)
-        assert [(one.id, one.vector, one.payload) for one in copies] == [
-            (one.id, one.vector, one.payload) for one in expected
-        ]
+        payloads = [point.payload for point in points]
+        point_ids = [stored_point_id(payload, None) for payload in payloads]
+        copies = list(copy_points(payloads, *equalize_codes([codes], squared_norm), point_ids, None))
+        assert fields_of(copies) == fields_of(make_points(document, codes, squared_norm=squared_norm))
         assert [codes_of(one, squared_norm=squared_norm).tolist() for one in copies] == codes.tolist()
 
 
 @given(text=TEXTS, key=TEXTS)
-def test_the_estimate_of_a_points_bytes_is_no_less_than_what_is_sent(text, key):
-    document = Document(id="d", chunks=[text], metadata={key: [text, 1.5]})
-    (point,) = make_points(document, np.full((1, 4), 127, np.int8), hash_of(document.chunks))
-    sent = models.PointStruct(**point.model_dump()).model_dump_json().encode()
-    assert point_bytes(point) >= len(sent)
+def test_the_estimate_of_points_bytes_is_no_less_than_what_is_sent(text, key):
+    document = Document(id="d", chunks=[text, Chunk(text=key, id=text)], metadata={key: [text, 1.5]})
+    points = make_points(document, np.full((2, 4), 127, np.int8), hash_of(document.chunks))
+    structs = [models.PointStruct(id=id_, vector=vector, payload=payload) for id_, vector, payload in fields_of(points)]
+    assert estimate_bytes(points, 6) >= sum(len(struct.model_dump_json().encode()) for struct in structs)
+    assert estimate_bytes(points, 4) >= sum(RestToGrpc.convert_point_struct(struct).ByteSize() for struct in structs)
 
 
 def test_a_point_holds_all_of_a_chunk():
@@ -191,7 +229,7 @@ def test_a_point_holds_all_of_a_chunk():
     )
     first, second = make_points(document, [[3, 4, 0, 0], [-80, 0, 0, 60]], squared_norm=50**2)
     assert first.id == derive_point_id("d", 0)
-    assert first.vector == {VECTOR_NAME: [158, 168, 128, 128]}
+    assert sent_vector(first) == {VECTOR_NAME: [158, 168, 128, 128]}
     assert first.payload == {
         "text": "one",
         "document_id": "d",
@@ -204,7 +242,7 @@ def test_a_point_holds_all_of_a_chunk():
         "metadata": {"a": 2, "b": {"x": None}, "c": [1]},
     }
     assert second.id == point_id_of("mine")
-    assert second.vector == {VECTOR_NAME: [88, 128, 128, 158]}
+    assert sent_vector(second) == {VECTOR_NAME: [88, 128, 128, 158]}
     assert second.payload["norm"] == 100.0
     assert second.payload["id"] == "mine"
     assert second.payload["metadata"] == {"a": 1, "b": {"x": None}}
@@ -216,7 +254,7 @@ def test_what_the_norm_cannot_tell_of_the_codes_is_kept_beside_it():
     (point,) = make_points(Document(id="d", chunks=["x"]), own[None], squared_norm=squared_norm)
     assert base64.b64decode(point.payload["own_codes"]) == own.tobytes()
     assert LOSS_FIELD not in point.payload
-    stored = read_stored_codes(point.vector, 64).astype(int)
+    stored = read_stored_codes(sent_vector(point), 64).astype(int)
     assert stored @ stored == squared_norm < point.payload["norm"] ** 2
     assert codes_of(point, 64, squared_norm).tolist() == own.tolist()
 
@@ -229,7 +267,7 @@ def test_a_bent_direction_is_told_and_one_that_would_be_lost_is_refused():
     codes[1, 7] = 125
     straight, bent = make_points(document, codes, squared_norm=squared_norm)
     assert LOSS_FIELD not in straight.payload
-    stored = read_stored_codes(bent.vector, 1024).astype(float)
+    stored = read_stored_codes(sent_vector(bent), 1024).astype(float)
     cosine = stored @ codes[1] / np.linalg.norm(stored) / np.linalg.norm(codes[1].astype(float))
     assert bent.payload[LOSS_FIELD] == pytest.approx(1 - cosine, abs=1e-6)
     assert 0.001 < 1 - cosine < 0.1
@@ -250,9 +288,24 @@ def test_the_callers_metadata_is_not_touched():
     assert chunk.metadata == {"b": 2}
 
 
+def test_codes_that_have_the_norm_and_others_may_come_together():
+    codes = np.array([[127, 0, 0, 0], [3, 4, 0, 0], [0, 0, 0, 0], [0, -127, 0, 0]], np.int8)
+    together = equalize_codes([codes[:1], codes[1:]], SQUARED_NORM)
+    for vectors, of_document in zip(together, (codes[:1], codes[1:]), strict=True):
+        alone = Vectors(
+            of_document,
+            equalize_norms(of_document, SQUARED_NORM),
+            norms(of_document),
+            np.ones(len(of_document), np.bool_),
+            storage_loss(of_document, equalize_norms(of_document, SQUARED_NORM), SQUARED_NORM),
+        )
+        for one, other in zip(vectors, alone, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-15)
+
+
 def test_a_zero_vector_is_left_out():
     (point,) = make_points(Document(id="d", chunks=[" "]), [[0, 0, 0, 0]])
-    assert point.vector == {}
+    assert point.vector is None
     assert point.payload["norm"] == 0.0
 
 
@@ -278,7 +331,7 @@ def test_numbers_of_codes_and_chunks_must_agree(n_codes):
         make_points(Document(id="d", chunks=["a", "b"]), np.ones((n_codes, 4)))
 
 
-def test_more_chunks_than_are_converted_at_once_keep_their_codes():
+def test_many_chunks_keep_their_codes():
     codes = np.random.default_rng(0).integers(-128, 128, size=(600, 4)).astype(np.int8)
     document = Document(id="d", chunks=[str(i) for i in range(600)])
     points = make_points(document, codes)

@@ -39,7 +39,7 @@ def state(read_points):
         points = read_points(store, with_vectors=True)
         return {
             str(point.id): (
-                json.dumps(point.payload, sort_keys=True),
+                json.dumps({**point.payload, "generation": None}, sort_keys=True),  # that is each server's own
                 np.asarray(point.vector.get("codes", [])).tolist(),
             )
             for point in points

@@ -15,11 +15,13 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import GLANCE, Retries, operation, require_wanted
 from pplx_vectorstore.engines.turns import Turn, TurnLock
+from pplx_vectorstore.engines.upserts import upsert
 from pplx_vectorstore.errors import StoreError
 
 T = TypeVar("T")
@@ -33,7 +35,10 @@ class Calls(Protocol):
     """Whether an event loop runs that must not be blocked."""
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """Call a verb of the client, again where that may help."""
+        """Call a verb of the client, again where that may help.
+
+        "upsert" takes a `Batch`, and what is to be deleted with it: see `upserts.upsert`.
+        """
         ...
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -73,7 +78,7 @@ class BlockingCalls:
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""
         with self._turn:
-            return self._retries.call(verb, getattr(self.client, verb), arguments, options)
+            return self._retries.call(verb, _function_of(self.client, verb), arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Run a function, here and now."""
@@ -151,7 +156,7 @@ class AsyncCalls:
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Await a verb."""
-        function = getattr(self.client, verb)
+        function = _function_of(self.client, verb)
         if self._blocking:
             # The thread cannot be stopped; a lock that is held must be held until it has ended.
             with operation() as given_up:
@@ -182,6 +187,10 @@ class AsyncCalls:
             yield
         finally:
             lock.leave(turn)
+
+
+def _function_of(client: Any, verb: str) -> Callable[..., Any]:
+    return partial(upsert, client) if verb == "upsert" else cast("Callable[..., Any]", getattr(client, verb))
 
 
 def _is_ours(turn: Turn) -> bool:

@@ -151,8 +151,12 @@ class Retries:
 
         given_up = _given_up.get() or threading.Event()
         retrying = AsyncRetrying(**self._policy(given_up), sleep=functools.partial(_sleep_unless, given_up))
+
+        async def attempt() -> Any:  # of a function that is no coroutine function, it would not await what it returns
+            return await function(*arguments, **options)
+
         try:
-            answer: Any = await retrying(function, *arguments, **options)
+            answer: Any = await retrying(attempt)
         except Exception as error:
             ours = self._translate(verb, error, retrying.statistics["attempt_number"])
             if ours is None:
@@ -221,11 +225,7 @@ class Retries:
         from qdrant_client.http.exceptions import ResponseHandlingException
 
         if type(error).__module__ == "google.protobuf.message":
-            return InvalidInputError(
-                f"{verb} could not be sent to {self._where} over gRPC, whose messages nest 100 levels deep: "
-                f"{reason}. Each dict in metadata takes three levels; flatten it, or connect with "
-                "prefer_grpc=False and without grpc_port"
-            )
+            return refuse_nesting(verb, self._where, reason)
         if not isinstance(error, ResponseHandlingException):
             return None
         if isinstance(error.source, (httpx.LocalProtocolError, UnicodeEncodeError)):
@@ -244,6 +244,14 @@ class Retries:
         status, text = _words(error)
         words = " ".join(redact(text, self._secrets).split())[:_MOST_WORDS]
         return f"{status}{words}".strip().removesuffix(".")
+
+
+def refuse_nesting(verb: str, where: str | None, reason: str) -> InvalidInputError:
+    """Return the error for what nests deeper than gRPC's messages do."""
+    return InvalidInputError(
+        f"{verb} could not be sent to {where} over gRPC, whose messages nest 100 levels deep: {reason}. Each dict in "
+        "metadata takes three levels; flatten it, or connect with prefer_grpc=False and without grpc_port"
+    )
 
 
 def _refusal(kind: type[ServerError], message: str, status: int | None) -> ServerError:

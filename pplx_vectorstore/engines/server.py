@@ -165,3 +165,11 @@ def is_emulation(client: Any) -> bool:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
     return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
+
+
+def speaks_grpc(client: Any) -> bool:
+    """Tell whether a client sends points over gRPC, with the verbs that it has of Qdrant: another's may do more."""
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+    is_qdrants = type(client) in (QdrantClient, AsyncQdrantClient)
+    return is_qdrants and bool(client.init_options.get("prefer_grpc")) and describe(client) is not None

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from qdrant_client import models
 
@@ -22,6 +22,7 @@ from pplx_vectorstore.collection import (
 )
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
+from pplx_vectorstore.engines.upserts import Batch, complete_batch, make_batch
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
@@ -38,6 +39,7 @@ from pplx_vectorstore.operations.server_indexing import (
 )
 from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.operations.word_vectors import WordVectors
+from pplx_vectorstore.points import Point
 from pplx_vectorstore.query import Ranking, is_lexical, map_stages
 
 T = TypeVar("T")
@@ -191,33 +193,30 @@ class PointAccess:
                 if pinned:
                     await self._calls("unpin", self.collection, pinned=pinned)
 
-    async def upsert(self, points: Sequence[models.PointStruct], *, stale: models.Filter | None = None) -> None:
+    def make_batch(self, points: Sequence[Point]) -> Batch:
+        """Give points the form that the engine takes, for `upsert`; that takes its time."""
+        return make_batch(self._calls.client, points)
+
+    async def upsert(self, batch: Batch, *, stale: models.Filter | None = None) -> None:
         """Write points, which carry the tenant already: their ids are made of it.
 
         Args:
-            points: To write.
+            batch: To write.
             stale: Points to delete after that, in the same request: whoever is killed leaves both done or neither,
                 unless it is the engine itself.
         """
-        for point in points:
-            if (point.payload or {}).get(TENANT_FIELD) != self.tenant:
+        for point in batch.points:
+            if point.payload.get(TENANT_FIELD) != self.tenant:
                 raise AssertionError("a point of another tenant")
+        scoped = None if stale is None else self._scoped(stale)
+        words = None
         if BM25_VECTOR in self.lexical_fields:
-            await self._word_vectors.add_to(points)
-        if stale is None:
-            verb, options = "upsert", cast("dict[str, Any]", {"points": points})
-        else:
-            batch = models.PointsList.model_construct(points=list(points), shard_key=None, update_filter=None)
-            selector = models.FilterSelector(filter=self._scoped(stale) or stale)
-            upsert = models.UpsertOperation.model_construct(upsert=batch)
-            operations = [upsert, models.DeleteOperation(delete=selector)]
-            verb, options = "batch_update_points", {"update_operations": operations}
+            words = await self._word_vectors.of_points(batch.points)
 
         def stamp(generation: int) -> None:
-            for point in points:
-                point.payload[GENERATION_FIELD] = generation  # type: ignore[index] # all of ours have a payload
+            complete_batch(self._calls.client, batch, generation, words)
 
-        await self._write(verb, options, stamp)
+        await self._write("upsert", {"batch": batch, "stale": scoped}, stamp)
 
     def lexical_query(self, words: str) -> str | models.Document:
         """Return a question's words as the collection compares them."""

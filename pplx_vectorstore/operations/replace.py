@@ -11,15 +11,18 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from qdrant_client import models
 
 from pplx_vectorstore.engines.retrying import give_up_unless
+from pplx_vectorstore.engines.upserts import Batch, component_bytes
 from pplx_vectorstore.errors import DuplicateDocumentError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
-from pplx_vectorstore.points import point_bytes
+from pplx_vectorstore.points import Point, estimate_bytes
 
 _UPSERT_POINTS = 256
 # A server refuses requests above 32 MB, and is kept waiting by large ones.
@@ -62,7 +65,7 @@ class Version:
     document_id: str
     point_ids: Collection[str]
     claims: Mapping[str, Claim]
-    make_points: Callable[[], Iterator[models.PointStruct]]
+    make_points: Callable[[], Iterator[Point]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Piece:
         stale: What to delete once all of them are written.
     """
 
-    make_points: Callable[[], Iterator[models.PointStruct]]
+    make_points: Callable[[], Iterator[Point]]
     stale: Stale
 
 
@@ -87,12 +90,14 @@ class _Request:
         stale: To delete after that.
         size: Bytes of the points, estimated.
         waits: Whether everything before must be done first: it ends what took several requests.
+        batch: The points as they are sent, once they are complete.
     """
 
-    points: list[models.PointStruct] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     stale: dict[str, str] = field(default_factory=dict)
     size: int = 0
     waits: bool = False
+    batch: Batch | None = None
 
 
 async def replace_documents(
@@ -157,9 +162,10 @@ def refuse_held(holders: Iterable[Holder], may_take_from: Container[str]) -> Non
 async def write_pieces(session: Session, pieces: Iterable[Piece]) -> None:
     """Write points and delete stale ones, some requests at once; a slow server is waited for."""
     under_way: deque[Awaitable[None]] = deque()
-    requests = _requests(session, pieces)
+    requests = map(partial(_complete, session), _requests(session, pieces))
     try:
-        # Making points takes its time, which is no event loop's to give.
+        # Making points takes its time, which is no event loop's to give. Nor is it what threads would do faster
+        # together, so those that send are given what is ready to be sent.
         while (request := await session.calls.run(next, requests, None)) is not None:
             while under_way and (request.waits or len(under_way) == session.parallel):
                 await under_way.popleft()
@@ -187,9 +193,10 @@ def _requests(session: Session, pieces: Iterable[Piece]) -> Iterator[_Request]:
         most_bytes = min(_UPSERT_BYTES, _AWAITED_BYTES) if session.calls.awaits else _UPSERT_BYTES
     else:
         most = min(most, max(1, _UPSERT_COMPONENTS // session.fingerprint.dimension))
+    per_component = component_bytes(session.calls.client)
     gathered = _Request()
     for piece in pieces:
-        parts = _cut(piece.make_points(), most, most_bytes)
+        parts = _cut(piece.make_points(), most, most_bytes, per_component)
         part, following = next(parts, _Request()), next(parts, None)
         if (
             following is not None
@@ -214,17 +221,33 @@ def _requests(session: Session, pieces: Iterable[Piece]) -> Iterator[_Request]:
         yield gathered
 
 
-def _cut(points: Iterator[models.PointStruct], most: int, most_bytes: int | None) -> Iterator[_Request]:
+def _cut(points: Iterator[Point], most: int, most_bytes: int | None, per_component: int) -> Iterator[_Request]:
+    for some in in_batches(points, most):
+        # Together, because to estimate each takes three times as long.
+        size = 0 if most_bytes is None else estimate_bytes(some, per_component)
+        if most_bytes is None or size <= most_bytes:
+            yield _Request(some, size=size)
+        else:
+            yield from _cut_by_bytes(chain(some, points), most, most_bytes, per_component)
+
+
+def _cut_by_bytes(points: Iterable[Point], most: int, most_bytes: int, per_component: int) -> Iterator[_Request]:
     part = _Request()
     for point in points:
-        size = 0 if most_bytes is None else point_bytes(point)
-        if part.points and (len(part.points) == most or (most_bytes is not None and part.size + size > most_bytes)):
+        size = estimate_bytes([point], per_component)
+        if part.points and (len(part.points) == most or part.size + size > most_bytes):
             yield part
             part = _Request()
         part.points.append(point)
         part.size += size
     if part.points:
         yield part
+
+
+def _complete(session: Session, request: _Request) -> _Request:
+    if request.points:
+        request.batch = session.points.make_batch(request.points)
+    return request
 
 
 async def _send(session: Session, request: _Request) -> None:
@@ -238,8 +261,8 @@ async def _send(session: Session, request: _Request) -> None:
         )
         for some in in_batches(request.stale, size)
     ]
-    if request.points:
-        await session.points.upsert(request.points, stale=conditions.pop(0) if conditions else None)
+    if request.batch is not None:
+        await session.points.upsert(request.batch, stale=conditions.pop(0) if conditions else None)
     for condition in conditions:
         await session.points.delete(condition)
 

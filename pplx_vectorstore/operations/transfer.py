@@ -165,7 +165,8 @@ def _versions(session: Session, documents: list[StoredRows]) -> list[Version]:
         vectors.require_directions(document_id, [payload["chunk_index"] for payload in one.payloads])
         point_ids = [stored_point_id(payload, tenant) for payload in one.payloads]
         claims = _claims(point_ids, one.payloads)
-        versions.append(Version(document_id, point_ids, claims, partial(copy_points, one.payloads, vectors, tenant)))
+        make_points = partial(copy_points, one.payloads, vectors, point_ids, tenant)
+        versions.append(Version(document_id, point_ids, claims, make_points))
     return versions
 
 

@@ -9,14 +9,14 @@ made with that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import BM25_VECTOR, TEXT_FIELD, bm25_document
+from pplx_vectorstore.collection import TEXT_FIELD, bm25_document
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.lexical import count_words, normalize_words
 from pplx_vectorstore.operations.ledger import Ledger
+from pplx_vectorstore.points import Point
 
 AVERAGE_KEY = "pplx_vectorstore_words"
 """Of the collection's metadata."""
@@ -27,7 +27,7 @@ _ENOUGH_CHUNKS = 64
 
 
 class WordVectors:
-    """Adds the vectors of words to points, and makes those of questions.
+    """Tells a server of what to make the vectors of words of points, and of questions.
 
     Args:
         calls: The client.
@@ -44,13 +44,11 @@ class WordVectors:
         """Return what a question's words are compared by."""
         return bm25_document(normalize_words(words), average_words=_USUAL_WORDS, unstemmed=self._unstemmed)
 
-    async def add_to(self, points: Sequence[models.PointStruct]) -> None:
-        """Give points what the server makes vectors of."""
-        texts = [normalize_words((point.payload or {})[TEXT_FIELD]) for point in points]
+    async def of_points(self, points: Sequence[Point]) -> list[models.Document]:
+        """Return what the server is to make the points' vectors of."""
+        texts = await self._calls.run(lambda: [normalize_words(point.payload[TEXT_FIELD]) for point in points])
         average = await self._average(texts)
-        for point, text in zip(points, texts, strict=True):
-            vector: Any = point.vector
-            vector[BM25_VECTOR] = bm25_document(text, average_words=average, unstemmed=self._unstemmed)
+        return [bm25_document(text, average_words=average, unstemmed=self._unstemmed) for text in texts]
 
     async def _average(self, texts: Sequence[str]) -> float:
         recorded = (await self._ledger.info(self._calls)).config.metadata or {}

@@ -384,11 +384,12 @@ async def _write_group(
     versions = [
         Version(
             one.document.id,
-            one.point_ids(tenant),
+            point_ids,
             one.claims(tenant),
-            partial(iter_points, one.document, one.chunks, vectors, one.hash, tenant),
+            partial(iter_points, one.document, one.chunks, vectors, point_ids, one.hash, tenant),
         )
         for one, vectors in zip(group, all_vectors, strict=True)
+        for point_ids in [one.point_ids(tenant)]
     ]
     if versions:
         await replace_documents(session, versions, may_take_from)
@@ -407,6 +408,7 @@ async def _extend_group(session: Session, group: list[_Prepared], all_codes: Seq
                     one.document,
                     one.chunks,
                     vectors,
+                    one.point_ids(session.points.tenant),
                     one.hash if places.are_whole else hash_of_piece(one.hash),
                     session.points.tenant,
                     places,
