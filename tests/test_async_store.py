@@ -22,6 +22,7 @@ from pplx_vectorstore import (
     points,
 )
 from pplx_vectorstore.coroutines import run_now
+from pplx_vectorstore.engines import upserts
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.retrying import Retries
@@ -221,8 +222,8 @@ def test_started_work_runs_beside_and_its_error_is_raised_where_it_is_awaited():
     assert order == ["started"]
 
 
-@pytest.mark.parametrize("kind", ["edge", "server"])
-def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["edge", "server", "grpc"])
+def test_no_heavy_work_is_done_in_the_event_loop(folder, server, grpc_server, hash_encoder, monkeypatch, kind):
     """Making and reading points, hashing, JSON and Parquet are a thread's work, whatever the method."""
     ran = {}
 
@@ -236,7 +237,8 @@ def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, m
         monkeypatch.setattr(module, name, watched)
 
     for module, names in {
-        points: ["_point", "equalize_norms", "storage_loss"],
+        points: ["Point", "equalize_norms", "storage_loss"],
+        upserts: ["_struct", "make_message"],
         write: ["hash_document", "quantize"],
         transfer: ["read_codes", "equalize_codes"],
         manage: ["read_codes"],
@@ -252,7 +254,8 @@ def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, m
     async def open_store(name):
         if kind == "edge":
             return await AsyncVectorStore.open(folder / name, encoder=encoder)
-        return await AsyncVectorStore.connect(server.url, collection=name, encoder=encoder)
+        url = grpc_server.url if kind == "grpc" else server.url
+        return await AsyncVectorStore.connect(url, collection=name, encoder=encoder, prefer_grpc=kind == "grpc")
 
     async def run():
         async with await open_store("first") as first, await open_store("second") as second:
@@ -266,7 +269,8 @@ def test_no_heavy_work_is_done_in_the_event_loop(folder, server, hash_encoder, m
         return threading.get_ident()
 
     loop_thread = asyncio.run(run())
-    assert ran.keys() >= {"_point", "hash_document", "read_codes", "write", "_in_order", "quantize"}
+    made = "make_message" if kind == "grpc" else "_struct"
+    assert ran.keys() >= {"Point", made, "hash_document", "read_codes", "write", "_in_order", "quantize"}
     assert [name for name, threads in ran.items() if loop_thread in threads] == []
 
 
