@@ -11,7 +11,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from pplx_vectorstore.collection import LOSS_FIELD, TENANT_FIELD, TEXT_FIELD, WORDS_FIELD
+from pplx_vectorstore.collection import GENERATION_FIELD, LOSS_FIELD, TENANT_FIELD, TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedFilterError
@@ -21,7 +21,7 @@ from pplx_vectorstore.points import possible_point_ids
 FIELDS = frozenset(
     {
         *("id", TEXT_FIELD, "document_id", "chunk_index", "chunk_count", "start", "end", "document_hash", "metadata"),
-        *("norm", "own_codes", LOSS_FIELD, TENANT_FIELD, WORDS_FIELD),
+        *("norm", "own_codes", LOSS_FIELD, TENANT_FIELD, WORDS_FIELD, GENERATION_FIELD),
     }
 )
 """What a point's payload may have."""

@@ -441,4 +441,4 @@ def test_the_fields_are_those_of_points(new_store, read_points):
     store.add([Document(id="d", chunks=[chunk], vectors=codes)])
     (point,) = read_points(store)
     assert point.payload.keys() <= FIELDS
-    assert FIELDS - point.payload.keys() <= {"own_codes", "loss", "words"}
+    assert FIELDS - point.payload.keys() <= {"own_codes", "loss", "words", "generation"}
