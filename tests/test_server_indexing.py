@@ -25,11 +25,10 @@ K = 10
 USUAL = 10_000  # kilobytes, the threshold that the server has
 
 http = pytest.mark.parametrize("engine", ["http"], indirect=True)
-remote = pytest.mark.parametrize(
-    "engine",
-    ["http", *(pytest.param(name, marks=pytest.mark.slow) for name in ("async", "grpc", "async-grpc"))],
-    indirect=True,
-)
+REMOTE = ["http", *(pytest.param(name, marks=pytest.mark.slow) for name in ("async", "grpc", "async-grpc"))]
+remote = pytest.mark.parametrize("engine", REMOTE, indirect=True)
+has_server = pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL names no server")
+REAL = pytest.param("server", marks=[pytest.mark.real_server, has_server])
 
 
 @pytest.fixture
@@ -115,7 +114,7 @@ def threshold_of(store, run_async):
 # --- by the bits, whatever happens -------------------------------------------------------------------
 
 
-@remote
+@pytest.mark.parametrize("engine", [*REMOTE, REAL], indirect=True)
 def test_searches_are_right_in_every_state_of_a_collection(new_store, encoder, large, run_async):
     store, corpus = new_store(encoder=encoder), Corpus()
     store.add(corpus.make(range(300)))
