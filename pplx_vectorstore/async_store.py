@@ -19,6 +19,7 @@ from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulat
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import manage, search, transfer, write
 from pplx_vectorstore.operations.finding import SearchOptions
+from pplx_vectorstore.operations.manage import CLOSED_IN_BULK_LOAD
 from pplx_vectorstore.operations.prepare import open_session
 from pplx_vectorstore.operations.search import Query
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL, Session
@@ -325,8 +326,13 @@ class AsyncVectorStore:
     @contextlib.asynccontextmanager
     async def bulk_load(self) -> AsyncIterator[None]:
         """Have nothing indexed while much is written, and everything after it; see ``VectorStore.bulk_load``."""
-        async with manage.bulk_load(await self._open_session()):
-            yield
+        try:
+            async with manage.bulk_load(await self._open_session()):
+                yield
+        except StoreError:
+            if self._closed:
+                raise StoreClosedError(CLOSED_IN_BULK_LOAD) from None
+            raise
 
     async def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""

@@ -16,9 +16,10 @@ from pplx_vectorstore.engines.calls import BlockingCalls, enter_now, iterate_now
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
-from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
+from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import manage, search, transfer, write
 from pplx_vectorstore.operations.finding import SearchOptions
+from pplx_vectorstore.operations.manage import CLOSED_IN_BULK_LOAD
 from pplx_vectorstore.operations.prepare import open_session
 from pplx_vectorstore.operations.search import Query
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL, Session
@@ -530,8 +531,13 @@ class VectorStore:
         Raises:
             StoreError: The server does not get done, or could not build the index.
         """
-        with enter_now(manage.bulk_load(self._open_session())):
-            yield
+        try:
+            with enter_now(manage.bulk_load(self._open_session())):
+                yield
+        except StoreError:
+            if self._closed:
+                raise StoreClosedError(CLOSED_IN_BULK_LOAD) from None
+            raise
 
     def close(self) -> None:
         """Let go of the index; a client that was handed over stays open."""

@@ -36,7 +36,7 @@ from pplx_vectorstore.errors import (
     UnsupportedServerError,
 )
 from pplx_vectorstore.operations import access, ledger
-from pplx_vectorstore.operations.server_indexing import GENERATIONS_KEY
+from pplx_vectorstore.operations.server_indexing import GENERATION_KEY, INDEXED_KEY
 
 TEXT_INDEX = {"type": "text", "scoring": True, "enable_hnsw": False}
 DIMENSION = 64
@@ -819,7 +819,7 @@ def test_an_own_client_is_closed_when_opening_fails(connect, server, engine, mon
 
 
 WIDE = 384  # components; shorter vectors are never searched by their bits
-SETTLED = {"current": 2, "indexed_below": 2, "indexed_vectors": 80}
+SETTLED = {GENERATION_KEY: {"current": 2}, INDEXED_KEY: {"below": 2, "vectors": 80}}
 BY_CODES = {"ignore": True, "rescore": True}
 LATER = {"must": [{"key": "generation", "range": {"gte": 2.0}}]}
 
@@ -835,7 +835,7 @@ def said(change_answers, monkeypatch):
     def tell(answer):
         answer["result"]["status"] = said["status"]
         answer["result"]["indexed_vectors_count"] = said["indexed"]
-        answer["result"]["config"]["metadata"][GENERATIONS_KEY] = said["generations"]
+        answer["result"]["config"]["metadata"] |= said["generations"]
         return answer
 
     change_answers("GET", "/collections/c", tell)
@@ -894,7 +894,7 @@ def test_the_status_does_not_matter(searched):
     "said_so",
     [
         {"generations": {}},
-        {"generations": {"current": 2, "indexed_below": 0, "indexed_vectors": 0}},
+        {"generations": {GENERATION_KEY: {"current": 2}}},
         {"indexed": 79},  # some index was built anew, and what was small may have none
     ],
 )

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,9 +15,9 @@ import pytest
 from qdrant_client import QdrantClient
 
 from pplx_vectorstore import AsyncVectorStore, Chunk, Document, PrecomputedEncoder, VectorStore, quantize_to_norm
-from pplx_vectorstore.errors import InvalidDocumentError, StoreError
+from pplx_vectorstore.errors import InvalidDocumentError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import access, ledger, server_indexing
-from pplx_vectorstore.operations.server_indexing import GENERATIONS_KEY, HOLD_KEY
+from pplx_vectorstore.operations.server_indexing import GENERATION_KEY, HOLD_KEY, INDEXED_KEY, host_name
 from pplx_vectorstore.quantization import cosine_similarity
 
 DIMENSION = 384
@@ -201,8 +202,7 @@ def test_a_write_that_outlasts_its_generation_is_done_again(
         if method == "PUT" and path.endswith("/points"):
             writes.append(path)
             if len(writes) == 1:
-                generations = {"current": 2, "indexed_below": 2, "indexed_vectors": 0}
-                server.updates.change(collection, None, {GENERATIONS_KEY: generations})
+                server.updates.change(collection, None, {GENERATION_KEY: {"current": 2}})
         return answer(method, path, body)
 
     server.answer = end_the_generation_first
@@ -210,6 +210,103 @@ def test_a_write_that_outlasts_its_generation_is_done_again(
     store.add(corpus.make([1]))
     assert len(writes) == 2
     assert {p.payload["document_id"]: p.payload["generation"] for p in read_points(store)} == {"d0": 1, "d1": 2}
+
+
+@http
+def test_of_settlers_that_overlap_none_undoes_what_another_says(new_store, encoder, large, monkeypatch, server):
+    """What is written between the end of one and the end of the other is in no generation that is indexed."""
+    monkeypatch.setattr(server_indexing, "GRACE", 0.6)
+    first, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    first.add(corpus.make(range(200)))
+    monkeypatch.setattr(ledger, "_of_servers", {})  # as if of another process
+    second = new_store(encoder=encoder, collection="c")
+    settlers = [threading.Thread(target=store.optimize) for store in (first, second, second)]
+    for number, settler in enumerate(settlers):
+        settler.start()
+        first.add(corpus.make([1000 + number]))
+        time.sleep(0.3)
+    for number, settler in enumerate(settlers):
+        settler.join()
+        second.add(corpus.make(range(2000 + 10 * number, 2010 + 10 * number)))
+        corpus.check(first)
+    for store in (first, second):
+        assert store.explain(corpus.codes[0][0]).way == "bits"
+        corpus.check(store)
+    metadata = server.updates.metadata_of("c", {})
+    assert metadata[GENERATION_KEY]["current"] >= metadata[INDEXED_KEY]["below"] >= 3
+    assert not metadata[HOLD_KEY]
+    assert server.updates.threshold_of("c") == USUAL
+
+
+@pytest.mark.parametrize("what", ["threshold", "hold", "generation"])
+@http
+def test_a_settler_from_whom_something_is_taken_begins_anew(new_store, encoder, large, server, monkeypatch, what):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    store.add(corpus.make(range(20)))
+    status_of, change = server.updates.status_of, server.updates.change
+    thresholds, taken = [], []
+
+    def note(name, threshold, metadata):
+        if threshold is not None:
+            thresholds.append(threshold)
+        change(name, threshold, metadata)
+
+    def take_once(name):
+        if GENERATION_KEY in server.updates.metadata_of(name, {}) and not taken:
+            taken.append(what)
+            if what == "threshold":
+                change(name, USUAL, None)
+            elif what == "hold":
+                change(name, None, {HOLD_KEY: {}})
+            else:
+                change(name, None, {GENERATION_KEY: {"current": 9}})
+        return status_of(name)
+
+    monkeypatch.setattr(server.updates, "change", note)
+    monkeypatch.setattr(server.updates, "status_of", take_once)
+    store.optimize()
+    assert taken == [what]
+    assert thresholds == [1, 1, USUAL]
+    metadata = server.updates.metadata_of("c", {})
+    assert metadata[GENERATION_KEY]["current"] == metadata[INDEXED_KEY]["below"] == (10 if what == "generation" else 3)
+    assert not metadata[HOLD_KEY]
+    assert server.updates.threshold_of("c") == USUAL
+
+
+@http
+def test_a_key_that_may_only_read_opens_what_was_made_before(new_store, encoder, large, server):
+    """There is no index of the generations yet, and it cannot make one."""
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    store.add(corpus.make(range(50)))
+    store.optimize()
+    server.client._shard("c")  # the collection is there
+    answer = server.answer
+
+    def forbid(method, path, body):
+        if method in ("PUT", "PATCH"):
+            return 403, b'{"status": {"error": "Forbidden: manage access is required"}, "time": 0.0}'
+        status, content = answer(method, path, body)
+        if (method, path) == ("GET", "/collections/c"):
+            told = json.loads(content)
+            told["result"]["payload_schema"].pop("generation", None)
+            content = json.dumps(told).encode()
+        return status, content
+
+    server.answer = forbid
+    reader = new_store(encoder=encoder, collection="c")
+    corpus.check(reader)
+    assert reader.explain(corpus.codes[0][0]).way == "codes"
+
+
+@http
+def test_where_conditions_are_counted_none_is_added(new_store, encoder, large, server):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    store.add(corpus.make(range(50)))
+    store.optimize()
+    server.strict_mode = {"enabled": True, "filter_max_conditions": 3}
+    strict = new_store(encoder=encoder, collection="c")
+    assert strict.explain(corpus.codes[0][0]).way == "codes"
+    corpus.check(strict)
 
 
 # --- bulk loads --------------------------------------------------------------------------------------
@@ -277,6 +374,63 @@ def test_a_cancelled_task_restores_the_threshold(server, encoder, run_async):
     run_async(scenario())
 
 
+def test_a_task_that_is_cancelled_while_it_begins_restores_the_threshold(server, encoder, run_async):
+    async def scenario(times):
+        async with await AsyncVectorStore.connect(server.url, encoder=encoder) as store:
+            loading = store.bulk_load()
+            task = asyncio.create_task(loading.__aenter__())
+            while server.updates.threshold_of("documents") != 0:
+                await asyncio.sleep(0)
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0)
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+                await loading.__aexit__(None, None, None)
+            await store.optimize()
+            assert server.updates.threshold_of("documents") == USUAL
+            assert not server.updates.metadata_of("documents", {})[HOLD_KEY]
+
+    for times in (1, 2):
+        run_async(scenario(times))
+
+
+@http
+def test_a_store_that_is_closed_in_the_block_says_so(new_store, encoder, server):
+    store = new_store(encoder=encoder, collection="c")
+    with (
+        pytest.raises(StoreClosedError, match=r"closed within bulk_load.*collection next restores it"),
+        store.bulk_load(),
+    ):
+        store.close()
+    assert server.updates.threshold_of("c") == 0
+    new_store(encoder=encoder, collection="c")
+    assert server.updates.threshold_of("c") == USUAL
+
+
+@http
+def test_who_has_opened_before_ends_the_load_of_a_killed_process_too(new_store, encoder, server, monkeypatch):
+    monkeypatch.setattr(ledger, "_STATE_AGE", 0.0)
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    for use in (lambda: store.add(corpus.make([1])), lambda: store.search(corpus.codes[1][0]), store.optimize):
+        hold = {"token": "t", "threshold": 77, "host": host_name(), "pid": 2**22 + 1, "until": time.time() + 99}
+        server.updates.change("c", 0, {HOLD_KEY: hold})
+        use()
+        assert server.updates.threshold_of("c") == 77
+
+
+@http
+def test_while_another_loads_nothing_is_optimized(new_store, encoder, server):
+    store = new_store(encoder=encoder, collection="c")
+    hold = {"token": "t", "threshold": 77, "host": "elsewhere x", "pid": 5, "until": time.time() + 99}
+    server.updates.change("c", 0, {HOLD_KEY: hold})
+    with pytest.raises(StoreError, match=r"a bulk load into 'c' goes on \(process 5 on elsewhere\)"):
+        store.optimize()
+    with store.bulk_load():  # joins it
+        pass
+    assert server.updates.threshold_of("c") == 0
+
+
 @http
 def test_an_error_is_told_although_the_server_does_not_get_done(new_store, encoder, server, impatient, monkeypatch):
     store = new_store(encoder=encoder)
@@ -335,8 +489,7 @@ def test_who_opens_next_ends_the_load_of_a_killed_process(server, encoder, run_a
     [
         ("elsewhere", 1, -1, False),
         ("elsewhere", 1, 1, True),
-        ("here", "ours", -1, False),
-        ("here", "ours", 1, True),
+        ("here", "ours", -1, True),  # of which this process knows nothing
         ("here", 1, -1, False),  # somebody's
         ("here", 2**22 + 1, -1, True),  # nobody's
     ],
@@ -345,8 +498,9 @@ def test_who_opens_next_ends_the_load_of_a_killed_process(server, encoder, run_a
 def test_a_load_is_over_when_its_process_is_or_its_time(new_store, encoder, server, host, pid, age, is_abandoned):
     new_store(encoder=encoder, collection="c").close()
     hold = {
+        "token": "t",
         "threshold": 77,
-        "host": socket.gethostname() if host == "here" else host,
+        "host": host_name() if host == "here" else host,
         "pid": os.getpid() if pid == "ours" else pid,
         "until": time.time() - age,
     }
@@ -372,7 +526,7 @@ def test_a_process_that_loads_for_long_says_that_it_lives(new_store, encoder, se
 @http
 def test_a_key_that_may_only_read_opens_all_the_same(new_store, encoder, server):
     new_store(encoder=encoder, collection="c").close()
-    hold = {"threshold": 77, "host": "elsewhere", "pid": 1, "until": 0}
+    hold = {"token": "t", "threshold": 77, "host": "elsewhere", "pid": 1, "until": 0}
     server.updates.change("c", 0, {HOLD_KEY: hold})
     answer = server.answer
 

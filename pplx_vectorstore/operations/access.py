@@ -34,8 +34,9 @@ from pplx_vectorstore.operations.server_indexing import (
     Generations,
     IndexingHold,
     later_generations,
+    restore_abandoned,
     settle,
-    wait_until_indexed,
+    wait_for_usual_index,
 )
 from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.operations.word_vectors import WordVectors
@@ -239,14 +240,14 @@ class PointAccess:
         late: models.CollectionInfo | None = None
         while True:
             started = time.monotonic()
-            current = Generations.of(late or await self._ledger.info(self._calls)).current
+            current = Generations.of(late or await self._state()).current
             stamp(current)
             await self._ledger.write(self._calls, verb, **options)
             if time.monotonic() - started < GRACE / 2:
                 return
-            # It took so long that the generation may have ended, and all of it be taken for indexed.
+            # It took so long that whoever has ended the generation may take all of it for indexed.
             late = await self._ledger.info(self._calls, fresh=True)
-            if current >= Generations.of(late).indexed_below:
+            if current >= Generations.of(late).current:
                 return
 
     async def delete(self, condition: models.Filter) -> None:
@@ -422,6 +423,8 @@ class PointAccess:
         by_bits = self._may_search_by_bits(index) and (
             self.limits.oversampling is None or candidates <= self.limits.oversampling * n
         )
+        if index.unindexed is not None and self.limits.conditions is not None:
+            by_bits = False  # one more condition might be one too many
         return Ranking(
             candidates=candidates,
             by_bits=by_bits,
@@ -464,9 +467,16 @@ class PointAccess:
         if self.capabilities.kind == "embedded":
             coverage = await self._calls("coverage", self.collection)
             return Index(coverage.points, coverage.unindexed <= candidates, is_worn=coverage.is_worn)
-        info = await self._ledger.info(self._calls)
+        info = await self._state()
         generations = Generations.of(info)
-        return Index(info.points_count or 0, generations.have_bits(info), later_generations(generations.indexed_below))
+        has_bits = generations.have_bits(info) and GENERATION_FIELD in self._ledger.indexes
+        return Index(info.points_count or 0, has_bits, later_generations(generations.indexed_below))
+
+    async def _state(self) -> models.CollectionInfo:
+        """Return a server's word on the collection, as of the last second; end what a killed process has left."""
+        info = await self._ledger.info(self._calls)
+        await restore_abandoned(self._calls, self._ledger, info)
+        return info
 
     async def optimize(self) -> None:
         """Have everything indexed, and wait for it."""
@@ -477,23 +487,30 @@ class PointAccess:
             if self._may_search_by_bits(Index(points, has_bits=True)):
                 await settle(self._calls, self._ledger)
             else:
-                await wait_until_indexed(self._calls, self._ledger)
+                await wait_for_usual_index(self._calls, self._ledger)
 
     @contextlib.asynccontextmanager
-    async def indexing_held_back(self) -> AsyncIterator[None]:
-        """Have nothing indexed within the block."""
+    async def indexing_held_back(self) -> AsyncIterator[bool]:
+        """Have nothing indexed within the block; tell whether what was written is to be indexed after it.
+
+        It is not where another load goes on, at whose end all is indexed.
+        """
         if self.capabilities.kind == "server":
-            async with IndexingHold(self._calls, self._ledger, NEVER):
-                yield
+            hold = IndexingHold(self._calls, self._ledger, NEVER)
+            await hold.take()
+            try:
+                yield not hold.joins_load
+            finally:
+                await hold.release()
         elif self.capabilities.kind == "embedded":
             held: list[Any] = []
             try:
                 await self._calls("hold_indexing", self.collection, held=held)
-                yield
+                yield True
             finally:
                 await self._calls("resume_indexing", self.collection, held=held)
         else:
-            yield
+            yield False
 
     def _vectors(self, with_codes: Any) -> bool | list[str]:
         """Return which vectors to fetch: not those of words."""

@@ -27,7 +27,7 @@ class Ledger:
 
     Attributes:
         indexes: The type of each payload index, by its path, as far as it is known here.
-        written: Chunks and words of texts that were written, until their average is recorded (`word_vectors`).
+        may_change: Whether the server has not yet refused to change the collection's settings.
         renewal: What to await now and then while indexing is held back here.
     """
 
@@ -35,7 +35,7 @@ class Ledger:
         self.collection = collection
         self._state: tuple[float, models.CollectionInfo] | None = None
         self.indexes: Mapping[str, str] = {}
-        self.written = 0, 0
+        self.may_change = True
         self.renewal: Callable[[], Awaitable[None]] | None = None
         self.renew_locks()
 

@@ -21,6 +21,10 @@ from pplx_vectorstore.reports import StoredDocument
 
 FilterLike = models.Filter | Mapping[str, Any] | None
 
+CLOSED_IN_BULK_LOAD = (
+    "the store was closed within bulk_load(), so that the server's indexing is still held back; whatever opens or uses "
+    "the collection next restores it"
+)
 _CONDITION_SIZE = 500
 BENT = models.Filter(must=[models.FieldCondition(key=LOSS_FIELD, range=models.Range(gt=0))])
 """Matches chunks whose stored direction lost more than 0.001 of cosine."""
@@ -121,16 +125,22 @@ async def optimize(session: Session) -> None:
 @contextlib.asynccontextmanager
 async def bulk_load(session: Session) -> AsyncIterator[None]:
     """Have nothing indexed within the block, and everything after it; who interrupts it waits for nothing."""
+    failure: BaseException | None = None
+    is_to_be_indexed = False
     try:
-        async with session.points.indexing_held_back():
-            yield
-    except Exception as error:
-        try:
+        async with session.points.indexing_held_back() as is_to_be_indexed:
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - raised below, whatever the end of the hold brings
+                failure = error
+        if is_to_be_indexed and (failure is None or isinstance(failure, Exception)):
             await optimize(session)
-        except PplxVectorStoreError as another:
-            error.add_note(f"What was loaded is not indexed yet: {another}")
-        raise
-    await optimize(session)
+    except PplxVectorStoreError as another:
+        if failure is None:
+            raise
+        failure.add_note(f"What was loaded is not indexed yet: {another}")
+    if failure is not None:
+        raise failure
 
 
 async def _delete(session: Session, conditions: Iterable[models.Filter]) -> int:

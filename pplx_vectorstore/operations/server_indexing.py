@@ -6,8 +6,8 @@ was written, and the collection's metadata says below which generation all are i
 (`settle`) begins a new generation first; whoever searches by the bits also looks among the later generations by the
 codes. That leaves nothing to chance, however many processes write.
 
-The same metadata says that somebody holds indexing back, or has it done now, and what its threshold was, so that who
-opens the collection after a killed process can restore it.
+The same metadata says that somebody holds indexing back, or has it done now, and what its threshold was, so that others
+can restore it after that process was killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, replace
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from qdrant_client import models
@@ -25,23 +28,28 @@ from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.errors import ServerError, StoreError
 from pplx_vectorstore.operations.ledger import Ledger
 
-# Keys of the collection's metadata. Each is replaced as a whole, so what changes at different times has its own.
-GENERATIONS_KEY = "pplx_vectorstore_generations"
+# Keys of the collection's metadata. A change replaces all that is under a key, so what others may change at the same
+# time has a key of its own.
+GENERATION_KEY = "pplx_vectorstore_generation"
+INDEXED_KEY = "pplx_vectorstore_indexed"
 HOLD_KEY = "pplx_vectorstore_indexing"
 
 GRACE = 30.0
 """Seconds for which another process may go on to write into a generation that has ended."""
 
-# Kilobytes. Qdrant's own default, for a collection that does not tell its threshold.
-_DEFAULT_THRESHOLD = 10_000
 NEVER = 0
 """As a threshold, indexes nothing."""
 _AT_ONCE = 1  # indexes segments of more than one or two vectors
+# Kilobytes. Qdrant's own default, for a collection that does not tell its threshold.
+_DEFAULT_THRESHOLD = 10_000
 # Seconds.
 _LOOK = 0.25
 _PATIENCE = 600.0
 _LEASE = 600.0
 _RENEWAL = 60.0
+
+_held_here: set[str] = set()
+"""Tokens of this process's holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +70,12 @@ class Generations:
     @classmethod
     def of(cls, info: models.CollectionInfo) -> Generations:
         """Read them."""
-        recorded = (info.config.metadata or {}).get(GENERATIONS_KEY)
-        return cls(**recorded) if recorded else cls()
+        metadata = info.config.metadata or {}
+        indexed = metadata.get(INDEXED_KEY) or {}
+        below = int(indexed.get("below", 0))
+        # Never a lower one than is said to be indexed, whatever became of its own record.
+        current = max(below, int((metadata.get(GENERATION_KEY) or {}).get("current", 1)))
+        return cls(current=current, indexed_below=below, indexed_vectors=int(indexed.get("vectors", 0)))
 
     def have_bits(self, info: models.CollectionInfo) -> bool:
         """Tell whether the bits of all below `indexed_below` can be trusted."""
@@ -75,12 +87,14 @@ class Hold:
     """Who has changed the threshold of indexing for a while.
 
     Attributes:
+        token: Unlike that of any other hold.
         threshold: What it was, in kilobytes.
-        host: Name of the machine.
+        host: Where the process can be seen by its number.
         pid: Of the process.
         until: Seconds since 1970: later, the process is taken to be gone, unless it has renewed this.
     """
 
+    token: str
     threshold: int
     host: str
     pid: int
@@ -89,13 +103,16 @@ class Hold:
     @classmethod
     def of(cls, info: models.CollectionInfo) -> Hold | None:
         """Read it."""
-        recorded = (info.config.metadata or {}).get(HOLD_KEY)
-        return cls(**recorded) if recorded else None
+        recorded: Mapping[str, Any] = (info.config.metadata or {}).get(HOLD_KEY) or {}
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: recorded[name] for name in names}) if recorded.keys() >= set(names) else None
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody is left to restore the threshold."""
-        if self.host == socket.gethostname() and self.pid != os.getpid():
+        if self.host == host_name():
+            if self.pid == os.getpid():
+                return self.token not in _held_here
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
@@ -105,18 +122,34 @@ class Hold:
         return time.time() > self.until
 
 
+def host_name() -> str:
+    """Name what a process id is unique in: the machine since it was started, or the container."""
+    parts = [socket.gethostname()]
+    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        path = Path(name)
+        try:
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text("utf-8").strip())
+        except OSError:  # not on Linux
+            continue
+    return " ".join(parts)
+
+
 def later_generations(indexed_below: int) -> models.Filter:
     """Match points that were written since all lower generations were indexed."""
     return models.Filter(must=[models.FieldCondition(key=GENERATION_FIELD, range=models.Range(gte=indexed_below))])
 
 
 class IndexingHold:
-    """Another threshold of indexing within a block of ``async with``, whatever ends that.
+    """Another threshold of indexing, until `release`; or somebody else's, who will restore it.
 
     Args:
         calls: The client.
         ledger: Of the collection.
         threshold: In kilobytes.
+
+    Attributes:
+        is_ours: Whether it is not somebody else's.
+        joins_load: Whether it is that of a bulk load.
     """
 
     def __init__(self, calls: Calls, ledger: Ledger, threshold: int) -> None:
@@ -124,40 +157,57 @@ class IndexingHold:
         self._ledger = ledger
         self._threshold = threshold
         self._hold: Hold | None = None
+        self.is_ours = self.joins_load = False
 
-    async def __aenter__(self) -> IndexingHold:
+    async def take(self) -> None:
+        """Change the threshold, unless somebody has done so who lives; whatever ends this, it is undone."""
         info = await self._ledger.info(self._calls, fresh=True)
         before = Hold.of(info)
-        if before is not None and not before.is_abandoned and self._threshold == NEVER:
-            return self  # another holds it back, or has it done, and will restore it
-        usual = before.threshold if before is not None else threshold_of(info)
-        self._hold = _hold(usual)
-        # The record comes first, and goes last.
-        await self._record(self._hold)
-        await self._set_threshold(self._threshold)
-        self._ledger.renewal = self._renew_if_due
-        return self
+        if before is not None and not before.is_abandoned:
+            self.joins_load = threshold_of(info) == NEVER
+            return
+        self.is_ours, self.joins_load = True, False
+        usual = threshold_of(info) if before is None else before.threshold
+        token = uuid.uuid4().hex
+        _held_here.add(token)
+        self._hold = Hold(token=token, threshold=usual, host=host_name(), pid=os.getpid(), until=time.time() + _LEASE)
+        try:
+            await self.insist()
+        except BaseException:
+            await self.release()
+            raise
+        self._ledger.renewal = self._renew
 
-    async def __aexit__(self, *exception: object) -> None:
-        if self._hold is not None:
-            self._ledger.renewal = None
-            await self._set_threshold(self._hold.threshold)
-            await self._record(None)
+    async def insist(self) -> None:
+        """Record the hold and set the threshold: the record comes first, and goes last."""
+        assert self._hold is not None
+        await self._ledger.change(self._calls, metadata={HOLD_KEY: asdict(self._hold)})
+        await set_threshold(self._calls, self._ledger, self._threshold)
 
-    async def _renew_if_due(self) -> None:
-        if self._hold is not None and self._hold.until - time.time() < _LEASE - _RENEWAL:
-            self._hold = _hold(self._hold.threshold)
-            await self._record(self._hold)
+    def holds(self, info: models.CollectionInfo) -> bool:
+        """Tell whether nobody has changed it since."""
+        return Hold.of(info) == self._hold and threshold_of(info) == self._threshold
 
-    async def _record(self, hold: Hold | None) -> None:
-        await self._ledger.change(self._calls, metadata={HOLD_KEY: asdict(hold) if hold else {}})
+    async def release(self) -> None:
+        """Restore the threshold, unless somebody has, also where this is cancelled meanwhile."""
+        hold = self._hold
+        if hold is None:
+            return
+        self._hold = self._ledger.renewal = None
+        _held_here.discard(hold.token)  # whatever comes of it, nobody has to wait for us
+        await self._calls.start(self._restore(hold))
 
-    async def _set_threshold(self, threshold: int) -> None:
-        await self._ledger.change(self._calls, optimizers_config=_threshold_config(threshold))
+    async def _restore(self, hold: Hold) -> None:
+        found = Hold.of(await self._ledger.info(self._calls, fresh=True))
+        if found is not None and found.token == hold.token:
+            await _restore(self._calls, self._ledger, hold)
 
-
-def _hold(threshold: int) -> Hold:
-    return Hold(threshold=threshold, host=socket.gethostname(), pid=os.getpid(), until=time.time() + _LEASE)
+    async def _renew(self) -> None:
+        hold = self._hold
+        if hold is None or hold.until - time.time() > _LEASE - _RENEWAL:
+            return
+        self._hold = Hold(**{**asdict(hold), "until": time.time() + _LEASE})
+        await self.insist()
 
 
 def threshold_of(info: models.CollectionInfo) -> int:
@@ -166,34 +216,77 @@ def threshold_of(info: models.CollectionInfo) -> int:
     return _DEFAULT_THRESHOLD if threshold is None else int(threshold)
 
 
+async def set_threshold(calls: Calls, ledger: Ledger, threshold: int) -> None:
+    """Have segments indexed from that size in kilobytes on."""
+    config = models.OptimizersConfigDiff(indexing_threshold=threshold)
+    await ledger.change(calls, optimizers_config=config)
+
+
+async def _restore(calls: Calls, ledger: Ledger, hold: Hold) -> None:
+    await set_threshold(calls, ledger, hold.threshold)
+    await ledger.change(calls, metadata={HOLD_KEY: {}})
+
+
 async def restore_abandoned(calls: Calls, ledger: Ledger, info: models.CollectionInfo) -> None:
-    """Restore the threshold that a killed process has changed; a key that may only read leaves that to others."""
-    hold = Hold.of(info)
-    if hold is None or not hold.is_abandoned:
+    """Restore the threshold that a process has left changed; a key that may only read leaves that to others."""
+    if not _is_abandoned(info) or not ledger.may_change:
         return
     try:
-        await ledger.change(calls, optimizers_config=_threshold_config(hold.threshold))
-        await ledger.change(calls, metadata={HOLD_KEY: {}})
+        info = await ledger.info(calls, fresh=True)
+        hold = Hold.of(info)
+        if hold is not None and hold.is_abandoned:  # still
+            await _restore(calls, ledger, hold)
     except ServerError as error:
         if error.status != 403:
             raise
+        ledger.may_change = False
+
+
+def _is_abandoned(info: models.CollectionInfo) -> bool:
+    hold = Hold.of(info)
+    return hold is not None and hold.is_abandoned
 
 
 async def settle(calls: Calls, ledger: Ledger) -> None:
     """Have a server index all that is written, and record it, so that it can be searched by the bits.
 
     Raises:
-        StoreError: It does not get done, or failed, for the reason that the server gives.
+        StoreError: It does not get done, or failed, for the reason that the server gives; or a bulk load goes on.
     """
-    before = Generations.of(await ledger.info(calls, fresh=True))
-    began = replace(before, current=before.current + 1)
-    await ledger.change(calls, metadata={GENERATIONS_KEY: asdict(began)})
-    started = time.monotonic()
-    async with IndexingHold(calls, ledger, _AT_ONCE):
-        # Other processes learn of the generation when they next ask for the collection's state.
-        info = await wait_until_indexed(calls, ledger, not_before=started + GRACE)
-    done = replace(began, indexed_below=began.current, indexed_vectors=info.indexed_vectors_count or 0)
-    await ledger.change(calls, metadata={GENERATIONS_KEY: asdict(done)})
+    hold = IndexingHold(calls, ledger, _AT_ONCE)
+    await hold.take()
+    while not hold.is_ours:  # one at a time, of all processes
+        await _refuse_in_bulk_load(calls, ledger)
+        await calls.sleep(_LOOK)
+        await hold.take()
+    try:
+        while not await _settle_under(calls, ledger, hold):
+            await hold.insist()
+    finally:
+        await hold.release()
+
+
+async def _settle_under(calls: Calls, ledger: Ledger, hold: IndexingHold) -> bool:
+    """Begin a generation, and record that all before it is indexed; tell whether nobody has come between."""
+    generation = Generations.of(await ledger.info(calls, fresh=True)).current + 1
+    await ledger.change(calls, metadata={GENERATION_KEY: {"current": generation}})
+    # Other processes learn of it when they next ask for the collection's state.
+    info = await wait_until_indexed(calls, ledger, not_before=time.monotonic() + GRACE)
+    if not hold.holds(info) or Generations.of(info).current != generation:
+        return False
+    indexed = {"below": generation, "vectors": info.indexed_vectors_count or 0}
+    await ledger.change(calls, metadata={INDEXED_KEY: indexed})
+    return True
+
+
+async def _refuse_in_bulk_load(calls: Calls, ledger: Ledger) -> None:
+    info = await ledger.info(calls, fresh=True)
+    hold = Hold.of(info)
+    if hold is not None and not hold.is_abandoned and threshold_of(info) == NEVER:
+        raise StoreError(
+            f"a bulk load into {ledger.collection!r} goes on (process {hold.pid} on {hold.host.split()[0]}), at whose "
+            "end all is indexed; call optimize() after it"
+        )
 
 
 async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float = 0.0) -> models.CollectionInfo:
@@ -208,32 +301,39 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
         The collection's state then.
 
     Raises:
-        StoreError: For ten minutes, nothing has changed; or the server's optimizer failed.
+        StoreError: For ten minutes, nothing has changed; the server's optimizer failed; or a bulk load goes on.
     """
     seen: tuple[Any, ...] = ()
     changed = time.monotonic()
     while True:
+        asked = time.monotonic()
         info = await ledger.info(calls, fresh=True)
-        now = time.monotonic()
         if info.status == models.CollectionStatus.RED:
             raise StoreError(f"the server could not index {ledger.collection!r}: {info.optimizer_status}")
         queue = getattr(info, "update_queue", None)
-        if info.status == models.CollectionStatus.GREEN and now >= not_before and not (queue and queue.length):
+        if info.status == models.CollectionStatus.GREEN and asked >= not_before and not (queue and queue.length):
             return info
         state = info.status, info.indexed_vectors_count, info.segments_count, info.points_count
         if state != seen:
-            seen, changed = state, now
-        elif now - changed > _PATIENCE:
+            seen, changed = state, asked
+        elif asked - max(changed, not_before) > _PATIENCE:
             raise StoreError(
                 f"the server does not get done indexing {ledger.collection!r}: for {_PATIENCE:.0f} seconds, its status "
                 f"is {getattr(info.status, 'value', info.status)}, with {info.indexed_vectors_count} vectors indexed"
             )
         if info.status == models.CollectionStatus.GREY:
             # After a restart, a server optimizes nothing before something is changed.
-            await ledger.change(calls, optimizers_config=_threshold_config(threshold_of(info)))
+            await set_threshold(calls, ledger, threshold_of(info))
         await ledger.renew(calls)
         await calls.sleep(_LOOK)
 
 
-def _threshold_config(threshold: int) -> models.OptimizersConfigDiff:
-    return models.OptimizersConfigDiff(indexing_threshold=threshold)
+async def wait_for_usual_index(calls: Calls, ledger: Ledger) -> None:
+    """Wait until a server has indexed all that it indexes by itself.
+
+    Raises:
+        StoreError: As for `wait_until_indexed`.
+    """
+    await restore_abandoned(calls, ledger, await ledger.info(calls, fresh=True))
+    await _refuse_in_bulk_load(calls, ledger)
+    await wait_until_indexed(calls, ledger)

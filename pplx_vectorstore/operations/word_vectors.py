@@ -2,8 +2,8 @@
 
 The server makes them: it is sent the text, and what words and weights to make of it. Those are the words that an index
 of the text would have. A weight depends on how long texts are on average, which an index knows at any time; but a
-vector is made once. So the average of the first chunks is recorded in the collection's metadata, and later vectors are
-made with that.
+vector is made once. So once there are enough chunks, their average is recorded in the collection's metadata, and later
+vectors are made with that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pplx_vectorstore.points import Point
 AVERAGE_KEY = "pplx_vectorstore_words"
 """Of the collection's metadata."""
 
-# Words of a chunk of 256 tokens, the default, until so many chunks were written here that their average tells more.
+# Words of a chunk of 256 tokens, the default, until there are so many chunks that their average tells more.
 _USUAL_WORDS = 160.0
 _ENOUGH_CHUNKS = 64
 
@@ -51,14 +51,18 @@ class WordVectors:
         return [bm25_document(text, average_words=average, unstemmed=self._unstemmed) for text in texts]
 
     async def _average(self, texts: Sequence[str]) -> float:
-        recorded = (await self._ledger.info(self._calls)).config.metadata or {}
+        info = await self._ledger.info(self._calls)
+        recorded = info.config.metadata or {}
         if AVERAGE_KEY in recorded:
             return float(recorded[AVERAGE_KEY]["average"])
-        n_chunks, n_words = self._ledger.written
-        n_chunks, n_words = n_chunks + len(texts), n_words + sum(map(count_words, texts))
-        self._ledger.written = n_chunks, n_words
-        if n_chunks < _ENOUGH_CHUNKS:
+        sample = list(texts)
+        if len(sample) < _ENOUGH_CHUNKS <= len(sample) + (info.points_count or 0):
+            stored, _ = await self._calls(
+                "scroll", self._ledger.collection, limit=_ENOUGH_CHUNKS, with_payload=[TEXT_FIELD]
+            )
+            sample += [normalize_words((record.payload or {})[TEXT_FIELD]) for record in stored]
+        if len(sample) < _ENOUGH_CHUNKS:
             return _USUAL_WORDS
-        average = max(1.0, round(n_words / n_chunks, 1))
+        average = max(1.0, round(sum(map(count_words, sample)) / len(sample), 1))
         await self._ledger.change(self._calls, metadata={AVERAGE_KEY: {"average": average}})
         return average
