@@ -47,6 +47,7 @@ _LOOK = 0.25
 _PATIENCE = 600.0
 _LEASE = 600.0
 _RENEWAL = 60.0
+_TRIES = 10
 
 _held_here: set[str] = set()
 """Tokens of this process's holds."""
@@ -194,13 +195,19 @@ class IndexingHold:
         if hold is None:
             return
         self._hold = self._ledger.renewal = None
-        _held_here.discard(hold.token)  # whatever comes of it, nobody has to wait for us
-        await self._calls.start(self._restore(hold))
+        try:
+            await self._calls.start(self._restore(hold))
+        except BaseException:
+            _held_here.discard(hold.token)  # nobody has to wait for us
+            raise
 
     async def _restore(self, hold: Hold) -> None:
-        found = Hold.of(await self._ledger.info(self._calls, fresh=True))
-        if found is not None and found.token == hold.token:
-            await _restore(self._calls, self._ledger, hold)
+        try:
+            found = Hold.of(await self._ledger.info(self._calls, fresh=True))
+            if found is not None and found.token == hold.token:
+                await _restore(self._calls, self._ledger, hold)
+        finally:
+            _held_here.discard(hold.token)
 
     async def _renew(self) -> None:
         hold = self._hold
@@ -260,10 +267,15 @@ async def settle(calls: Calls, ledger: Ledger) -> None:
         await calls.sleep(_LOOK)
         await hold.take()
     try:
-        while not await _settle_under(calls, ledger, hold):
+        for _ in range(_TRIES):
+            if await _settle_under(calls, ledger, hold):
+                return
             await hold.insist()
     finally:
         await hold.release()
+    raise StoreError(
+        f"other programs change the indexing of {ledger.collection!r} again and again; call optimize() when they are done"
+    )
 
 
 async def _settle_under(calls: Calls, ledger: Ledger, hold: IndexingHold) -> bool:
