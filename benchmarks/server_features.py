@@ -31,7 +31,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +61,17 @@ from pplx_vectorstore.query import QueryVector, Ranking, build_query
 K = 10
 CANDIDATES = 100
 BLOCK = 20_000
-MODELS = {"off": None, "on": models.AcornSearchParams(enable=True)}
+ACORN = {
+    "off": (CANDIDATES, None),
+    "twice the beam": (2 * CANDIDATES, None),
+    "on": (CANDIDATES, models.AcornSearchParams(enable=True)),
+    "on for all": (CANDIDATES, models.AcornSearchParams(enable=True, max_selectivity=1.0)),
+}
 WALKED_KB = 10  # of codes in a segment: Qdrant's least
 SMALL_DOCUMENTS = 50
 IDS_DIMENSION = 16
+FIRST = 20
+PLACEMENTS = ("Pinned", "Cached", "Cold")
 NAME = "server_features"
 
 
@@ -79,10 +86,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--binary", help="the server's program, for inline")
     parser.add_argument("--port", type=int, default=16743, help="for inline; gRPC is on the next")
-    parser.add_argument("--ids-run", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--ids-run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ids_run:
-        print(json.dumps(measure_ids(*arguments.ids_run, arguments.ids)))
+        print(json.dumps(measure_ids(arguments.ids_run, arguments.ids)))
         return
     for part in arguments.only:
         print(f"\n{part}\n", flush=True)
@@ -125,7 +132,7 @@ def codes_and_queries(data: Path, n: int, dimension: int, queries: int) -> tuple
     return codes, quantize_to_norm(made.queries[:queries])
 
 
-def documents_of(codes: Codes, metadata: Sequence[dict[str, int]] | None = None, first: int = 0) -> Iterator[Document]:
+def documents_of(codes: Codes, metadata: Sequence[dict[str, str]] | None = None, first: int = 0) -> Iterator[Document]:
     for start in range(0, len(codes), CHUNKS_PER_DOCUMENT):
         stop = min(start + CHUNKS_PER_DOCUMENT, len(codes))
         chunks = [Chunk(text=str(i), metadata=metadata[i] if metadata else {}) for i in range(start, stop)]
@@ -147,7 +154,9 @@ CASES = [
     Case(kind, share, {f"{kind}_{field}": counts for field, counts in fields.items()})
     for kind in ("random", "content")
     for share, fields in (
+        ("all", {}),
         ("50 %", {"half": (2, 1)}),
+        ("30 %", {"tenth": (10, 3)}),
         ("10 %", {"tenth": (10, 1)}),
         ("1 %", {"hundredth": (100, 1)}),
         ("49 % by two", {"tenth": (10, 7), "other": (10, 7)}),
@@ -162,28 +171,31 @@ def compare_acorn(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Search with filters, with and without ACORN."""
     codes, queries = codes_and_queries(arguments.data, arguments.chunks, 384, arguments.queries)
     fields = field_values(codes)
-    metadata = [dict(zip(fields, row, strict=True)) for row in np.stack(list(fields.values()), axis=1).tolist()]
+    metadata = [
+        {field: str(value) for field, value in zip(fields, row, strict=True)}
+        for row in np.stack(list(fields.values()), axis=1).tolist()
+    ]
     units = codes / np.linalg.norm(codes.astype(np.float32), axis=1, keepdims=True)
     cosines = (queries / np.linalg.norm(queries.astype(np.float32), axis=1, keepdims=True)) @ units.T
     places = {derive_point_id(str(i // CHUNKS_PER_DOCUMENT), i % CHUNKS_PER_DOCUMENT): i for i in range(len(codes))}
     found = []
-    with new_store(arguments.url, 384, index_fields=dict.fromkeys(fields, "integer")) as store:
+    with new_store(arguments.url, 384, index_fields=dict.fromkeys(fields, "keyword")) as store:
         store.add(documents_of(codes, metadata))
         store.optimize()
-        print("| threshold | fields | share | p50 off, ms | on | recall off | on |\n|" + "---|" * 7)
+        print(f"| threshold, way | fields | share | {' | '.join(ACORN)} (recall, p50 in ms) |\n|" + "---|" * 7)
         for threshold in ("default", "walked"):
             if threshold == "walked":
                 low = models.HnswConfigDiff(full_scan_threshold=WALKED_KB)
                 change(store, vectors_config={VECTOR_NAME: models.VectorParamsDiff(hnsw_config=low)})
             wait_until_green(store)
-            for case in CASES:
-                one = search_filtered(store, case, fields, queries, cosines, places)
-                found.append({"threshold": threshold, "kind": case.kind, "share": case.share, **one})
-                cells = " | ".join(
-                    f"{one[key]:.{digits}f}"
-                    for key, digits in (("ms_off", 2), ("ms_on", 2), ("recall_off", 4), ("recall_on", 4))
-                )
-                print(f"| {threshold} | {case.kind} | {case.share} | {cells} |", flush=True)
+            for by_bits, case in itertools.product((False, True), CASES):
+                if threshold == "walked" and by_bits:
+                    continue
+                one = search_filtered(store, case, fields, queries, cosines, places, by_bits=by_bits)
+                way = "bits" if by_bits else "codes"
+                found.append({"threshold": threshold, "way": way, "kind": case.kind, "share": case.share, "found": one})
+                cells = " | ".join(f"{row['recall']:.4f} {row['ms']:.2f}" for row in one.values())
+                print(f"| {threshold}, {way} | {case.kind} | {case.share} | {cells} |", flush=True)
     return found
 
 
@@ -208,19 +220,20 @@ def search_filtered(
     queries: Codes,
     cosines: npt.NDArray[np.floating],
     places: dict[str, int],
-) -> dict[str, float]:
+    *,
+    by_bits: bool,
+) -> dict[str, dict[str, float]]:
     """Return the recall and the median milliseconds with and without ACORN."""
     rng = np.random.default_rng(6)
-    times: dict[str, list[float]] = {name: [] for name in MODELS}
-    right = dict.fromkeys(MODELS, 0)
+    times: dict[str, list[float]] = {name: [] for name in ACORN}
+    right = dict.fromkeys(ACORN, 0)
     wanted = 0
-    ranking = Ranking(candidates=CANDIDATES, by_bits=False)
     for query, row in enumerate(queries):
         conditions: list[Any] = []
         matches = np.ones(len(places), bool)
         for field, (values, n) in case.fields.items():
             some = [int(value) for value in (rng.integers(values) + np.arange(n)) % values]
-            match = models.MatchValue(value=some[0]) if n == 1 else models.MatchAny(any=some)
+            match = models.MatchValue(value=str(some[0])) if n == 1 else models.MatchAny(any=[str(one) for one in some])
             conditions.append(models.FieldCondition(key=f"metadata.{field}", match=match))
             matches &= np.isin(fields[field], some)
         if matches.sum() < K:
@@ -228,19 +241,18 @@ def search_filtered(
         wanted += K
         tenth = np.partition(cosines[query][matches], -K)[-K]
         vector = QueryVector.of(row, squared_norm_of(len(row)))
-        request = build_query(vector, ranking, k=K, filter=models.Filter(must=conditions), with_payload=False)
-        for _, name in take_turns(list(MODELS), 1 + query % 2):
-            params = request.params.model_copy(update={"acorn": MODELS[name]})  # type: ignore[union-attr]
+        condition = models.Filter(must=conditions) if conditions else None
+        for name in np.random.default_rng(query).permutation(list(ACORN)):
+            candidates, acorn = ACORN[name]
+            ranking = Ranking(candidates=candidates, by_bits=by_bits)
+            request = build_query(vector, ranking, k=K, filter=condition, with_payload=False)
+            params = request.params.model_copy(update={"acorn": acorn})  # type: ignore[union-attr]
             asked = [request.model_copy(update={"params": params})]
             start = time.perf_counter()
             points = store._client.query_batch_points(collection_name(store), asked)[0].points
             times[name].append(1000 * (time.perf_counter() - start))
-            hits = sum(cosines[query, places[str(point.id)]] >= tenth - 1e-6 for point in points)
-            right[name] += hits / (1 + query % 2)
-    return {
-        **{f"recall_{name}": right[name] / wanted for name in MODELS},
-        **{f"ms_{name}": float(np.median(times[name])) for name in MODELS},
-    }
+            right[name] += sum(cosines[query, places[str(point.id)]] >= tenth - 1e-6 for point in points)
+    return {name: {"recall": right[name] / wanted, "ms": float(np.median(times[name]))} for name in ACORN}
 
 
 # --- inline storage ----------------------------------------------------------------------------------
@@ -278,6 +290,7 @@ class OwnServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it, and wait until it answers."""
         variables = {f"QDRANT__{name}": value for name, value in self._settings.items()}
         self._process = subprocess.Popen([self._binary], cwd=self.folder, env={**os.environ, **variables})
         while True:
@@ -287,6 +300,7 @@ class OwnServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
+        """End it."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -475,32 +489,33 @@ def compare_ids(arguments: argparse.Namespace) -> dict[str, Any]:
     """Open a shard with each placement of its ids, in fresh processes."""
     found: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        build_ids(Path(folder) / "shard", arguments.ids)
-        for _, placement in take_turns(["Pinned", "Cached", "Cold"], arguments.rounds):
+        for placement in PLACEMENTS:
+            build_ids(Path(folder) / placement, arguments.ids, placement)
+        for _, placement in take_turns(PLACEMENTS, arguments.rounds):
             command = [sys.executable, __file__, str(arguments.data), "--ids", str(arguments.ids), "--ids-run"]
             output = subprocess.run(
-                [*command, str(Path(folder) / "shard"), placement], check=True, stdout=subprocess.PIPE, text=True
+                [*command, str(Path(folder) / placement)], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
             found.setdefault(placement, []).append(json.loads(output.splitlines()[-1]))
     medians = {
         placement: {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
         for placement, runs in found.items()
     }
-    print("| ids | own MB a million | search p50, ms | 100 by id, ms | open, ms |\n|" + "---|" * 5)
+    shown = ("search_ms", "first_search_ms", "retrieve_ms", "first_retrieve_ms", "open_ms")
+    print(
+        "| ids | own MB a million | search p50, ms | the first | 100 by id, ms | the first | open, ms |\n|" + "---|" * 7
+    )
     for placement, row in medians.items():
         per_million = row["bytes"] / arguments.ids
-        cells = " | ".join(f"{row[key]:.3f}" for key in ("search_ms", "retrieve_ms", "open_ms"))
+        cells = " | ".join(f"{row[key]:.3f}" for key in shown)
         print(f"| {placement} | {per_million:.0f} | {cells} |")
     return medians
 
 
-def build_ids(path: Path, n: int) -> None:
+def build_ids(path: Path, n: int, placement: str) -> None:
+    """Write and index points that have ids and short vectors alone."""
     path.mkdir()
-    params = edge.EdgeVectorParams(
-        size=IDS_DIMENSION, distance=edge.Distance.Euclid, hnsw_config=edge.HnswIndexConfig(m=8, ef_construct=32)
-    )
-    config = edge.EdgeConfig(vectors={"": params}, optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1))
-    shard = edge.EdgeShard.create(str(path), config)
+    shard = edge.EdgeShard.create(str(path), ids_config(placement))
     rng = np.random.default_rng(7)
     for first in range(0, n, 5_000):
         rows = rng.normal(size=(min(5_000, n - first), IDS_DIMENSION)).tolist()
@@ -511,20 +526,31 @@ def build_ids(path: Path, n: int) -> None:
     shard.close()
 
 
+def ids_config(placement: str) -> edge.EdgeConfig:
+    graph = edge.HnswIndexConfig(m=8, ef_construct=32, full_scan_threshold=10)
+    params = edge.EdgeVectorParams(size=IDS_DIMENSION, distance=edge.Distance.Euclid, hnsw_config=graph)
+    return edge.EdgeConfig(
+        vectors={"": params},
+        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
+        id_tracker_memory=getattr(edge.Memory, placement),
+    )
+
+
 def point_id(number: int) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, str(number)))
 
 
-def measure_ids(path: str, placement: str, n: int) -> dict[str, float]:
+def measure_ids(path: str, n: int) -> dict[str, float]:
     """Return what opening a shard takes, and how fast it is then."""
-    config = edge.EdgeConfig(id_tracker_memory=getattr(edge.Memory, placement))
     rng = np.random.default_rng(8)
-    edge.EdgeShard.load(path, config).close()  # what has to be changed on disk is
-    subprocess.run(["sync"], check=True)
+    for file in Path(path).rglob("id_tracker*"):  # out of the page cache
+        with file.open("rb") as opened_file:
+            os.fsync(opened_file.fileno())
+            os.posix_fadvise(opened_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     process = psutil.Process()
     before = process.memory_info()
     start = time.perf_counter()
-    shard = edge.EdgeShard.load(path, config)
+    shard = edge.EdgeShard.load(path)
     opened = time.perf_counter()
     after = process.memory_info()
     searches, retrievals = [], []
@@ -542,6 +568,8 @@ def measure_ids(path: str, placement: str, n: int) -> dict[str, float]:
         "bytes": (after.rss - after.shared) - (before.rss - before.shared),
         "search_ms": 1000 * float(np.median(searches)),
         "retrieve_ms": 1000 * float(np.median(retrievals)),
+        "first_search_ms": 1000 * float(np.median(searches[:FIRST])),
+        "first_retrieve_ms": 1000 * float(np.median(retrievals[:FIRST])),
         "open_ms": 1000 * (opened - start),
     }
 
@@ -567,46 +595,44 @@ def try_strict(arguments: argparse.Namespace) -> dict[str, Any]:
     """Set one limit after the other, and say what becomes of the store's calls."""
     found: dict[str, dict[str, str]] = {}
     codes = quantize_to_norm(np.random.default_rng(9).normal(size=(40, 64)))
-    encoder = PrecomputedEncoder("real", 64)
     for name, value in STRICT.items():
-        with new_store(arguments.url, 64, retries=0) as store:
+        with new_store(arguments.url, 64) as store:
             store.add(documents_of(codes[:20]))
-            body = {"strict_mode_config": {"enabled": True, name: value}}
             request = urllib.request.Request(
                 f"{arguments.url}/collections/{collection_name(store)}",
-                json.dumps(body).encode(),
+                json.dumps({"strict_mode_config": {"enabled": True, name: value}}).encode(),
                 {"Content-Type": "application/json"},
                 method="PATCH",
             )
             with urllib.request.urlopen(request):
-                pass
-            time.sleep(0.5)
-            found[name] = {}
-            later = list(documents_of(codes[20:], first=2))
-            with VectorStore.connect(
-                arguments.url, collection=collection_name(store), encoder=encoder, retries=0
-            ) as strict:
-                for what, call in {
-                    "open": lambda: VectorStore.connect(
-                        arguments.url,
-                        collection=collection_name(store),  # noqa: B023
-                        encoder=encoder,
-                        index_fields={"lang": "keyword"},
-                        retries=0,
-                    ).close(),
-                    "write": lambda: strict.add(later),  # noqa: B023
-                    "search": lambda: strict.search_batch(list(codes[:4]), k=2),  # noqa: B023
-                    "delete": lambda: strict.delete(document_ids=["0"]),  # noqa: B023
-                }.items():
-                    try:
-                        call()
-                        found[name][what] = "works"
-                    except PplxVectorStoreError as error:
-                        found[name][what] = f"{type(error).__name__}: {error}"
+                found[name] = try_calls(arguments.url, collection_name(store), codes)
         print(f"{name}={value}")
         for what, words in found[name].items():
             print(f"  {what}: {words}", flush=True)
     return found
+
+
+def try_calls(url: str, collection: str, codes: Codes) -> dict[str, str]:
+    """Return what each call of a store says."""
+
+    def connect(**options: Any) -> VectorStore:
+        encoder = PrecomputedEncoder("real", codes.shape[1])
+        return VectorStore.connect(url, collection=collection, encoder=encoder, retries=0, **options)
+
+    with connect() as store:
+        calls: dict[str, Callable[[], object]] = {
+            "open with another index": lambda: connect(index_fields={"lang": "keyword"}).close(),
+            "write": lambda: store.add(documents_of(codes[20:], first=2)),
+            "search": lambda: store.search_batch(list(codes[:4]), k=2),
+            "delete": lambda: store.delete(document_ids=["0"]),
+        }
+        said = dict.fromkeys(calls, "works")
+        for what, call in calls.items():
+            try:
+                call()
+            except PplxVectorStoreError as error:
+                said[what] = f"{type(error).__name__}: {error}"
+    return said
 
 
 PARTS = {

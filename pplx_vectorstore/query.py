@@ -139,6 +139,8 @@ class Ranking:
         most_hnsw_ef: Widest beam that the server accepts, or None.
         unindexed: By the bits, matches points that may have none that mean anything: the best of them by the codes are
             considered, too.
+        acorn: Under a filter, whether to walk past points that do not match, to those that they are linked to (ACORN):
+            conditions on several fields leave gaps in the graph.
     """
 
     candidates: int
@@ -146,6 +148,7 @@ class Ranking:
     exact: bool = False
     most_hnsw_ef: int | None = None
     unindexed: models.Filter | None = None
+    acorn: bool = False
 
 
 def build_query(
@@ -261,7 +264,7 @@ def _nearest(
     from qdrant_client import models
 
     if ranking.by_bits and not ranking.exact and ranking.unindexed is not None and rescore:
-        by_codes = replace(ranking, by_bits=False, unindexed=None)
+        by_codes = replace(ranking, by_bits=False, unindexed=None, acorn=ranking.acorn and filter is not None)
         unindexed = ranking.unindexed if filter is None else models.Filter(must=[filter, ranking.unindexed])
         stages = [
             _nearest(query, replace(ranking, unindexed=None), filter, n=n),
@@ -285,6 +288,9 @@ def _nearest(
                 rescore=rescore,
                 oversampling=candidates / n if ranking.by_bits else None,
             ),
+            acorn=models.AcornSearchParams(enable=True)
+            if ranking.acorn and filter is not None and not ranking.exact
+            else None,
         ),
     }
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qdrant_client import models
 
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
+from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.quantization import cosine_similarity
@@ -163,3 +164,26 @@ def test_filters_are_changed_in_every_stage_that_reads_points():
     assert [stage.filter for stage in map_stages(fused, restrict).prefetch] == [own, own]
     assert single.filter is None
     assert [stage.filter for stage in fused.prefetch] == [None, None]
+
+
+@pytest.mark.parametrize("by_bits", [True, False])
+def test_acorn_is_for_a_filter_on_the_graph(by_bits):
+    condition = models.Filter(must=[equal("metadata.a", 1)])
+    later = models.Filter(must=[equal("generation", 2)])
+    ranking = Ranking(candidates=40, by_bits=by_bits, acorn=True)
+
+    def asks(ranking, **options):
+        request = build_query(NEAREST, ranking, k=3, **options)
+        return [bool(stage.params and stage.params.acorn) for stage in (request, *(request.prefetch or []))]
+
+    assert asks(ranking, filter=condition) == [True]
+    assert asks(ranking) == [False]
+    assert asks(replace(ranking, acorn=False), filter=condition) == [False]
+    assert asks(replace(ranking, exact=True), filter=condition) == [False]
+    if by_bits:
+        assert asks(replace(ranking, unindexed=later), filter=condition) == [False, True, True]
+        assert asks(replace(ranking, unindexed=later)) == [False, False, False]
+    fused = build_query(NEAREST, ranking, k=3, filter=condition, text="words")
+    assert [bool(stage.params and stage.params.acorn) for stage in fused.prefetch] == [True, False]
+    translated = edge_query(build_query(NEAREST, ranking, k=3, filter=condition)).params.acorn
+    assert translated.enable

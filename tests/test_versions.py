@@ -257,6 +257,28 @@ def test_an_old_server_tells_nothing_of_what_came_later(server, hash_encoder):
     store.close()
 
 
+@pytest.mark.parametrize(("engine", "version"), [("http", "1.16.3")], indirect=["engine"])
+def test_acorn_is_asked_for_under_a_filter_of_the_users_alone(new_store, old, version):
+    """A tenant's points have links of their own in the graph."""
+    store = new_store(DIMENSION, tenant="a", index_fields={"lang": "keyword"})
+    store.add(make_documents(4))
+    asked = []
+    answer = old.answer
+
+    def note(method, path, body):
+        if path.endswith("/query/batch"):
+            asked.extend((search.get("params") or {}).get("acorn") for search in json.loads(body)["searches"])
+        return answer(method, path, body)
+
+    old.answer = note
+    store.search("chunk", k=2)
+    assert asked == [None]
+    assert {hit.metadata["lang"] for hit in store.search("chunk", k=2, filter={"lang": "en"})} == {"en"}
+    (_, acorn) = asked
+    assert acorn["enable"]
+    assert old.unknown == []
+
+
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_the_table_is_the_servers(qdrant_server_module, engine):
     """What the library takes for a version's is what the server above does: written down twice, of the same source."""

@@ -184,6 +184,9 @@ def _search_params(params: models.SearchParams | None) -> edge.SearchParams | No
         idf=None if idf is None else edge.IdfParams(edge_filter(idf.corpus)),
         hnsw_ef=params.hnsw_ef,
         exact=bool(params.exact),
+        acorn=None
+        if params.acorn is None
+        else edge.AcornSearchParams(bool(params.acorn.enable), params.acorn.max_selectivity),
         quantization=edge.QuantizationSearchParams(
             ignore=bool(quantization.ignore),
             rescore=quantization.rescore,
