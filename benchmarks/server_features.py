@@ -68,6 +68,7 @@ ACORN = {
     "on for all": (CANDIDATES, models.AcornSearchParams(enable=True, max_selectivity=1.0)),
 }
 WALKED_KB = 10  # of codes in a segment: Qdrant's least
+LOADED = 60_000  # more than a segment holds before Qdrant indexes it
 SMALL_DOCUMENTS = 50
 IDS_DIMENSION = 16
 FIRST = 20
@@ -421,7 +422,7 @@ def part_bytes(path: Path) -> dict[str, int]:
 
 def compare_unoptimized(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write small documents, and read them at once."""
-    codes, _ = codes_and_queries(arguments.data, 20_000 + SMALL_DOCUMENTS * CHUNKS_PER_DOCUMENT, 384, 1)
+    codes, _ = codes_and_queries(arguments.data, LOADED + SMALL_DOCUMENTS * CHUNKS_PER_DOCUMENT, 384, 1)
     found: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         stores = {}
@@ -430,14 +431,14 @@ def compare_unoptimized(arguments: argparse.Namespace) -> dict[str, Any]:
             prevent = models.OptimizersConfigDiff(prevent_unoptimized=name == "on")
             change(store, optimizers_config=prevent)
             start = time.perf_counter()
-            store.add(documents_of(codes[:20_000]))
+            store.add(documents_of(codes[:LOADED]))
             loaded = time.perf_counter() - start
             seen = store.count()
             store.optimize()
             found[name] = {"load_seconds": loaded, "seen_after_load": seen, "write_ms": [], "search_ms": [], "seen": 0}
         for index, name in take_turns(list(stores), SMALL_DOCUMENTS):
             row = found[name]
-            first = 20_000 + index * CHUNKS_PER_DOCUMENT
+            first = LOADED + index * CHUNKS_PER_DOCUMENT
             some = codes[first : first + CHUNKS_PER_DOCUMENT]
             (document,) = documents_of(some, first=first)
             start = time.perf_counter()

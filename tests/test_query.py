@@ -167,23 +167,20 @@ def test_filters_are_changed_in_every_stage_that_reads_points():
 
 
 @pytest.mark.parametrize("by_bits", [True, False])
-def test_acorn_is_for_a_filter_on_the_graph(by_bits):
+def test_acorn_is_for_walks_by_the_codes(by_bits):
     condition = models.Filter(must=[equal("metadata.a", 1)])
-    later = models.Filter(must=[equal("generation", 2)])
     ranking = Ranking(candidates=40, by_bits=by_bits, acorn=True)
 
     def asks(ranking, **options):
-        request = build_query(NEAREST, ranking, k=3, **options)
-        return [bool(stage.params and stage.params.acorn) for stage in (request, *(request.prefetch or []))]
+        request = build_query(NEAREST, ranking, k=3, filter=condition, **options)
+        stages = request.prefetch or [request]
+        return [bool(stage.params and stage.params.acorn and stage.params.acorn.enable) for stage in stages]
 
-    assert asks(ranking, filter=condition) == [True]
-    assert asks(ranking) == [False]
-    assert asks(replace(ranking, acorn=False), filter=condition) == [False]
-    assert asks(replace(ranking, exact=True), filter=condition) == [False]
+    assert asks(ranking) == [not by_bits]
+    assert asks(replace(ranking, acorn=False)) == asks(replace(ranking, exact=True)) == [False]
+    assert asks(ranking, text="words") == [not by_bits, False]
     if by_bits:
-        assert asks(replace(ranking, unindexed=later), filter=condition) == [False, True, True]
-        assert asks(replace(ranking, unindexed=later)) == [False, False, False]
-    fused = build_query(NEAREST, ranking, k=3, filter=condition, text="words")
-    assert [bool(stage.params and stage.params.acorn) for stage in fused.prefetch] == [True, False]
-    translated = edge_query(build_query(NEAREST, ranking, k=3, filter=condition)).params.acorn
-    assert translated.enable
+        assert asks(replace(ranking, unindexed=models.Filter(must=[equal("generation", 2)]))) == [False, True]
+    by_codes = replace(ranking, by_bits=False)
+    translated = edge_query(build_query(NEAREST, by_codes, k=3, filter=condition)).params.acorn
+    assert (translated.enable, translated.max_selectivity) == (True, 1.0)
