@@ -136,7 +136,7 @@ def codes_and_queries(data: Path, n: int, dimension: int, queries: int) -> tuple
 def documents_of(codes: Codes, metadata: Sequence[dict[str, str]] | None = None, first: int = 0) -> Iterator[Document]:
     for start in range(0, len(codes), CHUNKS_PER_DOCUMENT):
         stop = min(start + CHUNKS_PER_DOCUMENT, len(codes))
-        chunks = [Chunk(text=str(i), metadata=metadata[i] if metadata else {}) for i in range(start, stop)]
+        chunks = [Chunk(text=f"chunk number {i}", metadata=metadata[i] if metadata else {}) for i in range(start, stop)]
         yield Document(id=str(first + start // CHUNKS_PER_DOCUMENT), chunks=chunks, vectors=codes[start:stop])
 
 
@@ -261,12 +261,7 @@ def search_filtered(
 
 # --- inline storage ----------------------------------------------------------------------------------
 
-LAYOUTS = {
-    "bits pinned": ("pinned", False),
-    "bits pinned, inline": ("pinned", True),
-    "bits cold": ("cold", False),
-    "bits cold, inline": ("cold", True),
-}
+LAYOUTS = {"apart": False, "inline": True}
 
 
 class OwnServer:
@@ -296,7 +291,9 @@ class OwnServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         variables = {f"QDRANT__{name}": value for name, value in self._settings.items()}
-        self._process = subprocess.Popen([self._binary], cwd=self.folder, env={**os.environ, **variables})
+        self._process = subprocess.Popen(
+            [self._binary], cwd=self.folder, env={**os.environ, **variables}, stdout=subprocess.DEVNULL
+        )
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/readyz") as answer:
                 if answer.status == 200:
@@ -329,11 +326,10 @@ def compare_inline(arguments: argparse.Namespace) -> dict[str, Any]:
         server = OwnServer(arguments.binary, Path(folder), arguments.port)
         server.start()
         try:
-            for name, (placement, inline) in LAYOUTS.items():
-                collection = name.replace(" ", "-").replace(",", "")
-                config = CollectionConfig(bits_memory=placement, text_index=False)  # type: ignore[arg-type]
+            for name, inline in LAYOUTS.items():
+                config = CollectionConfig(text_index=False)
                 with VectorStore.connect(
-                    server.url, collection=collection, encoder=encoder, config=config, prefer_grpc=True
+                    server.url, collection=name, encoder=encoder, config=config, prefer_grpc=True
                 ) as store:
                     graph = models.HnswConfigDiff(inline_storage=inline)
                     change(store, vectors_config={VECTOR_NAME: models.VectorParamsDiff(hnsw_config=graph)})
@@ -342,7 +338,7 @@ def compare_inline(arguments: argparse.Namespace) -> dict[str, Any]:
                     store.optimize()
                     wait_until_green(store)
                     found[name]["seconds"] = time.perf_counter() - start
-                found[name]["bytes"] = part_bytes(Path(folder) / "storage" / "collections" / collection)
+                found[name]["bytes"] = part_bytes(Path(folder) / "storage" / "collections" / name)
                 print(f"{name}: {found[name]['seconds']:.0f} s, {found[name]['bytes']}", flush=True)
             ways = [f"{name}/{way}" for name in LAYOUTS for way in ("bits", "codes")]
             for index, one in take_turns(ways, arguments.rounds):
@@ -388,14 +384,13 @@ def search_cold(
     found: dict[str, Any],
 ) -> None:
     ranking = Ranking(candidates=CANDIDATES, by_bits=way == "bits")
-    collection = name.replace(" ", "-").replace(",", "")
     with contextlib.closing(QdrantClient(url=url, timeout=60)) as client:
-        client.get_collection(collection)
+        client.get_collection(name)
         for query in some:
             vector = QueryVector.of(queries[query], squared_norm_of(queries.shape[1]))
             request = build_query(vector, ranking, k=K, with_payload=False)
             start = time.perf_counter()
-            points = client.query_batch_points(collection, [request])[0].points
+            points = client.query_batch_points(name, [request])[0].points
             found[way].append(1000 * (time.perf_counter() - start))
             right = sum(vector.cosine(point.score) >= truth[query] - 1e-6 for point in points)
             found["right"][way] = found["right"].get(way, 0) + right
