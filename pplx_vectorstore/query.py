@@ -22,6 +22,9 @@ MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
 _MOST = 2**48  # times the factors that derived limits take, it still fits the engine's 64 bits
 _DISTANCE_ROOM = 1e-6
+# Share of the points that match a filter, up to which ACORN is used: with Qdrant's own 0.4, a filter that one in two
+# matches missed one in ten (benchmarks/server_features.py).
+_ACORN_SELECTIVITY = 1.0
 T = TypeVar("T")
 StageChange = Callable[[Any], Any]
 
@@ -139,6 +142,9 @@ class Ranking:
         most_hnsw_ef: Widest beam that the server accepts, or None.
         unindexed: By the bits, matches points that may have none that mean anything: the best of them by the codes are
             considered, too.
+        acorn: Whether to walk past points that do not match a filter, to those that they are linked to (ACORN): what
+            matches may hang together by those alone. By the bits, it was measured to find little more, at several
+            times the price; without a filter, it means nothing.
     """
 
     candidates: int
@@ -146,6 +152,7 @@ class Ranking:
     exact: bool = False
     most_hnsw_ef: int | None = None
     unindexed: models.Filter | None = None
+    acorn: bool = False
 
 
 def build_query(
@@ -285,8 +292,15 @@ def _nearest(
                 rescore=rescore,
                 oversampling=candidates / n if ranking.by_bits else None,
             ),
+            acorn=_acorn() if ranking.acorn and not ranking.exact and not ranking.by_bits else None,
         ),
     }
+
+
+def _acorn() -> models.AcornSearchParams:
+    from qdrant_client import models
+
+    return models.AcornSearchParams(enable=True, max_selectivity=_ACORN_SELECTIVITY)
 
 
 def map_stages(request: models.QueryRequest, change: StageChange) -> models.QueryRequest:

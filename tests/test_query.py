@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qdrant_client import models
 
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
+from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.quantization import cosine_similarity
@@ -163,3 +164,23 @@ def test_filters_are_changed_in_every_stage_that_reads_points():
     assert [stage.filter for stage in map_stages(fused, restrict).prefetch] == [own, own]
     assert single.filter is None
     assert [stage.filter for stage in fused.prefetch] == [None, None]
+
+
+@pytest.mark.parametrize("by_bits", [True, False])
+def test_acorn_is_for_walks_by_the_codes(by_bits):
+    condition = models.Filter(must=[equal("metadata.a", 1)])
+    ranking = Ranking(candidates=40, by_bits=by_bits, acorn=True)
+
+    def asks(ranking, **options):
+        request = build_query(NEAREST, ranking, k=3, filter=condition, **options)
+        stages = request.prefetch or [request]
+        return [bool(stage.params and stage.params.acorn and stage.params.acorn.enable) for stage in stages]
+
+    assert asks(ranking) == [not by_bits]
+    assert asks(replace(ranking, acorn=False)) == asks(replace(ranking, exact=True)) == [False]
+    assert asks(ranking, text="words") == [not by_bits, False]
+    if by_bits:
+        assert asks(replace(ranking, unindexed=models.Filter(must=[equal("generation", 2)]))) == [False, True]
+    by_codes = replace(ranking, by_bits=False)
+    translated = edge_query(build_query(NEAREST, by_codes, k=3, filter=condition)).params.acorn
+    assert (translated.enable, translated.max_selectivity) == (True, 1.0)

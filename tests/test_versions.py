@@ -257,6 +257,29 @@ def test_an_old_server_tells_nothing_of_what_came_later(server, hash_encoder):
     store.close()
 
 
+@pytest.mark.parametrize(("engine", "version"), [("http", "1.16.3"), ("http", "1.20.0")], indirect=["engine"])
+def test_every_walk_by_the_codes_asks_for_acorn(new_store, old, version):
+    """A tenant's searches are filtered, too, if by nothing else."""
+    store = new_store(DIMENSION, tenant="a", index_fields={"lang": "keyword"})
+    store.add(make_documents(4))
+    asked = []
+    answer = old.answer
+
+    def note(method, path, body):
+        if path.endswith("/query/batch"):
+            searches = [search["params"] for search in json.loads(body)["searches"]]
+            asked.extend((params.get("acorn"), params["exact"]) for params in searches)
+        return answer(method, path, body)
+
+    old.answer = note
+    store.search("chunk", k=2)
+    assert {hit.metadata["lang"] for hit in store.search("chunk", k=2, filter={"lang": "en"})} == {"en"}
+    store.explain("chunk", k=2)
+    wanted = {"enable": True, "max_selectivity": 1.0}
+    assert asked[:4] == [(wanted, False), (wanted, False), (wanted, False), (None, True)]
+    assert old.unknown == []
+
+
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_the_table_is_the_servers(qdrant_server_module, engine):
     """What the library takes for a version's is what the server above does: written down twice, of the same source."""

@@ -27,7 +27,7 @@ class Feature(Enum):
     # 1.15 got it with its last two releases; 1.16 is the first of which every release has it.
     COLLECTION_METADATA = (1, 16, 0), "metadata of collections, which record their model", True
     BM25_INFERENCE = (1, 15, 2), "BM25 vectors of texts (qdrant/bm25)", False
-    ACORN = (1, 16, 0), "ACORN, which walks the graph under a filter (acorn)", False
+    ACORN = (1, 16, 0), "ACORN, which walks the graph under a filter (acorn)", True
     INLINE_STORAGE = (1, 16, 0), "vectors within the graph (inline_storage)", False
     SHARD_KEY_FALLBACK = (1, 16, 0), "a shard key to fall back to", False
     UNLINKED_INDEXES = (1, 17, 0), "payload indexes kept out of the vectors' graph (enable_hnsw)", True

@@ -179,11 +179,13 @@ def _search_params(params: models.SearchParams | None) -> edge.SearchParams | No
     if params is None:
         return None
     quantization = params.quantization or models.QuantizationSearchParams()
+    acorn = params.acorn
     idf = params.idf if isinstance(params.idf, models.IdfCorpusParams) else None
     return edge.SearchParams(
         idf=None if idf is None else edge.IdfParams(edge_filter(idf.corpus)),
         hnsw_ef=params.hnsw_ef,
         exact=bool(params.exact),
+        acorn=None if acorn is None else edge.AcornSearchParams(bool(acorn.enable), acorn.max_selectivity),
         quantization=edge.QuantizationSearchParams(
             ignore=bool(quantization.ignore),
             rescore=quantization.rescore,

@@ -432,6 +432,7 @@ class PointAccess:
             exact=index.is_worn,
             most_hnsw_ef=self.limits.hnsw_ef,
             unindexed=index.unindexed if by_bits else None,
+            acorn=self.capabilities.has(Feature.ACORN),
         )
 
     def _may_search_by_bits(self, index: Index) -> bool:
