@@ -274,7 +274,8 @@ async def settle(calls: Calls, ledger: Ledger) -> None:
     finally:
         await hold.release()
     raise StoreError(
-        f"other programs change the indexing of {ledger.collection!r} again and again; call optimize() when they are done"
+        f"other programs change the indexing of {ledger.collection!r} again and again; call optimize() when they have "
+        "ended"
     )
 
 
