@@ -89,7 +89,7 @@ def load(server: Server, way: str, n: int, dimension: int) -> dict[str, float]:
 def make_documents(n: int, dimension: int) -> Iterator[Document]:
     """Make documents of ten chunks each, around random centres."""
     rng = np.random.default_rng(1)
-    centres = rng.normal(size=(n // AROUND_A_CENTRE, dimension)).astype(np.float32)
+    centres = rng.normal(size=(max(1, n // AROUND_A_CENTRE), dimension)).astype(np.float32)
     for number in range(n // CHUNKS_PER_DOCUMENT):
         near = centres[rng.integers(len(centres), size=CHUNKS_PER_DOCUMENT)]
         noise = rng.normal(size=near.shape).astype(np.float32)

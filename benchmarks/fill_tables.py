@@ -485,8 +485,8 @@ def trickle() -> str:
             f"{found['recall']:.3f}",
             f"{found['cpu_seconds_a_minute']:.1f}",
         ]
-        for name in ("trickle_qdrant", "trickle_stand-in")
-        for shown, found in (("nobody writes", read(name)["idle"]), ("trickle", read(name)["trickle"]))
+        for name, note in (("trickle_stand-in", ""), ("trickle_qdrant", ""), ("trickle_qdrant_low", ", low threshold"))
+        for shown, found in ((f"nobody writes{note}", read(name)["idle"]), (f"trickle{note}", read(name)["trickle"]))
     ]
     return table(["server", "", "search, ms", "recall@10", "server's processor, s/min"], rows)
 

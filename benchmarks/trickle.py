@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from harness import CHUNKS_PER_DOCUMENT, print_aim, write_results
+from qdrant_client import models
 from servers import Server, serve
 
 from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore, quantize_to_norm
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=60_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--seconds", type=int, default=60, help="of each of the two parts")
+    parser.add_argument("--threshold", type=int, help="of indexing, in KB; without, the server's own")
     parser.add_argument("--bits", action="store_true", help="as if memory did not hold the codes")
     arguments = parser.parse_args()
     if arguments.bits:
@@ -51,7 +53,8 @@ def main() -> None:
         access._CACHED_BYTES = 0
     with serve(arguments.url) as server:
         results = measure(server, arguments)
-    write_results(f"trickle_{server.name.partition(' ')[0].lower()}", results)
+    suffix = "_low" * (arguments.threshold is not None) + "_bits" * arguments.bits
+    write_results(f"trickle_{server.name.partition(' ')[0].lower()}{suffix}", results)
 
 
 class Corpus:
@@ -106,6 +109,9 @@ def measure(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     with VectorStore.connect(server.url, collection=collection, encoder=encoder) as store:
         try:
+            if arguments.threshold is not None:
+                config = models.OptimizersConfigDiff(indexing_threshold=arguments.threshold)
+                store._client.update_collection(collection, optimizers_config=config)
             start = time.perf_counter()
             documents = [corpus.make(number) for number in range(arguments.chunks // CHUNKS_PER_DOCUMENT)]
             store.add(documents)

@@ -287,8 +287,6 @@ def test_the_table_is_the_servers(qdrant_server_module, engine):
     for feature, since in (
         (Feature.UNLINKED_INDEXES, tables.FIELDS["TextIndexParams"]["enable_hnsw"]),
         (Feature.RRF_WEIGHTS, tables.FIELDS["Rrf"]["weights"]),
-        (Feature.UPDATE_MODE, tables.FIELDS["PointsList"]["update_mode"]),
-        (Feature.PREVENT_UNOPTIMIZED, tables.FIELDS["OptimizersConfigDiff"]["prevent_unoptimized"]),
         (Feature.MEMORY_PLACEMENT, tables.FIELDS["VectorParams"]["memory"]),
         (Feature.PREFIX_MATCH, tables.MATCHES["MatchPrefix"]),
         (Feature.PREFIX_MATCH, tables.FIELDS["KeywordIndexParams"]["prefix"]),
@@ -301,8 +299,6 @@ def test_the_table_is_the_servers(qdrant_server_module, engine):
         (Feature.UNSTEMMED_INDEXES, tables.STEMMERS["DisabledStemmerParams"]),
         (Feature.ACORN, tables.FIELDS["SearchParams"]["acorn"]),
         (Feature.IDF_SCOPE, tables.FIELDS["SearchParams"]["idf"]),
-        (Feature.INLINE_STORAGE, tables.FIELDS["HnswConfigDiff"]["inline_storage"]),
-        (Feature.ID_TRACKER, tables.FIELDS["CreateCollection"]["id_tracker"]),
         (Feature.UPDATE_QUEUE, tables.ANSWERS[None, "update_queue"]),
         (Feature.SEARCH_BATCH_LIMIT, tables.ANSWERS["strict_mode_config", "search_max_batchsize"]),
     ):

@@ -26,15 +26,10 @@ class Feature(Enum):
 
     # 1.15 got it with its last two releases; 1.16 is the first of which every release has it.
     COLLECTION_METADATA = (1, 16, 0), "metadata of collections, which record their model", True
-    BM25_INFERENCE = (1, 15, 2), "BM25 vectors of texts (qdrant/bm25)", False
     ACORN = (1, 16, 0), "ACORN, which walks the graph under a filter (acorn)", True
-    INLINE_STORAGE = (1, 16, 0), "vectors within the graph (inline_storage)", False
-    SHARD_KEY_FALLBACK = (1, 16, 0), "a shard key to fall back to", False
     UNLINKED_INDEXES = (1, 17, 0), "payload indexes kept out of the vectors' graph (enable_hnsw)", True
     RRF_WEIGHTS = (1, 17, 0), "weights of the rankings that are fused", True
-    UPDATE_MODE = (1, 17, 0), "upserts that insert or update alone (update_mode)", False
     UPDATE_QUEUE = (1, 17, 0), "word of updates that wait (update_queue)", False
-    PREVENT_UNOPTIMIZED = (1, 17, 0), "searches kept from what is not optimized (prevent_unoptimized)", False
     SEARCH_BATCH_LIMIT = (1, 17, 1), "a limit of searches in one request (search_max_batchsize)", False
     MEMORY_PLACEMENT = (1, 19, 0), "placement in memory (memory)", True
     PREFIX_MATCH = (1, 19, 0), "beginnings of texts (MatchPrefix, and prefix of a keyword index)", True
@@ -45,7 +40,6 @@ class Feature(Enum):
     SUBSTRING_MATCH = (1, 20, 0), "parts of texts (MatchSubstring)", True
     NESTED_INDEXES = (1, 20, 0), "payload indexes of nested objects (nested)", False
     CODE_TOKENIZER = (1, 20, 0), "text indexes of source code (tokenizer code)", True
-    ID_TRACKER = (1, 20, 0), "placement of the table of ids (id_tracker)", False
 
     def __init__(self, since: tuple[int, int, int], words: str, in_process: bool) -> None:
         self.since = since
