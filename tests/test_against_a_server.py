@@ -30,14 +30,14 @@ def test_what_every_server_can(new_store):
 def test_what_a_newer_one_can(new_store):
     store = new_store()
     store.add(DOCUMENTS)
-    assert store.search("words", hybrid=True)
+    assert store.search("words", hybrid=True, lexical_weight=0.9)
 
 
 @on_the_server
 def test_what_only_a_newer_one_refuses(new_store):
     store = new_store(config=CollectionConfig(text_index=False))
     with pytest.raises(StoreError, match="has no index of its text"):
-        store.search("words", hybrid=True)
+        store.search("words", hybrid=True, lexical_weight=0.9)
 
 
 @on_the_server
@@ -83,8 +83,8 @@ def test_what_the_server_is_too_old_for_is_skipped_and_nothing_is_left(run, grpc
 
     own = {"collection": "c", "encoder": hash_encoder(64)}
     VectorStore.connect(grpc_server.url, **own).close()
-    said = run("1.18.3")
-    assert re.search(r"SKIPPED \[\d\].*hybrid search needs Qdrant 1\.20 or newer, .*is 1\.18\.3", said), said
+    said = run("1.16.3")
+    assert re.search(r"SKIPPED \[\d\].*lexical_weight=0\.9 needs Qdrant 1\.17 or newer, .*is 1\.16\.3", said), said
     assert "3 failed, 2 passed, 4 skipped" in said, said
     assert "test_what_has_nothing_to_do_with_it - pplx_vectorstore.errors.UnsupportedServerError" in said
     made = {path.split("/")[2] for method, path in grpc_server.rest.requests if method == "DELETE"}

@@ -173,6 +173,10 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
     if not options.uses_words:
         return
     points = session.points
+    if options.uses_vectors and options.lexical_weight != 0.5:
+        points.capabilities.require(
+            Feature.RRF_WEIGHTS, f"lexical_weight={options.lexical_weight}", way_out="give 0.5, 0 or 1"
+        )
     if not points.lexical_fields and points.capabilities.has(Feature.TEXT_SCORING):
         raise StoreError(
             f"collection {points.collection!r} has no index of its text; open it once with "
@@ -183,10 +187,6 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
             f"collection {points.collection!r} has no vectors of its words, and its server, Qdrant "
             f"{points.capabilities.version}, cannot add them; copy it into a new collection, which has them unless its "
             "config says text_index=False"
-        )
-    if options.uses_vectors and options.lexical_weight != 0.5:
-        points.capabilities.require(
-            Feature.RRF_WEIGHTS, f"lexical_weight={options.lexical_weight}", way_out="give 0.5, 0 or 1"
         )
     for query in queries:
         words = _words(query)
