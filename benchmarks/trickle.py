@@ -1,7 +1,7 @@
 """What a steady trickle of small writes costs a server, and the searches that go on meanwhile.
 
-Loads made-up chunks (fifty around each of many centres), waits until the server has indexed them, and searches at a
-steady pace: first with nobody writing, then while four documents a second are synced, each of ten chunks, a fifth of
+Loads made-up chunks (fifty around each of many centres, as in dimensions.py), waits until the server has indexed them,
+and searches at a steady pace: first with nobody writing, then while four documents a second are synced, each of ten chunks, a fifth of
 them edits. Recall is that of the ten best by the exact cosine of the codes, among all that was acknowledged when the
 search began. Processor time is the server's, searches included.
 
@@ -32,7 +32,6 @@ from pplx_vectorstore.quantization import Codes
 
 K = 10
 AROUND_A_CENTRE = 50
-NOISE = 2.0  # with less, neighbours are too easily found
 WRITES_A_SECOND = 4
 SEARCHES_A_SECOND = 10
 AIM_RECALL, AIM_RATIO = 0.97, 1.5
@@ -75,7 +74,7 @@ class Corpus:
     def near(self, n: int, rng: np.random.Generator) -> Codes:
         """Make codes around the centres."""
         noise = rng.normal(size=(n, self._centres.shape[1])).astype(np.float32)
-        return quantize_to_norm(self._centres[rng.integers(len(self._centres), size=n)] + NOISE * noise)
+        return quantize_to_norm(self._centres[rng.integers(len(self._centres), size=n)] + noise)
 
     def make(self, number: int) -> Document:
         """Make a document, or another version of it."""
