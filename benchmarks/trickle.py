@@ -1,9 +1,9 @@
 """What a steady trickle of small writes costs a server, and the searches that go on meanwhile.
 
 Loads made-up chunks (fifty around each of many centres, as in dimensions.py), waits until the server has indexed them,
-and searches at a steady pace: first with nobody writing, then while four documents a second are synced, each of ten chunks, a fifth of
-them edits. Recall is that of the ten best by the exact cosine of the codes, among all that was acknowledged when the
-search began. Processor time is the server's, searches included.
+and searches at a steady pace: first with nobody writing, then while four documents a second are synced, each of ten
+chunks, a fifth of them edits. Recall is that of the ten best by the exact cosine of the codes, among all that was
+acknowledged when the search began. Processor time is the server's, searches included.
 
 The server is the one of --url or QDRANT_URL, which must run on this machine, or a stand-in: a process with the embedded
 engine behind Qdrant's REST interface, of whose time much is Python's. ::

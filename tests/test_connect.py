@@ -821,6 +821,7 @@ def test_an_own_client_is_closed_when_opening_fails(connect, server, engine, mon
 WIDE = 384  # components; shorter vectors are never searched by their bits
 SETTLED = {GENERATION_KEY: {"current": 2}, INDEXED_KEY: {"below": 2, "vectors": 80}}
 BY_CODES = {"ignore": True, "rescore": True}
+ACORN = {"enable": True, "max_selectivity": 1.0}
 LATER = {"must": [{"key": "generation", "range": {"gte": 2.0}}]}
 
 
@@ -871,7 +872,7 @@ def is_by_bits(search):
 def test_codes_beyond_memory_are_searched_by_their_bits_once_all_are_indexed(searched):
     search = searched()
     assert search["limit"] == 10
-    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES}
+    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES, "acorn": ACORN}
     by_bits, by_codes = search["prefetch"]
     assert by_bits["params"] == {
         "hnsw_ef": 200,
@@ -902,7 +903,7 @@ def test_what_is_not_known_to_be_indexed_is_searched_by_the_codes(searched, said
     search = searched(**said_so)
     assert not is_by_bits(search)
     assert search["limit"] == 10
-    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES}
+    assert search["params"] == {"hnsw_ef": 100, "exact": False, "quantization": BY_CODES, "acorn": ACORN}
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
