@@ -28,11 +28,9 @@ def words_of(document, number):
     """
     given = document if isinstance(document, dict) else document.model_dump(exclude_none=True)
     options = dict(given.get("options") or {})
+    del options["avg_len"]
     plain = {"stemmer": {"type": "none"}, "stopwords": {"custom": []}} if number >= (1, 19) else {"language": "none"}
-    if given["model"] != "qdrant/bm25" or {"tokenizer": "word", "avg_len": options.pop("avg_len"), **plain} != {
-        "avg_len": given["options"]["avg_len"],
-        **options,
-    }:
+    if given["model"] != "qdrant/bm25" or options != {"tokenizer": "word", **plain}:
         raise ValueError(f"InferenceService is not initialized, or other words than expected are made: {given}")
     return _WORD.findall(given["text"].lower())
 

@@ -12,12 +12,13 @@ can restore it after that process was killed.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class Hold:
         return time.time() > self.until
 
 
+@functools.cache
 def host_name() -> str:
     """Name what a process id is unique in: the machine since it was started, or the container."""
     parts = [socket.gethostname()]
@@ -205,7 +207,7 @@ class IndexingHold:
         try:
             found = Hold.of(await self._ledger.info(self._calls, fresh=True))
             if found is not None and found.token == hold.token:
-                await _restore(self._calls, self._ledger, hold)
+                await _end_hold(self._calls, self._ledger, hold)
         finally:
             _held_here.discard(hold.token)
 
@@ -213,7 +215,7 @@ class IndexingHold:
         hold = self._hold
         if hold is None or hold.until - time.time() > _LEASE - _RENEWAL:
             return
-        self._hold = Hold(**{**asdict(hold), "until": time.time() + _LEASE})
+        self._hold = replace(hold, until=time.time() + _LEASE)
         await self.insist()
 
 
@@ -229,7 +231,7 @@ async def set_threshold(calls: Calls, ledger: Ledger, threshold: int) -> None:
     await ledger.change(calls, optimizers_config=config)
 
 
-async def _restore(calls: Calls, ledger: Ledger, hold: Hold) -> None:
+async def _end_hold(calls: Calls, ledger: Ledger, hold: Hold) -> None:
     await set_threshold(calls, ledger, hold.threshold)
     await ledger.change(calls, metadata={HOLD_KEY: {}})
 
@@ -242,7 +244,7 @@ async def restore_abandoned(calls: Calls, ledger: Ledger, info: models.Collectio
         info = await ledger.info(calls, fresh=True)
         hold = Hold.of(info)
         if hold is not None and hold.is_abandoned:  # still
-            await _restore(calls, ledger, hold)
+            await _end_hold(calls, ledger, hold)
     except ServerError as error:
         if error.status != 403:
             raise
@@ -314,7 +316,7 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
         The collection's state then.
 
     Raises:
-        StoreError: For ten minutes, nothing has changed; the server's optimizer failed; or a bulk load goes on.
+        StoreError: For ten minutes, nothing has changed; or the server's optimizer failed.
     """
     seen: tuple[Any, ...] = ()
     changed = time.monotonic()
@@ -345,7 +347,7 @@ async def wait_for_usual_index(calls: Calls, ledger: Ledger) -> None:
     """Wait until a server has indexed all that it indexes by itself.
 
     Raises:
-        StoreError: As for `wait_until_indexed`.
+        StoreError: As for `wait_until_indexed`; or a bulk load goes on.
     """
     await restore_abandoned(calls, ledger, await ledger.info(calls, fresh=True))
     await _refuse_in_bulk_load(calls, ledger)
