@@ -602,13 +602,14 @@ class TestFromOutside:
     def test_an_async_store_awaits_the_service(self, server, load, folder, run_async):
         server.delay = 0.05
         encoder = load()
+        before = set(threading.enumerate())
         threads = set()
         encoder.encode_documents = encoder.encode_queries = lambda *a, **o: pytest.fail("blocks a thread")
 
         async def use():
             async with await AsyncVectorStore.open(folder / "index", encoder=encoder) as store:
                 report = await store.add([Document(id=str(i), chunks=[f"chunk {i}", "other"]) for i in range(5)])
-                threads.update(thread.name for thread in threading.enumerate())
+                threads.update(thread.name for thread in set(threading.enumerate()) - before)
                 return report, await asyncio.gather(*(store.search(f"chunk {i}", k=1) for i in range(5)))
 
         report, hits = run_async(use())

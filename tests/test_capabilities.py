@@ -44,7 +44,7 @@ def test_what_is_lacking_is_refused_in_words():
         "is 1.17.0. Upgrade it, or do that"
     )
     with pytest.raises(UnsupportedServerError, match=r"this needs Qdrant 1\.20 .* is 1\.17\.0\. Upgrade it$"):
-        Capabilities("server", "1.17.0").require(Feature.ID_TRACKER, "this")
+        Capabilities("server", "1.17.0").require(Feature.SUBSTRING_MATCH, "this")
 
 
 @pytest.mark.parametrize("kind", ["embedded", "emulation"])
