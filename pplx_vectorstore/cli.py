@@ -27,11 +27,13 @@ from pplx_vectorstore.display import (
 from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError
-from pplx_vectorstore.files import Reading, find_below, find_gone, find_names
+from pplx_vectorstore.file_reading import Reading
+from pplx_vectorstore.files import find_below, find_gone, find_names
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
-from pplx_vectorstore.readers import find_files
+from pplx_vectorstore.readers import ReaderOptions
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import busy, reported_errors, run_app, say, say_json
+from pplx_vectorstore.walking import walk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +142,8 @@ def index(
     with reported_errors() as console:
         check_chunk_tokens(chunk_tokens)
         base = _choose_root(root, store, paths)
-        files = list(find_files(paths, skip=None if _is_url(store) else Path(store)))
+        found = walk(paths, skip=None if _is_url(store) else Path(store))
+        files = [file.path for file in found.files]
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
             raise InvalidInputError(f"these folders hold no files (hidden ones are left out){would}")
@@ -152,24 +155,24 @@ def index(
             "device": device,
             "dtype": dtype,
         }
-        skipped: list[tuple[Path, str]] = []
         with _connect(store, grpc_port) as client:
             encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
             chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
             opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
             names = find_names(opened, files, base)
             print_notes(console, names)
+            reading = Reading(found, names.roots, chunker, ReaderOptions())
             with _bulk_load(console, opened, bulk):
-                report = opened.sync(Reading(files, names, chunker, skipped), progress=True)
+                report = opened.sync(reading, progress=True)
             gone = find_gone(opened, paths, files, base) if prune else []
             if gone:
                 opened.delete(document_ids=gone)
                 report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
             _index_what_is_not(console, client, collection)
-        print_skipped(console, skipped)
+        print_skipped(console, found, reading, verbose=False)
         print_report(report, chunks, without_password(store))
-        if len(skipped) == len(files):
+        if not reading.n_read:
             raise InvalidInputError("no file could be read; nothing was indexed")
 
 

@@ -9,25 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pplx_vectorstore.documents import Document
-from pplx_vectorstore.errors import UnreadableFileError
+from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names
 from pplx_vectorstore.points import derive_point_id
-from pplx_vectorstore.readers import (
-    SOURCE_KEY,
-    as_text,
-    locate_file,
-    name_file,
-    number_lines,
-    possible_names,
-    read_document,
-)
 
 if TYPE_CHECKING:
-    from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.documents import StoredChunk
     from pplx_vectorstore.store import VectorStore
 
@@ -93,37 +82,6 @@ def find_names(opened: VectorStore, files: Sequence[Path], root: Path | None) ->
         if name in holders and name not in kept and not _is_gone(holders[name]):
             replaced.append(holders[name])
     return Names(roots, sorted(without_root), replaced)
-
-
-class Reading:
-    """Reads files one by one as they are indexed; knows how many there are.
-
-    Args:
-        files: The files.
-        names: Theirs.
-        chunker: Cuts them, so that chunks know their lines.
-        skipped: Receives the files that cannot be read, each with the reason.
-    """
-
-    def __init__(self, files: Sequence[Path], names: Names, chunker: Chunker, skipped: list[tuple[Path, str]]) -> None:
-        self._files = files
-        self._names = names
-        self._chunker = chunker
-        self._skipped = skipped
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[Document]:
-        for file in self._files:
-            try:
-                document = read_document(file, self._names.roots[file])
-            except UnreadableFileError as error:
-                self._skipped.append((file, str(error)))
-                continue
-            text = document.text or ""
-            chunks = number_lines(file, text, self._chunker.split(text, document.format))
-            yield replace(document, text=None, chunks=chunks)
 
 
 def find_gone(opened: VectorStore, paths: Sequence[Path], found: Sequence[Path], root: Path | None) -> list[str]:
