@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.documents import Hit
 from pplx_vectorstore.file_ids import locate_file
+from pplx_vectorstore.progress import duration
 from pplx_vectorstore.readers import LINE_KEY
 from pplx_vectorstore.terminal import complain, printable, say
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from pplx_vectorstore.dry_run import Estimate
     from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.files import Names
     from pplx_vectorstore.reports import SyncReport
@@ -27,13 +29,13 @@ _EXCERPT = 240
 _NUMBERED = ("page", "slide", "row", "cell")
 
 
-def print_skipped(console: Console, walk: Walk, reading: Reading, *, verbose: bool) -> None:
+def print_skipped(console: Console, walk: Walk, reading: Reading | None, *, verbose: bool) -> None:
     """Tell what was not indexed, by reason: what was left out on purpose, and what could not be read.
 
     Args:
         console: Standard error.
         walk: What was found.
-        reading: What became of it.
+        reading: What became of it; None where nothing was read.
         verbose: Whether all files are named.
     """
     if walk.left_out:
@@ -44,8 +46,9 @@ def print_skipped(console: Console, walk: Walk, reading: Reading, *, verbose: bo
             for reason, paths in walk.left_out.items():
                 for path in paths:
                     complain(console, f"left out {path}: {reason}")
-    _print_by_reason(console, "note", reading.notes, verbose=verbose)
-    _print_by_reason(console, "read in part", reading.losses, verbose=verbose)
+    if reading is not None:
+        _print_by_reason(console, "note", reading.notes, verbose=verbose)
+        _print_by_reason(console, "read in part", reading.losses, verbose=verbose)
     _print_by_reason(console, "skipped", walk.skipped, verbose=verbose)
 
 
@@ -117,6 +120,20 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
             "(see outliers, on the documentation's page on storage)"
         )
     say(f"{store} now holds {number(chunks, 'chunk')}")
+
+
+def print_estimate(estimate: Estimate, *, verbose: bool) -> None:
+    """Tell what indexing would do."""
+    documents = number(len(estimate.documents), "document")
+    say(f"would embed {documents}, {number(estimate.chunks, 'chunk')}, {number(estimate.tokens, 'token')}")
+    if estimate.seconds is not None:
+        say(f"that takes about {duration(estimate.seconds)} on this machine")
+    if estimate.tokens:
+        costs = ", ".join(f"${cost:.4f} with {model}" for model, cost in estimate.costs.items())
+        say(f"by the hosted service: {costs}")
+    if verbose:
+        for document_id in estimate.documents:
+            say(f"would embed {document_id}")
 
 
 def print_hits(hits: list[Hit], *, full: bool) -> None:

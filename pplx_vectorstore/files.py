@@ -8,11 +8,12 @@ path relative to the root that is asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names
 from pplx_vectorstore.points import derive_point_id
 
@@ -109,6 +110,26 @@ def find_below(opened: VectorStore, path: Path) -> list[str]:
     """Find the documents that were read from a file, or from the files below a folder, there or not."""
     is_below = _is_below([path])
     return [document_id for document_id, file in _recorded_files(opened) if is_below(file)]
+
+
+def find_changed(opened: VectorStore, documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents, made of files, that a store lacks or has with other text."""
+    for document in documents:
+        chunks = [chunk for chunk in document.chunks or () if isinstance(chunk, Chunk)]
+        point_ids = [derive_point_id(document.id, index, opened.tenant) for index in range(len(chunks))]
+        stored = {chunk.chunk_index: chunk for chunk in opened.get(point_ids)}
+        same = sum(
+            (one.text, one.start, one.end, one.chunk_count) == (chunk.text, chunk.start, chunk.end, len(chunks))
+            for index, chunk in enumerate(chunks)
+            if (one := stored.get(index)) is not None
+        )
+        if same != len(chunks):
+            yield document
+
+
+def find_recorded(opened: VectorStore) -> list[str]:
+    """Find the documents that were read from files."""
+    return [document_id for document_id, _ in _recorded_files(opened)]
 
 
 def _is_below(paths: Sequence[Path]) -> Callable[[Path], bool]:

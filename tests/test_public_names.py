@@ -57,7 +57,7 @@ ORDER = [
     ["points", "readers", "progress", "diversity"],
     ["query", "filters", "parquet", "ignore_files"],
     ["walking"],
-    ["file_reading"],
+    ["file_reading", "dry_run", "file_settings"],
     ["engines"],
     ["filter_resolution"],
     ["operations"],

@@ -73,14 +73,6 @@ class Blocks:
             self.anchors.append((self._length, dict(anchor)))
         self._append(text)
 
-    def extend(self, content: Content, anchor: Mapping[str, Any]) -> None:
-        """Append a whole content; its own anchors are joined with `anchor`."""
-        start = self._length + (2 if self._parts else 0)
-        n_before = len(self._parts)
-        self.add(content.text, anchor)
-        if len(self._parts) > n_before:
-            self.anchors += [(start + at, {**anchor, **values}) for at, values in content.anchors]
-
     @property
     def text(self) -> str:
         """All blocks."""

@@ -52,7 +52,7 @@ def write_markdown(page: str, writer: MarkdownWriter) -> str:
 
 
 def _decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
-    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or options.encoding:
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return decode(data, options)
     declared = _DECLARED.search(data[:_SEARCHED_BYTES])
     if declared:
@@ -64,6 +64,8 @@ def _decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
             encoding = "cp1252"
         # UTF-16 that can be searched for a declaration in ASCII is none.
         return data.decode("utf-8" if encoding.startswith(("utf-16", "utf-32")) else encoding, "replace"), None
+    if options.encoding:
+        return decode(data, options)
     try:
         return data.decode("utf-8"), None
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ MOST_SECONDS = 60.0
 _MOST_SECONDS_OF_A_FILE = 600.0
 _MOST_RESTARTS = 10
 _MOST_PAGES = 100_000
+_MOST_COMPLAINTS = 1 << 20
 # A hyphen at the end of a line, as the engine has it, and the line end where it kept that.
 _HYPHEN = re.compile("[\ufffe\u0002](?:\r?\n)?")
 _NOT_TEXT = re.compile("[\0\uffff]")
@@ -101,16 +103,20 @@ def _run(data: bytes, options: ReaderOptions, first: int, pages: _Pages, until: 
     request = {
         "path": [folder for folder in sys.path if folder],
         "most_bytes": MOST_BYTES,
+        "most_seconds": int(_MOST_SECONDS_OF_A_FILE),
         "password": options.password,
         "first": first,
     }
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(pdf_program.__file__)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for its parent
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", str(pdf_program.__file__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            start_new_session=True,  # Ctrl-C is for its parent
+        ) as process,
+    ):
         watch = _Watch(process, until)
         try:
             _send(process, json.dumps(request).encode() + b"\n" + data)
@@ -125,7 +131,10 @@ def _run(data: bytes, options: ReaderOptions, first: int, pages: _Pages, until: 
         code = process.wait()
         if watch.has_ended_it:
             return f"it took more than {MOST_SECONDS:.0f} seconds"
-        return None if pages.begun is None and pages.count is not None else _reason(code)
+        if pages.begun is None and pages.count is not None:
+            return None
+        complaints.seek(0)
+        return _reason(code, complaints.read(_MOST_COMPLAINTS).decode(errors="replace"))
 
 
 class _Watch:
@@ -196,10 +205,11 @@ def _take(message: dict[str, Any], pages: _Pages) -> None:
         raise UnreadableFileError(f"is a PDF that cannot be read ({message['error']})")
 
 
-def _reason(code: int) -> str:
-    if code < 0 or code > 1:
-        return f"the program that reads it was ended by signal or code {abs(code)}: does it take too much memory?"
-    return "the program that reads it failed: does it take too much memory?"
+def _reason(code: int, complaints: str) -> str:
+    lines = complaints.strip().splitlines()
+    said = f": {lines[-1]}" if lines else ""
+    ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    return f"the program that reads it {ended}{said}; it may take more than {MOST_BYTES:,} bytes of memory"
 
 
 def _clean(text: str) -> str:

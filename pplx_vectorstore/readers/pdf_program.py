@@ -15,7 +15,7 @@ def main() -> None:
     """Read the request's line and the file from standard input, and write pages to standard output."""
     request = json.loads(sys.stdin.buffer.readline())
     sys.path.extend(request["path"])
-    _bound_memory(request["most_bytes"])
+    _bound(request["most_bytes"], request["most_seconds"])
     data = sys.stdin.buffer.read()
     import pypdfium2
 
@@ -40,15 +40,17 @@ def main() -> None:
             _say({"page": index, "text": text, "is_scan": has_images})
 
 
-def _bound_memory(most_bytes: int) -> None:
+def _bound(most_bytes: int, most_seconds: int) -> None:
     try:
         import resource
-    except ImportError:  # Windows: there, the time alone is bounded
+    except ImportError:  # Windows: there, whoever reads bounds the time alone
         return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # to run out of memory ends it, and leaves nothing behind
+    resource.setrlimit(resource.RLIMIT_CPU, (most_seconds, most_seconds))  # should nobody be there to end it
+    if sys.platform != "darwin":  # which refuses the bound
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bound = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
 
 
 def _say(message: dict[str, Any]) -> None:
