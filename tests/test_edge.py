@@ -37,6 +37,7 @@ from pplx_vectorstore.errors import (
     SchemaMismatchError,
     StoreError,
     StoreNotFoundError,
+    StoreReadOnlyError,
     UnsupportedFilterError,
 )
 from pplx_vectorstore.operations import access
