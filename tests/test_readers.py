@@ -1,5 +1,7 @@
 """Text, tables, notebooks and messages; what is no document; and where chunks are."""
 
+import csv
+import io
 import json
 import sys
 
@@ -291,3 +293,25 @@ def test_chunks_know_the_headings_above():
         {"heading": ["Set x", "C"]},
     ]
     assert labels(Content(text="# no Markdown"), "# no Markdown") == [{}]
+
+
+CELLS = st.text(alphabet='ab,;|\t"\n é', max_size=8).map(lambda text: f"w{text}w")
+
+
+@given(
+    st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=8),
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_every_cell_of_a_table_is_in_its_row(rows, separator, encoding):
+    written = io.StringIO()
+    writer = csv.writer(written, delimiter=separator, quoting=csv.QUOTE_ALL)
+    writer.writerows([["first", "second", "third"], *rows])
+    content = read("a.csv", written.getvalue().encode(encoding))
+    starts = [at for at, _ in content.anchors]
+    assert [values["row"] for _, values in content.anchors] == list(range(2, len(rows) + 2))
+    for row, start, stop in zip(rows, starts, [*starts[1:], None], strict=True):
+        record = [
+            f"{name}: {' '.join(cell.split())}" for name, cell in zip(("first", "second", "third"), row, strict=True)
+        ]
+        assert content.text[start:stop].strip().splitlines() == record
