@@ -94,7 +94,11 @@ def choose_settings(
 def relative_root(root: Path, store: Path) -> str | None:
     """Return a root as it is recorded."""
     home = store.resolve().parent
-    return None if root == home else Path(os.path.relpath(root, home)).as_posix()
+    if root == home:
+        return None
+    if root.anchor != home.anchor:  # on another drive
+        return root.as_posix()
+    return Path(os.path.relpath(root, home)).as_posix()
 
 
 def read_settings(calls: BlockingCalls, collection: str) -> FileSettings | None:
