@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,25 +14,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pplx_vectorstore._version import __version__
-from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker, check_chunk_tokens
+from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, WEIGHTS_PREFIX
 from pplx_vectorstore.display import (
     bytes_on_disk,
     hit_as_json,
     number,
+    print_estimate,
     print_hits,
     print_notes,
     print_report,
     print_skipped,
 )
 from pplx_vectorstore.documents import is_blank
+from pplx_vectorstore.dry_run import estimate
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError
-from pplx_vectorstore.files import Reading, find_below, find_gone, find_names
+from pplx_vectorstore.file_ids import name_file
+from pplx_vectorstore.file_reading import Reading
+from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
+from pplx_vectorstore.files import Names, find_below, find_changed, find_gone, find_names, find_recorded
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
-from pplx_vectorstore.readers import find_files
+from pplx_vectorstore.readers import ReaderOptions
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import busy, reported_errors, run_app, say, say_json
+from pplx_vectorstore.walking import DEFAULT_MAX_FILE_SIZE, WalkOptions, walk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,10 +56,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_DEFAULT_STORE = ".pplx-vectorstore"
+_STORE_NAME = ".pplx-vectorstore"
+_NEAREST = ""  # the option's default; no folder has that name
+
+
+def _find_store(given: str) -> str:
+    """Return the store that is meant: without one, the nearest from the current folder upwards, or a new one here."""
+    if given != _NEAREST:
+        return given
+    here = Path.cwd()
+    nearest = next((folder for folder in (here, *here.parents) if (folder / _STORE_NAME).is_dir()), here)
+    return os.path.relpath(nearest / _STORE_NAME)
+
 
 StoreOption = Annotated[
-    str, typer.Option("--store", help="Folder of the index, or URL of a Qdrant server.", metavar="FOLDER|URL")
+    str,
+    typer.Option(
+        "--store",
+        help="Folder of the index, or URL of a Qdrant server.",
+        metavar="FOLDER|URL",
+        callback=_find_store,
+        show_default=f"{_STORE_NAME} here or above",
+    ),
 ]
 GrpcPortOption = Annotated[
     int | None,
@@ -105,7 +130,7 @@ def index(
             f"{OFFLINE_MODEL} works without network."
         ),
     ] = None,
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -120,7 +145,38 @@ def index(
             metavar="FOLDER",
         ),
     ] = None,
-    chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a chunk.")] = DEFAULT_CHUNK_TOKENS,
+    no_ignore: Annotated[
+        bool, typer.Option("--no-ignore", help="Heed no ignore files, and enter folders of packages.")
+    ] = False,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Also take what begins with a dot.")] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Take only files of these patterns (as in .gitignore), of any kind.", metavar="PATTERN"),
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave files or folders out.", metavar="PATTERN")] = None,
+    max_file_size: Annotated[
+        int, typer.Option(help="Leave out files of folders that are larger.", metavar="BYTES")
+    ] = DEFAULT_MAX_FILE_SIZE,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text that does not say its own; by default UTF-8, or a guess.")
+    ] = None,
+    password: Annotated[str | None, typer.Option(help="Of PDF files.", envvar="PPLX_VECTORSTORE_PASSWORD")] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of tables that holds the text; all by default.", metavar="NAME")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be embedded, how long it takes and what it costs.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name every file that is left out or skipped.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a file, or a part of one, could not be read.")
+    ] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Read, cut and embed all files again, with other options than before.")
+    ] = False,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help=f"Most tokens of a chunk; by default the index's own, or {DEFAULT_CHUNK_TOKENS}.")
+    ] = None,
     window_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model at once.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
     bulk: BulkOption = False,
@@ -131,19 +187,27 @@ def index(
 ) -> None:
     """Index files and folders; what has not changed is skipped.
 
-    Reads text, Markdown, reStructuredText, source code, HTML and PDF. A file
-    that has changed is embedded again whole; files that cannot be read are
-    reported and skipped.
+    Reads text, Markdown, source code, HTML, PDF, Word, PowerPoint, Excel,
+    EPUB, notebooks, tables and e-mail. A file that has changed is embedded
+    again whole; files that cannot be read are reported and skipped.
     """
     from pplx_vectorstore.store import VectorStore
 
     with reported_errors() as console:
-        check_chunk_tokens(chunk_tokens)
         base = _choose_root(root, store, paths)
-        files = list(find_files(paths, skip=None if _is_url(store) else Path(store)))
+        walk_options = WalkOptions(
+            ignore=not no_ignore,
+            hidden=hidden,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            max_file_size=max_file_size,
+        )
+        found = walk(paths, walk_options, skip=None if _is_url(store) else Path(store))
+        files = [file.path for file in found.files]
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
-            raise InvalidInputError(f"these folders hold no files (hidden ones are left out){would}")
+            print_skipped(console, found, None, verbose=verbose)
+            raise InvalidInputError(f"there is no file to read in these folders{would}")
         options = {
             "window_tokens": window_tokens,
             "dimensions": dimensions,
@@ -152,31 +216,76 @@ def index(
             "device": device,
             "dtype": dtype,
         }
-        skipped: list[tuple[Path, str]] = []
         with _connect(store, grpc_port) as client:
-            encoder = _load(console, model, _recorded_fingerprint(client, collection), options)
-            chunker = Chunker(encoder.tokenizer.tokenizer, chunk_tokens)
-            opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
-            names = find_names(opened, files, base)
+            recorded = read_settings(_calls(client), collection)
+            settings = choose_settings(
+                recorded,
+                chunk_tokens=chunk_tokens,
+                encoding=encoding,
+                text_columns=tuple(text_column or ()),
+                rebuild=rebuild,
+            )
+            if not _is_url(store):
+                if root is not None and base is not None:
+                    settings = replace(settings, root=relative_root(base, Path(store)))
+                elif settings.root is not None:
+                    base = (Path(store).resolve().parent / settings.root).resolve()
+            fingerprint = _recorded_fingerprint(client, collection)
+            encoder = _load(console, model, fingerprint, options)
+            chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
+            reader_options = ReaderOptions(
+                encoding=settings.encoding, password=password, text_columns=settings.text_columns
+            )
+            opened = None
+            if fingerprint is not None or not dry_run:
+                opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+            names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
             print_notes(console, names)
+            reading = Reading(found, names.roots, chunker, reader_options)
+            if dry_run:
+                changed = reading if opened is None else find_changed(opened, reading)
+                print_estimate(estimate(changed, encoder), verbose=verbose)
+                print_skipped(console, found, reading, verbose=verbose)
+                return
+            assert opened is not None
+            if rebuild:
+                _require_all(opened, paths, files, names, base, prune=prune)
+            record_settings(_calls(client), collection, settings)
             with _bulk_load(console, opened, bulk):
-                report = opened.sync(Reading(files, names, chunker, skipped), progress=True)
+                report = opened.sync(reading, progress=True)
             gone = find_gone(opened, paths, files, base) if prune else []
             if gone:
                 opened.delete(document_ids=gone)
                 report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
             _index_what_is_not(console, client, collection)
-        print_skipped(console, skipped)
+        print_skipped(console, found, reading, verbose=verbose)
         print_report(report, chunks, without_password(store))
-        if len(skipped) == len(files):
+        if not reading.n_read:
             raise InvalidInputError("no file could be read; nothing was indexed")
+        if strict and (found.skipped or reading.losses):
+            raise InvalidInputError("some files, or parts of them, could not be read (--strict)")
+
+
+def _require_all(
+    opened: VectorStore, paths: list[Path], files: list[Path], names: Names, base: Path | None, *, prune: bool
+) -> None:
+    """Refuse to change the settings of an index for some of its files alone."""
+    spared = {name_file(file, names.roots[file]) for file in files}
+    if prune:
+        spared.update(find_gone(opened, paths, files, base))
+    others = [document_id for document_id in find_recorded(opened) if document_id not in spared]
+    if others:
+        raise InvalidInputError(
+            f"--rebuild is of all files of an index, and it also holds {number(len(others), 'document')} of others, "
+            f"such as {others[0]}. Give their paths too, or delete them (--prune deletes those whose files are gone)"
+        )
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="A question.")],
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -230,7 +339,7 @@ def search(
 
 @app.command()
 def info(
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -253,6 +362,9 @@ def info(
                 "bent chunks": opened.count(BENT),
             }
         facts |= asdict(recorded)
+        settings = read_settings(_calls(client), collection)
+        if settings is not None:
+            facts |= asdict(settings)
         if not _is_url(store):
             facts["bytes on disk"] = sum(bytes_on_disk(file) for file in Path(store).rglob("*"))
         if as_json:
@@ -260,13 +372,13 @@ def info(
         else:
             width = max(map(len, facts))
             for key, value in facts.items():
-                shown = f"{value:,}" if isinstance(value, int) else value
-                say(f"{key.replace('_', ' '):<{width}}  {'-' if shown is None else shown}")
+                shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if type(value) is tuple else value
+                say(f"{key.replace('_', ' '):<{width}}  {'-' if shown in (None, '') else shown}")
 
 
 @app.command()
 def documents(
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -289,7 +401,7 @@ def delete(
     ids: Annotated[
         list[str], typer.Argument(help="Ids of documents, or paths of files or folders, there or not.", metavar="ID")
     ],
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -316,7 +428,7 @@ def delete(
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="FILE")],
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,
@@ -332,7 +444,7 @@ def export(
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A Parquet file that `export` wrote.", metavar="FILE")],
-    store: StoreOption = _DEFAULT_STORE,
+    store: StoreOption = _NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
     tenant: TenantOption = None,

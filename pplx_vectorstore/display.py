@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.documents import Hit
-from pplx_vectorstore.readers import LINE_KEY, locate_file
+from pplx_vectorstore.file_ids import locate_file
+from pplx_vectorstore.progress import duration
+from pplx_vectorstore.readers import LINE_KEY
 from pplx_vectorstore.terminal import complain, printable, say
 
 if TYPE_CHECKING:
@@ -15,19 +17,57 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from pplx_vectorstore.dry_run import Estimate
+    from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.files import Names
     from pplx_vectorstore.reports import SyncReport
+    from pplx_vectorstore.walking import Walk
 
 _SHOWN = 10
 _EXCERPT = 240
+# What chunks know of where in the file they are.
+_NUMBERED = ("page", "slide", "row", "cell")
 
 
-def print_skipped(console: Console, skipped: Sequence[tuple[Path, str]]) -> None:
-    """Name files that were not indexed, and why."""
-    for file, reason in skipped[:_SHOWN]:
-        complain(console, f"skipped {file}: {reason}", "yellow")
-    if len(skipped) > _SHOWN:
-        complain(console, f"and {len(skipped) - _SHOWN} more files skipped", "yellow")
+def print_skipped(console: Console, walk: Walk, reading: Reading | None, *, verbose: bool) -> None:
+    """Tell what was not indexed, by reason: what was left out on purpose, and what could not be read.
+
+    Args:
+        console: Standard error.
+        walk: What was found.
+        reading: What became of it; None where nothing was read.
+        verbose: Whether all files are named.
+    """
+    if walk.left_out:
+        counts = sorted(((len(paths), reason) for reason, paths in walk.left_out.items()), reverse=True)
+        names = "" if verbose else " (--verbose names them)"
+        complain(console, f"left out: {', '.join(f'{count:,} {reason}' for count, reason in counts)}{names}")
+        if verbose:
+            for reason, paths in walk.left_out.items():
+                for path in paths:
+                    complain(console, f"left out {path}: {reason}")
+    if reading is not None:
+        _print_by_reason(console, "note", reading.notes, verbose=verbose)
+        _print_by_reason(console, "read in part", reading.losses, verbose=verbose)
+    _print_by_reason(console, "skipped", walk.skipped, verbose=verbose)
+
+
+def _print_by_reason(console: Console, what: str, said: Sequence[tuple[Path, str]], *, verbose: bool) -> None:
+    by_reason: dict[str, list[Path]] = {}
+    for path, reason in said:
+        by_reason.setdefault(reason, []).append(path)
+    for n_shown, (reason, paths) in enumerate(by_reason.items()):
+        if n_shown == _SHOWN and not verbose:
+            rest = sum(len(others) for others in list(by_reason.values())[_SHOWN:])
+            complain(
+                console, f"{what}: {number(rest, 'more file')}, for other reasons (--verbose names them)", "yellow"
+            )
+            return
+        if verbose or len(paths) == 1:
+            for path in paths:
+                complain(console, f"{what} {path}: {reason}", "yellow")
+        else:
+            complain(console, f"{what} {_and_more(paths)}: {reason}", "yellow")
 
 
 def print_notes(console: Console, names: Names) -> None:
@@ -82,6 +122,20 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
     say(f"{store} now holds {number(chunks, 'chunk')}")
 
 
+def print_estimate(estimate: Estimate, *, verbose: bool) -> None:
+    """Tell what indexing would do."""
+    documents = number(len(estimate.documents), "document")
+    say(f"would embed {documents}, {number(estimate.chunks, 'chunk')}, {number(estimate.tokens, 'token')}")
+    if estimate.seconds is not None:
+        say(f"that takes about {duration(estimate.seconds)} on this machine")
+    if estimate.tokens:
+        costs = ", ".join(f"${cost:.4f} with {model}" for model, cost in estimate.costs.items())
+        say(f"by the hosted service: {costs}")
+    if verbose:
+        for document_id in estimate.documents:
+            say(f"would embed {document_id}")
+
+
 def print_hits(hits: list[Hit], *, full: bool) -> None:
     """Print hits as a table, whole or their beginnings."""
     from rich import box
@@ -123,10 +177,19 @@ def _lines(hit: Hit) -> tuple[int, int] | None:
 def _place(hit: Hit) -> str:
     lines = _lines(hit)
     if lines is not None:
-        return f"lines {lines[0]}-{lines[1]}" if lines[0] != lines[1] else f"line {lines[0]}"
+        return _range("line", *lines)
+    sheet = hit.metadata.get("sheet")
+    for key in _NUMBERED if locate_file(hit.document_id, hit.metadata) is not None else ():
+        first, last = hit.metadata.get(key), hit.metadata.get(f"{key}_end")
+        if type(first) is int and type(last) is int:
+            return f"{sheet}, {_range(key, first, last)}" if isinstance(sheet, str) else _range(key, first, last)
     if hit.start is not None:
         return f"characters {hit.start}-{hit.end}"
     return f"chunk {hit.chunk_index + 1} of {hit.chunk_count}"
+
+
+def _range(what: str, first: int, last: int) -> str:
+    return f"{what}s {first}-{last}" if first != last else f"{what} {first}"
 
 
 def _excerpt(text: str) -> str:

@@ -8,26 +8,16 @@ path relative to the root that is asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pplx_vectorstore.documents import Document
-from pplx_vectorstore.errors import UnreadableFileError
+from pplx_vectorstore.documents import Chunk, Document
+from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names
 from pplx_vectorstore.points import derive_point_id
-from pplx_vectorstore.readers import (
-    SOURCE_KEY,
-    as_text,
-    locate_file,
-    name_file,
-    number_lines,
-    possible_names,
-    read_document,
-)
 
 if TYPE_CHECKING:
-    from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.documents import StoredChunk
     from pplx_vectorstore.store import VectorStore
 
@@ -95,37 +85,6 @@ def find_names(opened: VectorStore, files: Sequence[Path], root: Path | None) ->
     return Names(roots, sorted(without_root), replaced)
 
 
-class Reading:
-    """Reads files one by one as they are indexed; knows how many there are.
-
-    Args:
-        files: The files.
-        names: Theirs.
-        chunker: Cuts them, so that chunks know their lines.
-        skipped: Receives the files that cannot be read, each with the reason.
-    """
-
-    def __init__(self, files: Sequence[Path], names: Names, chunker: Chunker, skipped: list[tuple[Path, str]]) -> None:
-        self._files = files
-        self._names = names
-        self._chunker = chunker
-        self._skipped = skipped
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[Document]:
-        for file in self._files:
-            try:
-                document = read_document(file, self._names.roots[file])
-            except UnreadableFileError as error:
-                self._skipped.append((file, str(error)))
-                continue
-            text = document.text or ""
-            chunks = number_lines(file, text, self._chunker.split(text, document.format))
-            yield replace(document, text=None, chunks=chunks)
-
-
 def find_gone(opened: VectorStore, paths: Sequence[Path], found: Sequence[Path], root: Path | None) -> list[str]:
     """Find the documents of files that were indexed from below these paths, and are there no longer.
 
@@ -151,6 +110,26 @@ def find_below(opened: VectorStore, path: Path) -> list[str]:
     """Find the documents that were read from a file, or from the files below a folder, there or not."""
     is_below = _is_below([path])
     return [document_id for document_id, file in _recorded_files(opened) if is_below(file)]
+
+
+def find_changed(opened: VectorStore, documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents, made of files, that a store lacks or has with other text."""
+    for document in documents:
+        chunks = [chunk for chunk in document.chunks or () if isinstance(chunk, Chunk)]
+        point_ids = [derive_point_id(document.id, index, opened.tenant) for index in range(len(chunks))]
+        stored = {chunk.chunk_index: chunk for chunk in opened.get(point_ids)}
+        same = sum(
+            (one.text, one.start, one.end, one.chunk_count) == (chunk.text, chunk.start, chunk.end, len(chunks))
+            for index, chunk in enumerate(chunks)
+            if (one := stored.get(index)) is not None
+        )
+        if same != len(chunks):
+            yield document
+
+
+def find_recorded(opened: VectorStore) -> list[str]:
+    """Find the documents that were read from files."""
+    return [document_id for document_id, _ in _recorded_files(opened)]
 
 
 def _is_below(paths: Sequence[Path]) -> Callable[[Path], bool]:

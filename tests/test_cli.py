@@ -44,7 +44,7 @@ def test_index_search_info_delete(corpus, tmp_path):
     indexed = corpus("index", "docs", *MODEL)
     assert indexed.exit_code == 0, indexed.output
     assert indexed.stdout == "indexed 2 documents, 2 chunks\n.pplx-vectorstore now holds 2 chunks\n"
-    assert "skipped docs/photo.jpg: is binary" in indexed.stderr
+    assert indexed.stderr == "left out: 1 picture (--verbose names them)\n"
 
     # The store remembers its model.
     found = corpus("search", "What do happy cats do?", "-k", "1")

@@ -37,6 +37,7 @@ from pplx_vectorstore.errors import (
     SchemaMismatchError,
     StoreError,
     StoreNotFoundError,
+    StoreReadOnlyError,
     UnsupportedFilterError,
 )
 from pplx_vectorstore.operations import access
@@ -861,3 +862,20 @@ def test_scrolling_gives_every_point_once(both_clients):
         if offset is None:
             break
     assert seen == [point_id(i) for i in range(N_POINTS)]
+
+
+def test_metadata_is_added_key_by_key(folder, hash_encoder):
+    with VectorStore.open(folder, encoder=hash_encoder(64)) as store:
+        store.add([Document(id="a", chunks=["one"])])
+    with EdgeClient(folder) as client:
+        before = client.get_collection("documents").config.metadata
+        client.update_collection("documents", metadata={"x": {"y": 1}})
+        client.update_collection("documents", metadata={"z": 2})
+        assert client.get_collection("documents").config.metadata == {**before, "x": {"y": 1}, "z": 2}
+        with pytest.raises(StoreNotFoundError):
+            client.update_collection("other", metadata={})
+    with VectorStore.open(folder, encoder=hash_encoder(64)) as store:
+        assert store.count() == 1
+    with EdgeClient(folder, read_only=True) as client, pytest.raises(StoreReadOnlyError):
+        client.update_collection("documents", metadata={})
+    assert [path.name for path in folder.glob("documents/*.new")] == []

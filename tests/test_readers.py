@@ -1,218 +1,317 @@
-import os
+"""Text, tables, notebooks and messages; what is no document; and where chunks are."""
+
+import csv
+import io
+import json
 import sys
-from pathlib import Path
 
 import pytest
+from file_samples import ipynb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pplx_vectorstore import Chunk
-from pplx_vectorstore.errors import InvalidInputError, UnreadableFileError
+from pplx_vectorstore.errors import UnreadableFileError
 from pplx_vectorstore.readers import (
     FORMATS,
-    find_files,
-    locate_file,
-    name_file,
-    number_lines,
-    possible_names,
-    read_document,
+    Content,
+    ReaderOptions,
+    kind_by_content,
+    kind_by_name,
+    label_chunks,
+    read_content,
 )
+from pplx_vectorstore.readers.front_matter import split_front_matter
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def read(name, data, **options):
+    return read_content(name, data if isinstance(data, bytes) else data.encode(), ReaderOptions(**options))
 
 
-def test_folders_are_walked_without_what_nobody_wants(here):
-    for name in (
-        "b.md",
-        "a.txt",
-        "sub/c.py",
-        ".hidden/x.md",
-        ".env",
-        "node_modules/m.js",
-        "__pycache__/c.pyc",
-        "venv/pyvenv.cfg",
-        "venv/lib.py",
-        "index/documents/collection.json",
-    ):
-        path = here / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("text")
-    found = [path.as_posix() for path in find_files(["."], skip=Path("index"))]
-    assert found == ["a.txt", "b.md", "sub/c.py"]
-
-
-def test_a_file_given_twice_or_hidden_is_read_once(here):
-    (here / ".notes").write_text("text")
-    (here / "link").symlink_to(".notes")
-    assert [str(path) for path in find_files([".notes", "link", ".notes"])] == [".notes"]
-
-
-def test_a_missing_path_is_refused(here):
-    with pytest.raises(InvalidInputError, match="no file or folder 'gone'"):
-        list(find_files(["gone"]))
-
-
-@pytest.mark.parametrize(("suffix", "format_"), [*FORMATS.items(), (".rst", "text"), (".txt", "text"), ("", "text")])
-def test_the_suffix_decides_how_a_file_is_cut(here, suffix, format_):
-    path = here / f"file{suffix}"
-    path.write_bytes("größe\r\nzwei\n".encode())
-    document = read_document(path, here)
-    assert document.format == format_
-    assert document.text == "größe\r\nzwei\n"  # line ends stay, so that offsets are those of the file
-    assert document.id == f"file{suffix}"
-    assert document.metadata == {"source": f"file{suffix}", "root": here.resolve().as_posix()}
-
-
-def test_an_id_is_relative_to_a_root_that_holds_the_file_whatever_the_current_folder(here, monkeypatch):
-    file = here / "project" / "docs" / "a.txt"
-    file.parent.mkdir(parents=True)
-    file.write_text("x")
-    (here / "link").symlink_to(file.parent)
-    absolute = file.resolve().as_posix()
-    for folder in (here, file.parent):
-        monkeypatch.chdir(folder)
-        for spelled in (
-            file,
-            Path(os.path.relpath(file)),
-            here / "link" / "a.txt",
-            here / "link" / ".." / "docs/a.txt",
-        ):
-            assert name_file(spelled, here / "project") == "docs/a.txt"
-            assert name_file(spelled, here / "link") == "a.txt"
-            assert name_file(spelled) == name_file(spelled, Path("/")) == absolute
-            assert name_file(spelled, here / "elsewhere") == absolute
-    assert read_document(file, here / "elsewhere").metadata == {"source": absolute, "root": "/"}
-    names = possible_names(here / "link" / "a.txt")
-    assert names[0] == absolute
-    assert {"docs/a.txt", "a.txt", "project/docs/a.txt"} < set(names)
-
-
-def test_where_a_document_was_read_from_is_what_it_says_and_nothing_else():
-    assert locate_file("docs/a.txt", {"source": "docs/a.txt", "root": "/p"}) == Path("/p/docs/a.txt")
-    assert locate_file("/q/a.txt", {"source": "/q/a.txt", "root": "/"}) == Path("/q/a.txt")
-    for metadata in ({}, {"root": "/p"}, {"source": "docs/a.txt"}, {"source": "b", "root": "/p"}, {"source": 1}):
-        assert locate_file("docs/a.txt", metadata) is None
-    assert locate_file("docs/a.txt", {"source": "docs/a.txt", "root": 7}) is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such file name")
-def test_a_file_name_that_is_no_utf8_gets_a_usable_id(here):
-    path = here / os.fsdecode(b"caf\xe9.txt")
-    path.write_text("text")
-    assert read_document(path, here).id == "caf\\xe9.txt"
-
-
-def test_byte_order_marks_are_understood(here):
-    for encoding in ("utf-8-sig", "utf-16"):
-        path = here / f"{encoding}.txt"
-        path.write_bytes("grün".encode(encoding))
-        assert read_document(path).text == "grün"
+def refuse(name, data, **options):
+    with pytest.raises(UnreadableFileError) as caught:
+        read(name, data, **options)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "reason"),
+    ("suffix", "format_"), [*FORMATS.items(), (".rst", "text"), (".tex", "text"), (".txt", "text"), ("", "text")]
+)
+def test_the_suffix_decides_how_text_is_cut(suffix, format_):
+    content = read(f"file{suffix}", "größe\r\nzwei\n")
+    assert (content.format, content.first_line) == (format_, 1)
+    assert content.text == "größe\r\nzwei\n"  # line ends stay, so that offsets are those of the file
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_are_understood(encoding):
+    content = read("a.txt", "grün".encode(encoding))
+    assert (content.text, content.notes) == ("grün", [])
+    assert read("a.txt", "grün".encode(encoding), encoding="latin-1").text == "grün"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guessed"),
     [
-        ("a.bin", b"\x00\x01\x02", "is binary"),
-        ("a.txt", "café".encode("latin-1"), "is not UTF-8 text"),
-        ("a.txt", b"", "holds no text"),
-        ("a.txt", b" \n\t ", "holds no text"),
-        ("a.html", b"<html><script>x()</script></html>", "holds no text"),
-        ("a.pdf", b"no pdf at all", "is a PDF that cannot be read"),
-        ("a.pdf", b"%PDF-1.4\n%%EOF", "is a PDF that cannot be read"),
+        ("Ein Café in der Größe eines Bären.", "latin-1", "cp1252"),
+        ("“Quoted” — with dashes", "cp1252", "cp1252"),
+        ("Привет, мир! Это текст на русском языке.", "cp1251", "cp1251"),
+        ("これは日本語のテキストです。長い文章です。", "shift_jis", "cp932"),
     ],
 )
-def test_unreadable_files_say_why(here, name, data, reason):
-    (here / name).write_bytes(data)
-    with pytest.raises(UnreadableFileError, match=reason):
-        read_document(here / name)
+def test_an_encoding_that_is_not_declared_is_guessed_and_said(text, encoding, guessed):
+    content = read("a.txt", text.encode(encoding))
+    assert content.text == text
+    assert content.notes == [f"is not UTF-8, and was read as {guessed}; if it is not, give --encoding"]
+    asked = read("a.txt", text.encode(encoding), encoding=encoding)
+    assert (asked.text, asked.notes) == (text, [])
 
 
-def test_html_nested_too_deep_is_one_unreadable_file(here):
-    (here / "a.html").write_text("<div>" * 5000 + "text")
-    with pytest.raises(UnreadableFileError, match="is HTML that cannot be read"):
-        read_document(here / "a.html")
+def test_damaged_utf8_stays_utf8():
+    content = read("a.txt", "größer ".encode() * 100 + b"\xff tail")
+    assert content.text == "größer " * 100 + "\ufffd tail"
+    assert content.notes == ["1 of its characters are damaged UTF-8, and became \ufffd"]
 
 
-def test_a_page_that_looks_like_an_address_gives_no_warning(here):
-    (here / "a.html").write_text("https://example.org/page")
-    assert read_document(here / "a.html").text == "https://example.org/page"
+@pytest.mark.parametrize(
+    ("name", "data", "options", "reason"),
+    [
+        ("a.bin", b"\x00\x01\x02", {}, "is binary"),
+        ("a.txt", b"", {}, "holds no text"),
+        ("a.txt", b" \n\t ", {}, "holds no text"),
+        ("a.html", b"<html><script>x()</script></html>", {}, "holds no text"),
+        ("a.txt", b"caf\xe9", {"encoding": "utf-8"}, "is not UTF-8 text (byte 3 is 0xe9)"),
+        ("a.txt", b"a\0\0\0b", {}, "is binary"),
+        ("a.csv", b"\x00", {}, "is binary"),
+        ("a.jsonl", b"no\njson", {}, "holds no JSON: line 1 is none"),
+        ("a.ipynb", b"{", {}, "is a notebook whose JSON is broken"),
+        ("a.ipynb", b"[" * 100_000, {}, "is a notebook whose JSON is broken"),
+        ("a.ipynb", b"{}", {}, "is no notebook"),
+        ("a.eml", b"just text", {}, "is no e-mail message"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", {}, "save it as .docx"),
+    ],
+)
+def test_unreadable_files_say_why(name, data, options, reason):
+    assert reason in refuse(name, data, **options)
 
 
-def test_what_cannot_be_entered_or_followed_is_reported(here):
-    (here / "loop").mkdir()
-    (here / "loop" / "again").symlink_to(here)
-    (here / "loop" / "broken").symlink_to("gone")
-    os.mkfifo(here / "loop" / "pipe")
-    reasons = {}
-    for path in find_files(["."]):
-        with pytest.raises(UnreadableFileError) as caught:
-            read_document(path)
-        reasons[path.as_posix()] = str(caught.value)
-    assert reasons == {
-        "loop/again": "is a folder that is linked to or may not be entered",
-        "loop/broken": "No such file or directory",
-        "loop/pipe": "is no regular file",
-    }
+def test_without_the_extra_an_encoding_is_not_guessed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "charset_normalizer", None)
+    message = refuse("a.txt", "Größe".encode("latin-1"))
+    assert "give its --encoding" in message
+    assert "pip install 'pplx-vectorstore[documents]'" in message
 
 
-def test_html_becomes_markdown_with_its_title_apart(here):
-    (here / "page.html").write_text(
-        "<html><head><title>The page</title><style>p {}</style></head>"
-        "<body><h2>Cats</h2><p>They <b>purr</b>.</p><script>evil()</script></body></html>"
+def test_pictures_within_text_are_left_out():
+    assert read("a.md", "A ![cat](data:image/png;base64,iVBORw0KGgo=) here").text == "A ![cat]() here"
+
+
+@pytest.mark.parametrize(
+    ("written", "metadata"),
+    [
+        ('---\ntitle: "A: b"\ntags: [x, \'y z\', 3]\nyear: 2020\ndraft: true\nshare: 0.5\nnone:\n---\n',
+         {"title": "A: b", "tags": ["x", "y z", 3], "year": 2020, "draft": True, "share": 0.5, "none": None}),
+        ("---\r\nlist:\r\n  - a\r\n- b # remark\r\n# remark\r\n...\r\n", {"list": ["a", "b"]}),
+        ("---\nauthor:\n  name: Ada\n  born: 1815\nx: 1\n---\n", {"author": "  name: Ada\n  born: 1815", "x": 1}),
+        ("---\ntext: |\n  one\n  two\n---\n", {"text": "|\n  one\n  two"}),
+        ('+++\ntitle = "T"\ndate = 2020-01-01\nn = 99999999999999999999\n[a]\nb = 1\n+++\n',
+         {"title": "T", "date": "2020-01-01", "n": "99999999999999999999", "a": '{"b": 1}'}),
+    ],
+)  # fmt: skip
+def test_front_matter_is_metadata(written, metadata):
+    content = read("a.md", written + "# Heading\n")
+    assert content.metadata == metadata
+    assert content.text == "# Heading\n"
+    assert content.first_line == written.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["---\nNo front matter, but a line.\n---\n", "---\nopen: 1\n", "+++\nbad\n+++\n", "a\n---\nb: 1\n---\n"]
+)
+def test_what_only_looks_like_front_matter_is_text(text):
+    assert split_front_matter(text) == (text, 1, {})
+    assert read("a.txt", "---\na: 1\n---\n").text == "---\na: 1\n---\n"
+
+
+@given(st.text(alphabet="ab:-[]'\",# \n\t0.{}|&*\\", max_size=60))
+def test_any_front_matter_is_stored_or_stays(inside):
+    text = f"---\n{inside}\n---\nrest"
+    rest, first_line, metadata = split_front_matter(text)
+    assert text.endswith(rest)
+    assert text.split("\n")[first_line - 1 :] == rest.split("\n")
+    json.dumps(metadata, allow_nan=False)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_table_is_records_with_their_header(separator):
+    rows = [["name", "said", "n"], ["Ada", '"It, is; a | b\t"', "1"], ["", "", ""], ["Alan", '"two\nlines"', "2"]]
+    content = read("a.csv", "\r\n".join(separator.join(row) for row in rows))
+    assert content.text == "name: Ada\nsaid: It, is; a | b\nn: 1\n\nname: Alan\nsaid: two lines\nn: 2"
+    assert content.anchors == [(0, {"row": 2}), (content.text.index("name: Alan"), {"row": 4})]
+
+
+def test_tables_without_header_and_of_uneven_rows():
+    assert read("a.tsv", "1\t2\n3\t4\t5").text == "A: 1\nB: 2\n\nA: 3\nB: 4\nC: 5"
+    assert read("a.csv", "name,born\n").text == "name, born"
+    assert read("a.csv", "one\ntwo words\n").text == "one: two words"
+    assert "Größe: 1" in read("a.csv", "Größe;x\n1;2".encode("cp1252")).text
+    assert read("a.csv", 'a,b\n1,"open').text == "a: 1\nb: open"
+
+
+def test_the_text_of_a_table_may_be_in_a_column():
+    data = 'id,body\n1,"First.\n\nSecond."\n2,Third.\n'
+    content = read("a.csv", data, text_columns=("body",))
+    assert content.text == "First.\nSecond.\n\nThird."
+    assert [values["row"] for _, values in content.anchors] == [2, 3]
+    assert "has no column text to take the text from; it has: id, body" in refuse("a.csv", data, text_columns=("text",))
+    lines = '{"id": 1, "body": {"text": "One."}}\n{"id": 2}'
+    assert read("a.jsonl", lines, text_columns=("body.text",)).text == "One."
+
+
+def test_json_lines():
+    content = read(
+        "a.jsonl", '{"a": {"b": 1}, "t": "x\\ny", "l": [1, "z"]}\n\nbad\n[{"c": null}, {"c": true}]\n"text"\n'
     )
-    document = read_document(here / "page.html")
-    assert document.text == "## Cats\n\nThey **purr**."
-    assert document.metadata == {"source": document.id, "root": "/", "title": "The page"}
-    assert document.format == "markdown"
+    assert content.text == "a.b: 1\nt: x y\nl: 1, z\n\nc: true\n\nvalue: text"
+    assert [values["row"] for _, values in content.anchors] == [1, 4, 5]
+    assert content.losses == ["line 3 is no JSON"]
 
 
-def test_the_text_layer_of_a_pdf_is_read(here):
-    (here / "doc.pdf").write_bytes(make_pdf("Hello from a page"))
-    assert read_document(here / "doc.pdf").text == "Hello from a page"
+def test_notebooks_of_both_formats():
+    picture = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo", "text/html": "<b>"}}
+    table = {"output_type": "execute_result", "data": {"text/html": "<table>", "text/plain": ["a  b\n", "1  2"]}}
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "bad", "traceback": ["\x1b[31m"]}
+    printed = {"output_type": "stream", "text": "\x1b[1mhello\x1b[0m\n"}
+    new = ipynb(
+        {"cell_type": "markdown", "source": ["# Title\n", "text ![p](data:image/png;base64,AA==)"]},
+        {"cell_type": "code", "source": "print(1)", "outputs": [printed, picture, table, error]},
+        {"cell_type": "code", "source": "", "outputs": []},
+        {"cell_type": "raw", "source": "raw"},
+    )
+    content = read("a.ipynb", new)
+    assert content.text == (
+        "# Title\ntext ![p]()\n\n```python\nprint(1)\n```\n\n```\nhello\na  b\n1  2\nValueError: bad\n```\n\nraw"
+    )
+    assert [values["cell"] for _, values in content.anchors] == [1, 2, 4]
+    old = ipynb(
+        {"cell_type": "heading", "level": 2, "source": "Part"},
+        {"cell_type": "code", "input": "1 + 1", "outputs": [{"output_type": "pyout", "text": ["2"]}]},
+        version=3,
+    )
+    assert read("a.ipynb", old).text == "## Part\n\n```python\n1 + 1\n```\n\n```\n2\n```"
+    long = ipynb({"cell_type": "code", "source": "x", "outputs": [{"output_type": "stream", "text": "y" * 5000}]})
+    assert read("a.ipynb", long).notes == ["has long outputs, which were shortened: of cells 1"]
 
 
-def test_a_pdf_without_text_says_so(here):
-    (here / "scan.pdf").write_bytes(make_pdf(""))
-    with pytest.raises(UnreadableFileError, match="holds no text \\(a scan\\?\\)"):
-        read_document(here / "scan.pdf")
+def test_messages():
+    data = (
+        "From: Ada <ada@example.org>\nTo: Alan\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\nDate: Fri, 1 Jan 2021 00:00 +0000"
+        '\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="B"\n\n--B\nContent-Type: multipart/alternative; '
+        'boundary="C"\n\n--C\nContent-Type: text/plain; charset=latin-1\nContent-Transfer-Encoding: quoted-printable\n'
+        "\nSch=F6n.\n--C\nContent-Type: text/html\n\n<p>Pretty.\n--C--\n--B\nContent-Type: application/pdf\n"
+        'Content-Disposition: attachment; filename="a.pdf"\n\nx\n--B--\n'
+    )
+    content = read("a.eml", data)
+    assert content.text.startswith("# Grüße\n\nFrom: Ada <ada@example.org>\nTo: Alan\nDate: Fri, 01 Jan 2021")
+    assert content.text.endswith("\n\nSchön.")
+    assert content.metadata == {"title": "Grüße"}
+    assert content.notes == ["has attachments, which are not read: a.pdf"]
+    page = "From: x\nContent-Type: text/html; charset=utf-8\n\n<p>Only <b>HTML</b>"
+    assert read("a.eml", page).text == "From: x\n\nOnly **HTML**"
 
 
-def test_a_missing_extra_is_named(here, monkeypatch):
-    (here / "page.html").write_text("<p>x</p>")
-    monkeypatch.setitem(sys.modules, "bs4", None)
-    with pytest.raises(UnreadableFileError, match=r"pip install 'pplx-vectorstore\[html\]'"):
-        read_document(here / "page.html")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("logo.SVG", "picture"), ("app.min.js", "minified"), ("app.js.map", "minified"), ("yarn.lock", "lock file"),
+        ("package-lock.json", "lock file"), ("poetry.lock", "lock file"), ("id_rsa", "key or certificate"),
+        ("server.pem", "key or certificate"), ("a.sqlite", "data"), ("m.safetensors", "data"), ("a.tar.gz", "archive"),
+        ("x.pyc", "program"), ("f.woff2", "font"), ("film.mp4", "sound or film"),
+        ("notes.md", None), ("lock", None), ("Makefile", None), ("a.pdf", None), ("min.js", None), ("data", None),
+    ],
+)  # fmt: skip
+def test_what_is_no_document_by_its_name(name, kind):
+    assert kind_by_name(name) == kind
 
 
-def test_chunks_know_their_first_line(here):
+def test_what_is_no_document_by_its_content():
+    assert kind_by_content("notes.txt", b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl") == "key or certificate"
+    assert kind_by_content("tls.md", b"Write -----BEGIN PRIVATE KEY----- first") is None
+    assert kind_by_content("a.js", b"var a=function(b){return b};" * 500) == "minified"
+    assert kind_by_content("a.js", b"var a = 1;\n" * 2000) is None
+    assert kind_by_content("a.txt", b"Words of prose without an end of line. " * 500) is None
+
+
+def chunks_of(text, *pieces):
+    found = []
+    for piece in pieces:
+        start = text.index(piece, found[-1].end if found else 0)
+        found.append(Chunk(text=piece, start=start, end=start + len(piece)))
+    return found
+
+
+def labels(content, *pieces):
+    return [chunk.metadata for chunk in label_chunks(content, chunks_of(content.text, *pieces))]
+
+
+def test_chunks_know_their_first_line():
     text = "one\r\ntwo\n\nthree\nfour"
-    pieces = ["one", "two\n\nthree", "four"]
-    chunks = [Chunk(text=piece, start=text.index(piece), end=text.index(piece) + len(piece)) for piece in pieces]
-    numbered = number_lines(Path("f.txt"), text, chunks)
-    assert [chunk.metadata for chunk in numbered] == [{"line": 1}, {"line": 2}, {"line": 5}]
-    assert [(chunk.text, chunk.start) for chunk in numbered] == [(chunk.text, chunk.start) for chunk in chunks]
-    for name in ("page.HTML", "paper.pdf"):  # the lines are not those of the file
-        assert number_lines(Path(name), text, chunks) == chunks
+    pieces = ("one", "two\n\nthree", "four")
+    assert labels(Content(text=text, first_line=1), *pieces) == [{"line": 1}, {"line": 2}, {"line": 5}]
+    assert labels(Content(text=text, first_line=4), *pieces)[0] == {"line": 4}
+    assert labels(Content(text=text), *pieces) == [{}, {}, {}]
 
 
-def make_pdf(text):
-    """Write a one-page PDF with a text layer, by hand."""
-    content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+def test_chunks_know_where_they_begin_and_end():
+    content = Content(text="aa\n\nbb\n\ncc", anchors=[(0, {"page": 1}), (4, {"page": 2}), (8, {"page": 4})])
+    assert labels(content, "aa", "bb\n\ncc") == [{"page": 1, "page_end": 1}, {"page": 2, "page_end": 4}]
+    sheets = Content(
+        text="aa\n\nbb\n\ncc",
+        anchors=[(0, {"sheet": "S", "row": 2}), (4, {"sheet": "S", "row": 3}), (8, {"sheet": "T", "row": 1})],
+    )
+    assert labels(sheets, "aa\n\nbb", "cc") == [
+        {"sheet": "S", "row": 2, "row_end": 3},
+        {"sheet": "T", "row": 1, "row_end": 1},
     ]
-    out = b"%PDF-1.4\n"
-    offsets = []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    xref = len(out)
-    out += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    out += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, xref)
+    assert labels(sheets, "bb\n\ncc") == [{"sheet": "S", "row": 3, "row_end": 3}]
+
+
+def test_chunks_know_the_headings_above():
+    text = (
+        "before\n\n# A **b** `c`\n\ntext\n\n## B [l](x)\r\nmore\n\n> # quoted\n\nSet\u2028x\n===\n\n```\n# code\n```\n"
+        "\n### C\n\x0b# D\nend"
+    )
+    content = Content(text=text, format="markdown")
+    found = labels(content, "before", "# A **b**", "text", "more", "# quoted", "# code", "end")
+    assert found == [
+        {},
+        {"heading": ["A b c"]},
+        {"heading": ["A b c"]},
+        {"heading": ["A b c", "B l"]},
+        {"heading": ["A b c", "B l"]},
+        {"heading": ["Set x"]},
+        {"heading": ["Set x", "C"]},
+    ]
+    assert labels(Content(text="# no Markdown"), "# no Markdown") == [{}]
+
+
+CELLS = st.text(alphabet='ab,;|\t"\n é', max_size=8).map(lambda text: f"w{text}w")
+
+
+@given(
+    st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=8),
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_every_cell_of_a_table_is_in_its_row(rows, separator, encoding):
+    written = io.StringIO()
+    writer = csv.writer(written, delimiter=separator, quoting=csv.QUOTE_ALL)
+    writer.writerows([["first", "second", "third"], *rows])
+    content = read("a.csv", written.getvalue().encode(encoding))
+    starts = [at for at, _ in content.anchors]
+    assert [values["row"] for _, values in content.anchors] == list(range(2, len(rows) + 2))
+    for row, start, stop in zip(rows, starts, [*starts[1:], None], strict=True):
+        record = [
+            f"{name}: {' '.join(cell.split())}" for name, cell in zip(("first", "second", "third"), row, strict=True)
+        ]
+        assert content.text[start:stop].strip().splitlines() == record

@@ -9,9 +9,11 @@ import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote
 
 import pytest
 import typer
+from file_samples import epub
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -150,40 +152,20 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def unsupported_pdf():
-    """A PDF that makes its reader fail with a message of the file's own choice."""
-    name = b"".join(b"#%02x" % byte for byte in HOSTILE.encode())
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
-        b"<< /Length 1 /Filter /" + name + b" >>\nstream\nx\nendstream",
-    ]
-    out = b"%PDF-1.4\n"
-    offsets = []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    xref = len(out)
-    out += b"xref\n0 5\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + b"trailer << /Size 5 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % xref
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such file names")
 def test_files_with_hostile_names_and_contents(run):
     folder = Path("docs") / NAME
     folder.mkdir(parents=True)
     (folder / f"{NAME}.txt").write_text(HOSTILE + " Cats purr.")
     (folder / f"{NAME}.html").write_text(f"<title>{HOSTILE}</title><p>{HOSTILE}")
-    (folder / f"{NAME}.bin").write_bytes(b"\0")
-    (folder / os.fsdecode(b"\xe9\x1b.bin")).write_bytes(b"\0")
-    (folder / "paper.pdf").write_bytes(unsupported_pdf())
+    (folder / f"{NAME}.blob").write_bytes(b"\0")
+    (folder / os.fsdecode(b"\xe9\x1b.blob")).write_bytes(b"\0")
+    (folder / "book.epub").write_bytes(epub({"one": "<p>One", quote(HOSTILE, safe=""): "<p>Two"}))
     (Path("docs") / f"{NAME}-link").symlink_to(folder.resolve())
     indexed = run("index", "docs", "--model", "all-minilm-l6-v2")
     assert "skipped docs/x" in indexed.stderr
-    reason = [line for line in indexed.stderr.splitlines() if "paper.pdf" in line]
-    assert "owned" in reason[0].rpartition("paper.pdf")[2]  # what the reader of PDF says is what the file says
+    reason = [line for line in indexed.stderr.splitlines() if "book.epub" in line]
+    assert "owned" in reason[0].rpartition("book.epub")[2]  # the name of a part, as the book has it
     for options in ([], ["--full"], ["--json"], ["--context", "1", "--full"], ["--by-document", "--hybrid"]):
         assert "owned" in run("search", f"{HOSTILE} cats", *options).stdout
     assert "owned" in run("documents").stdout
@@ -192,8 +174,8 @@ def test_files_with_hostile_names_and_contents(run):
     ids = [one["id"] for one in json.loads(run("documents", "--json").stdout)]
     assert "owned" in run("delete", ids[0]).stdout
     assert "owned" in run("delete", HOSTILE, code=1).stderr
-    assert run("delete", "docs").stdout == "deleted docs (1 document)\n"
-    run("index", folder / f"{NAME}.bin", code=1)
+    assert run("delete", "docs").stdout == "deleted docs (2 documents)\n"
+    run("index", folder / f"{NAME}.blob", code=1)
     run("index", NAME, code=1)
 
 

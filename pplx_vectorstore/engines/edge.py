@@ -4,7 +4,7 @@ On disk::
 
     FOLDER/
       <collection>/
-        collection.json     vector settings and metadata; written once, last
+        collection.json     vector settings and metadata; written last, and replaced whole
         current             which of the folders below is the current one; absent until the first index
         unindexed           most points that the index lacks; absent while somebody writes
         lock, waiting, holder   whose turn it is to have the files, of several processes
@@ -169,10 +169,7 @@ class EdgeClient:
             edge.EdgeShard.create(str(new / shard_files.FIRST), config).close()
         shard_files.keep_log_short(new / shard_files.FIRST)
         shard_files.remove_log(new / shard_files.FIRST)
-        with (new / _SETTINGS).open("w", encoding="utf-8") as file:
-            json.dump(settings, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_json(new / _SETTINGS, settings)
         try:
             new.rename(path)
         except OSError as error:
@@ -197,6 +194,25 @@ class EdgeClient:
                 metadata=settings["metadata"],
             ),
         )
+
+    def update_collection(self, collection_name: str, *, metadata: Mapping[str, Any]) -> bool:
+        """Add to a collection's metadata, key by key; when killed, wholly or not at all."""
+        self._require_writable(collection_name)
+        with self._creating:
+            settings = self._settings(collection_name)
+            path = self._path(collection_name) / _SETTINGS
+            changed = {
+                "vectors": {name: params.model_dump(mode="json") for name, params in settings["vectors"].items()},
+                "metadata": {**settings["metadata"], **metadata},
+            }
+            new = path.with_suffix(f".{os.getpid()}.new")
+            try:
+                _write_json(new, changed)
+                new.replace(path)
+            except OSError as error:
+                new.unlink(missing_ok=True)
+                raise StoreError(f"{path} cannot be changed: {error}") from error
+        return True
 
     def create_payload_index(self, collection_name: str, field_name: str, field_schema: Any) -> None:
         """Index a payload field: by a type such as "keyword", or by index parameters."""
@@ -481,3 +497,11 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)  # another thread of the parent may have had one
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Write a file, and have it on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())

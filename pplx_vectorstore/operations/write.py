@@ -52,7 +52,7 @@ from pplx_vectorstore.points import (
     join_metadata,
     point_id_of,
 )
-from pplx_vectorstore.progress import Advance, show_progress
+from pplx_vectorstore.progress import Advance, CountsBytes, show_progress
 from pplx_vectorstore.quantization import Codes, Quantizer
 from pplx_vectorstore.reports import AddReport, SyncReport
 
@@ -155,7 +155,8 @@ async def _write(
             f"documents must be a list or another iterable of Document, not {type(documents).__name__}"
         )
     total = len(documents) if isinstance(documents, Sized) else None
-    shown = show_progress(total) if progress else contextlib.nullcontext(None)
+    size = documents if isinstance(documents, CountsBytes) else None
+    shown = show_progress(total, size) if progress else contextlib.nullcontext(None)
     with shown as advance, operation() as given_up:
         written = _Written(advance)
         used_before = session.usage

@@ -1,0 +1,126 @@
+"""Files → documents, one by one as they are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pplx_vectorstore.documents import Document, clean_text
+from pplx_vectorstore.errors import UnreadableFileError
+from pplx_vectorstore.file_ids import ROOT_KEY, SOURCE_KEY, as_text, name_file, root_of
+from pplx_vectorstore.readers import Content, ReaderOptions, kind_by_content, label_chunks, read_content
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.chunking import Chunker
+    from pplx_vectorstore.walking import FoundFile, Walk
+
+
+def read_file(path: Path, options: ReaderOptions | None = None, *, is_chosen: bool = True) -> Content | str:
+    """Read a file.
+
+    Args:
+        path: Of any format that `READERS` knows, or text.
+        options: What the file does not say itself.
+        is_chosen: Whether it is to be read whatever it holds.
+
+    Returns:
+        What it says, or, of a file that was not chosen and is no document, what kind of a file it is.
+
+    Raises:
+        UnreadableFileError: It is binary, broken, holds no text, or needs an extra.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(error.strerror or str(error)) from error
+    kind = None if is_chosen else kind_by_content(path.name, data)
+    return kind or read_content(path.name, data, options or ReaderOptions())
+
+
+def make_document(path: Path, root: Path | None, content: Content, chunker: Chunker) -> Document:
+    """Make a document of what a file says.
+
+    Args:
+        path: Of the file.
+        root: The folder that the document's id is relative to, as `name_file` says.
+        content: What was read.
+        chunker: Cuts it.
+
+    Returns:
+        A document whose id, also under ``metadata["source"]``, is from `name_file`. The root is under
+        ``metadata["root"]``: of an absolute id, that of the file system. What the file says of itself, such as its
+        title, stands beside them, and where it is in the file with each chunk, as `label_chunks` says.
+    """
+    document_id = name_file(path, root)
+    chunks = label_chunks(content, chunker.split(content.text, content.format))
+    metadata = _clean(content.metadata)
+    return Document(
+        id=document_id,
+        chunks=chunks,
+        metadata={**metadata, SOURCE_KEY: document_id, ROOT_KEY: as_text(root_of(path, root))},
+    )
+
+
+class Reading:
+    """Reads files one by one as they are indexed; knows how many there are.
+
+    Args:
+        walk: The files. Receives those that are no documents, or cannot be read, each with the reason.
+        roots: File → the folder that its id is relative to.
+        chunker: Cuts them, so that chunks know where they are.
+        options: Of the readers.
+
+    Attributes:
+        notes: Files, each with what the user may want to know of how it was read.
+        losses: Files, each with the parts of it that could not be read.
+        n_read: Files that became documents.
+        bytes_read: Of the files that were handed out, read or not.
+        bytes: Of all.
+    """
+
+    def __init__(self, walk: Walk, roots: Mapping[Path, Path | None], chunker: Chunker, options: ReaderOptions) -> None:
+        self.notes: list[tuple[Path, str]] = []
+        self.losses: list[tuple[Path, str]] = []
+        self.n_read = 0
+        self.bytes_read = 0
+        self.bytes = sum(file.size for file in walk.files)
+        self._walk = walk
+        self._roots = roots
+        self._chunker = chunker
+        self._options = options
+
+    def __len__(self) -> int:
+        return len(self._walk.files)
+
+    def __iter__(self) -> Iterator[Document]:
+        for file in self._walk.files:
+            self.bytes_read += file.size
+            document = self._read(file)
+            if document is not None:
+                self.n_read += 1
+                yield document
+
+    def _read(self, file: FoundFile) -> Document | None:
+        try:
+            content = read_file(file.path, self._options, is_chosen=file.is_chosen)
+        except UnreadableFileError as error:
+            self._walk.skipped.append((file.path, str(error)))
+            return None
+        if isinstance(content, str):
+            self._walk.leave_out(file.path, content)
+            return None
+        self.notes += [(file.path, note) for note in content.notes]
+        self.losses += [(file.path, loss) for loss in content.losses]
+        return make_document(file.path, self._roots[file.path], content, self._chunker)
+
+
+def _clean(value: Any) -> Any:
+    """Return metadata that can be stored whatever a file says: lone surrogates become U+FFFD."""
+    if isinstance(value, str):
+        return clean_text(value, "metadata")
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_clean(item) for item in value]
+    return value

@@ -1,0 +1,126 @@
+"""CSV, TSV and JSON lines → records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pplx_vectorstore.errors import UnreadableFileError
+from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions
+from pplx_vectorstore.readers.plain import decode
+from pplx_vectorstore.readers.records import column_name, is_header, require_columns, write_record
+
+_DELIMITERS = ",;\t|"
+_SAMPLE_LINES = 20
+_MOST_CHARACTERS_OF_A_CELL = 1 << 24
+
+
+def read_csv(data: bytes, options: ReaderOptions) -> Content:
+    """Read a table whose cells are separated by commas, semicolons, tabs or bars; chunks know their rows.
+
+    A row has the number that a spreadsheet shows: from 1, the header's too.
+
+    Raises:
+        UnreadableFileError: It is no text, or lacks the columns that are asked for.
+    """
+    text, note = decode(data, options)
+    blocks = Blocks()
+    header: list[str] | None = None
+    for number, row in enumerate(_rows(text), 1):
+        if not any(cell.strip() for cell in row):
+            continue
+        if header is None:
+            header = row if is_header(row) else []
+            require_columns((_name(header, index) for index in range(len(row))), options)
+            if header:
+                continue
+        record = ((_name(header, index), cell) for index, cell in enumerate(row))
+        blocks.add(write_record(record, options), {"row": number})
+    if header and not blocks.text:
+        blocks.add(", ".join(name for name in header if name.strip()), {"row": 1})
+    return Content(text=blocks.text, anchors=blocks.anchors, notes=[] if note is None else [note])
+
+
+def read_json_lines(data: bytes, options: ReaderOptions) -> Content:
+    """Read a file with a JSON value in each line; chunks know their rows, which are lines.
+
+    Raises:
+        UnreadableFileError: It is no text, or not JSON, or lacks the keys that are asked for.
+    """
+    text, note = decode(data, options)
+    blocks = Blocks()
+    broken: list[int] = []
+    names: dict[str, None] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = list(_flatten(json.loads(line), ""))
+        except (ValueError, RecursionError):
+            broken.append(number)
+            continue
+        names.update((name, None) for name, _ in record)
+        blocks.add(write_record(record, options), {"row": number})
+    if not blocks.text and broken:
+        raise UnreadableFileError(f"holds no JSON: line {broken[0]} is none")
+    require_columns(names, options)
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return Content(
+        text=blocks.text,
+        anchors=blocks.anchors,
+        notes=[] if note is None else [note],
+        losses=[f"line {broken[0]}{more} is no JSON"] if broken else [],
+    )
+
+
+def _name(header: list[str], index: int) -> str:
+    name = header[index].strip() if index < len(header) else ""
+    return " ".join(name.split()) or column_name(index)
+
+
+def _rows(text: str) -> Iterator[list[str]]:
+    """Yield the rows of a table, whatever they are separated by."""
+    limit = csv.field_size_limit(_MOST_CHARACTERS_OF_A_CELL)
+    try:
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+    except csv.Error as error:
+        raise UnreadableFileError(
+            f"is a table that cannot be read ({error}): does a quote lack its other half?"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _delimiter(text: str) -> str:
+    """Choose what splits the first lines into cells as evenly as possible, and into most of them."""
+    lines = [line for line in itertools.islice(io.StringIO(text), _SAMPLE_LINES) if line.strip()]
+
+    def evenness(delimiter: str) -> tuple[float, int]:
+        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter)]
+        usual = max(set(widths), key=widths.count, default=1)
+        return (widths.count(usual) / len(widths) if usual > 1 else 0.0, usual)
+
+    return max(_DELIMITERS, key=evenness) if lines else ","
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the values within a JSON value as text, each with its path: ``author.name``."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        if all(not isinstance(item, (dict, list)) for item in value):
+            yield name or "value", ", ".join(_scalar(item) for item in value)
+        else:
+            for item in value:
+                yield from _flatten(item, name)
+    else:
+        yield name or "value", _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
