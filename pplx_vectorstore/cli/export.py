@@ -1,0 +1,29 @@
+"""``pplx-vectorstore export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pplx_vectorstore.cli.options import NEAREST, CollectionOption, GrpcPortOption, StoreOption, TenantOption
+from pplx_vectorstore.cli.stores import connect, open_reader, require_fingerprint
+from pplx_vectorstore.collection import DEFAULT_COLLECTION
+from pplx_vectorstore.display import number
+from pplx_vectorstore.terminal import busy, reported_errors, say
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="FILE")],
+    store: StoreOption = NEAREST,
+    grpc_port: GrpcPortOption = None,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+) -> None:
+    """Write all chunks with their codes to a Parquet file."""
+    with reported_errors() as console, connect(store, grpc_port) as client:
+        opened = open_reader(client, collection, require_fingerprint(client, store, collection), tenant)
+        with busy(console, f"exporting to {file}"):
+            chunks = opened.export_parquet(file)
+        say(f"exported {number(chunks, 'chunk')} to {file}")

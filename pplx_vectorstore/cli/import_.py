@@ -1,0 +1,41 @@
+"""``pplx-vectorstore import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pplx_vectorstore.cli.options import (
+    NEAREST,
+    BulkOption,
+    CollectionOption,
+    GrpcPortOption,
+    StoreOption,
+    TenantOption,
+)
+from pplx_vectorstore.cli.stores import bulk_load, connect, index_what_is_not, open_reader
+from pplx_vectorstore.collection import DEFAULT_COLLECTION
+from pplx_vectorstore.display import number
+from pplx_vectorstore.redaction import without_password
+from pplx_vectorstore.terminal import busy, reported_errors, say
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A Parquet file that `export` wrote.", metavar="FILE")],
+    store: StoreOption = NEAREST,
+    grpc_port: GrpcPortOption = None,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+    bulk: BulkOption = False,
+) -> None:
+    """Write an exported file's chunks into an index."""
+    from pplx_vectorstore.operations.transfer import read_exported_fingerprint
+
+    with reported_errors() as console, connect(store, grpc_port) as client:
+        opened = open_reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
+        with bulk_load(console, opened, bulk), busy(console, f"importing {file}"):
+            chunks = opened.import_parquet(file)
+        index_what_is_not(console, client, collection)
+        say(f"imported {number(chunks, 'chunk')} into {without_password(store)}")

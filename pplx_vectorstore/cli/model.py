@@ -1,0 +1,75 @@
+"""How a command loads the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pplx_vectorstore.collection import WEIGHTS_PREFIX
+from pplx_vectorstore.errors import InvalidInputError, UnknownModelError
+from pplx_vectorstore.models import DEFAULT_MODEL, find_spec
+from pplx_vectorstore.terminal import busy
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pplx_vectorstore.collection import Fingerprint
+    from pplx_vectorstore.encoders import ApiEncoder, LateChunkingEncoder
+
+
+def load_model(
+    console: Console, model: str | None, recorded: Fingerprint | None, options: dict[str, Any]
+) -> LateChunkingEncoder | ApiEncoder:
+    """Load the model asked for, or the index's own with the settings that it was written with."""
+    from pplx_vectorstore.encoders import ApiOptions, load_encoder
+
+    name = model or (recorded.source if recorded else DEFAULT_MODEL)
+    settings: dict[str, Any] = {}
+    has_model = recorded is None or recorded.window_tokens > 0  # else its vectors came from elsewhere
+    if not has_model and model is None:
+        raise InvalidInputError(
+            f"the index was written with vectors of {name!r}, which the command line cannot load; open it from "
+            "Python, with the encoder or the embeddings that wrote it"
+        )
+    backend, _, file = (recorded.backend if recorded is not None and has_model else "torch").partition(":")
+    if options.get("backend") not in (None, backend):
+        backend, file = options["backend"], ""
+    onnx_file: str | None = options.get("onnx_file") or file or None
+    # Another model has settings of its own; they differ, and then the store names every difference.
+    if recorded is not None and (model is None or _is_same(model, recorded, backend, onnx_file)):
+        settings = {
+            "dimensions": recorded.dimension,
+            "window_tokens": recorded.window_tokens,
+            "min_context": recorded.min_context,
+            "context_weight": recorded.context_weight,
+            "crest_factor": recorded.crest_factor,
+        }
+        if not str(recorded.revision).startswith(WEIGHTS_PREFIX):
+            settings["revision"] = recorded.revision
+    if model is None and Path(name).is_absolute() and not Path(name).exists():
+        raise UnknownModelError(f"the index's model was in {name}, which is gone; name its new folder with --model")
+    settings |= {option: value for option, value in options.items() if value is not None}
+    settings |= {"backend": backend, "onnx_file": onnx_file}
+    if backend == "api":
+        for of_the_service in ("context_weight", "crest_factor"):
+            settings.pop(of_the_service, None)
+        if recorded is not None and recorded.quantizer == "sign":
+            settings["api"] = ApiOptions(encoding="binary")
+    with busy(console, "loading the model"):
+        encoder: LateChunkingEncoder | ApiEncoder = load_encoder(name, **settings)
+    return encoder
+
+
+def _is_same(model: str, recorded: Fingerprint, backend: str, onnx_file: str | None) -> bool:
+    from pplx_vectorstore.encoders.checkpoints import locate_checkpoint, locate_onnx
+
+    if recorded.source in (model, str(Path(model).resolve())):
+        return True
+    known = find_spec(model)
+    if known is not None:
+        return known.name == recorded.model
+    if not Path(model).is_dir():
+        return False
+    if backend == "onnx":
+        return locate_onnx(model, file=onnx_file).revision == recorded.revision
+    return locate_checkpoint(model).revision == recorded.revision

@@ -1,0 +1,63 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_STORE_NAME = ".pplx-vectorstore"
+NEAREST = ""  # the option's default; no folder has that name
+
+
+def find_store(given: str) -> str:
+    """Return the store that is meant: without one, the nearest from the current folder upwards, or a new one here."""
+    if given != NEAREST:
+        return given
+    here = Path.cwd()
+    nearest = next((folder for folder in (here, *here.parents) if (folder / _STORE_NAME).is_dir()), here)
+    return os.path.relpath(nearest / _STORE_NAME)
+
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="Folder of the index, or URL of a Qdrant server.",
+        metavar="FOLDER|URL",
+        callback=find_store,
+        show_default=f"{_STORE_NAME} here or above",
+    ),
+]
+GrpcPortOption = Annotated[
+    int | None,
+    typer.Option("--grpc-port", help="Port of the server's gRPC: send points and searches over that.", metavar="PORT"),
+]
+CollectionOption = Annotated[str, typer.Option("--collection", help="Collection in the index.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose documents, in a collection with tenants.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
+DtypeOption = Annotated[str, typer.Option(help="bfloat16, float32, or auto.")]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        help="torch, onnx, or api (hosted; key from PERPLEXITY_API_KEY); by default the index's own, or torch."
+    ),
+]
+OnnxFileOption = Annotated[
+    str | None, typer.Option(help="model, model_quantized or model_q4; by default the first there is.")
+]
+
+BulkOption = Annotated[
+    bool,
+    typer.Option(
+        "--bulk", help="Index nothing while writing, and all of it afterwards: for hundreds of thousands of chunks."
+    ),
+]
+
+
+def is_url(store: str) -> bool:
+    """Tell whether a store is on a server, not in a folder."""
+    return store.startswith(("http://", "https://"))
