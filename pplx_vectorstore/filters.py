@@ -20,6 +20,9 @@ WHY_INEXACT = (
 )
 
 _BOUNDS = {"$gt", "$gte", "$lt", "$lte"}
+_JOINING = ("$and", "$or", "$not")
+# Of filters within filters; deeper ones come from programs gone astray, and engines refuse or overflow.
+_MOST_LEVELS = 32
 
 
 def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002
@@ -34,6 +37,8 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
             taken literally, dots and all. A field that no point has matches nothing. A whole number
             matches whole numbers, a float both: 10 does not match a stored 10.0, but 10.0 matches 10.
             A float or a bound from 2**53 to 2**63 in magnitude, where comparing is not exact, is refused.
+            Beside the fields, ``$or`` and ``$and`` take a list of such dicts, and ``$not`` takes one: it keeps what
+            that dict does not, chunks without the field included.
 
     Raises:
         UnsupportedFilterError: A value, an operator or a key cannot be matched.
@@ -47,13 +52,7 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
             f"filter must be a dict of metadata conditions or a qdrant_client.models.Filter, "
             f"not {type(filter).__name__}"
         )
-    operators = [key for key in filter if isinstance(key, str) and key.startswith("$")]
-    if operators:
-        raise UnsupportedFilterError(
-            f"filter begins with the operator {operators[0]!r}; operators stand within a field, as in "
-            "{'year': {'$gte': 2020}}"
-        )
-    conditions = [condition for key, value in filter.items() for condition in _conditions((key,), value)]
+    conditions = _of_filter(filter, 0)
     return models.Filter(must=conditions) if conditions else None
 
 
@@ -92,6 +91,46 @@ def is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _of_filter(given: Mapping[Any, Any], level: int) -> list[Any]:
+    """Return the conditions of a filter, all of which must hold."""
+    if level > _MOST_LEVELS:
+        raise UnsupportedFilterError(f"filter is nested more than {_MOST_LEVELS} levels deep; flatten it")
+    conditions: list[Any] = []
+    for key, value in given.items():
+        if key in _JOINING:
+            conditions.append(_join(key, value, level))
+        elif isinstance(key, str) and key.startswith("$"):
+            raise UnsupportedFilterError(
+                f"filter begins with the operator {key!r}; {', '.join(_JOINING)} stand there, and the others within a "
+                "field, as in {'year': {'$gte': 2020}}"
+            )
+        else:
+            conditions += _conditions((key,), value)
+    return conditions
+
+
+def _join(operator: str, value: object, level: int) -> models.Filter:
+    """Join filters by an operator."""
+    from qdrant_client import models
+
+    if operator == "$not":
+        return models.Filter(must_not=[_of_part(operator, value, level)])
+    if not isinstance(value, list) or not value:
+        raise UnsupportedFilterError(f"{operator} needs a list of filters, such as [{{'lang': 'en'}}], not {value!r}")
+    parts: list[Any] = [_of_part(operator, one, level) for one in value]
+    return models.Filter(should=parts) if operator == "$or" else models.Filter(must=parts)
+
+
+def _of_part(operator: str, value: object, level: int) -> models.Filter:
+    from qdrant_client import models
+
+    if not isinstance(value, Mapping) or not value:
+        raise UnsupportedFilterError(
+            f"{operator} joins filters that say something, such as {{'lang': 'en'}}, not {value!r}"
+        )
+    return models.Filter(must=_of_filter(value, level + 1))
 
 
 def _conditions(keys: tuple[object, ...], value: object) -> list[Any]:
@@ -145,8 +184,8 @@ def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, An
             conditions.append(models.Filter(must_not=[empty]) if value else empty)
         elif name not in _BOUNDS:
             raise UnsupportedFilterError(
-                f"filter on {path} has {name!r}: {value!r}; operators are {', '.join(sorted(_BOUNDS))}, "
-                "$ne, $in, $nin, and $exists with True or False"
+                f"filter on {path} has {name!r}: {value!r}; operators of a field are {', '.join(sorted(_BOUNDS))}, "
+                f"$ne, $in, $nin, and $exists with True or False; {', '.join(_JOINING)} stand around whole filters"
             )
     return conditions
 

@@ -1,11 +1,14 @@
-"""Dicts → filters. What they match is in test_store.py, and beside indexes in test_filter_resolution.py."""
+"""Dicts → filters. What fields match is in test_store.py, and beside indexes in test_filter_resolution.py."""
 
 import math
 from datetime import UTC, date, datetime
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from qdrant_client import models
 
+from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import build_filter, is_empty
 
@@ -140,8 +143,8 @@ def test_a_text_as_a_bound_says_what_to_give(value, said):
 
 def test_dates_are_bounds():
     day = datetime(2024, 5, 1, tzinfo=UTC)
-    for given in (date(2024, 5, 1), day, "2024-05-01T00:00:00Z", "2024-05-01T02:00:00+02:00"):
-        assert build_filter({"day": {"$gte": given}}).must[0].range.gte == day
+    for bound in (date(2024, 5, 1), day, "2024-05-01T00:00:00Z", "2024-05-01T02:00:00+02:00"):
+        assert build_filter({"day": {"$gte": bound}}).must[0].range.gte == day
     with pytest.raises(UnsupportedFilterError, match="must be finite numbers, or all dates"):
         build_filter({"day": {"$gte": day, "$lt": 5}})
 
@@ -153,3 +156,137 @@ def test_none_of_no_ids_says_nothing():
     assert is_empty(models.Filter(must_not=[nothing]))
     assert not is_empty(models.Filter(must=[nothing]))
     assert not is_empty(models.Filter(must_not=[models.HasIdCondition(has_id=["a"])]))
+
+
+# --- filters joined --------------------------------------------------------------------------------------------
+
+
+def test_joined_filters_become_clauses():
+    a, b = models.Filter(must=[equal("metadata.a", 1)]), models.Filter(must=[equal("metadata.b", 2)])
+    joined = {"c": 3, "$or": [{"a": 1}, {"b": 2}], "$not": {"a": 1}, "$and": [{"b": 2}]}
+    assert build_filter(joined) == models.Filter(
+        must=[
+            equal("metadata.c", 3),
+            models.Filter(should=[a, b]),
+            models.Filter(must_not=[a]),
+            models.Filter(must=[b]),
+        ]
+    )
+
+
+@pytest.mark.parametrize("operator", ["$and", "$or"])
+@pytest.mark.parametrize("value", [[], {}, {"a": 1}, "a", None, ({"a": 1},)], ids=repr)
+def test_and_and_or_need_a_list(operator, value):
+    with pytest.raises(UnsupportedFilterError, match=rf"\{operator} needs a list of filters"):
+        build_filter({operator: value})
+
+
+@pytest.mark.parametrize(
+    "joined", [{"$not": {}}, {"$not": [{"a": 1}]}, {"$or": [{"a": 1}, {}]}, {"$and": [1]}], ids=repr
+)
+def test_what_is_joined_says_something(joined):
+    with pytest.raises(UnsupportedFilterError, match="joins filters that say something"):
+        build_filter(joined)
+
+
+def test_operators_at_the_wrong_place_are_named_with_the_right_one():
+    with pytest.raises(UnsupportedFilterError, match=r"\$gte.*within a field, as in"):
+        build_filter({"$or": [{"$gte": 1}]})
+    for operator in ("$or", "$and", "$not"):
+        with pytest.raises(UnsupportedFilterError, match="stand around whole filters"):
+            build_filter({"year": {operator: [1]}})
+
+
+def nested(levels):
+    given_filter = {"i": 1}
+    for _ in range(levels):
+        given_filter = {"$not": {"$not": given_filter}}
+    return given_filter
+
+
+VALUES = {
+    "s": st.sampled_from(["x", "y", ""]),
+    "i": st.integers(-2, 2),
+    "f": st.sampled_from([-0.5, 0.5, 1.0]),
+    "b": st.booleans(),
+    "list": st.lists(st.sampled_from(["p", "q"]), max_size=2),
+}
+METADATA = st.fixed_dictionaries({}, optional={name: st.none() | value for name, value in VALUES.items()})
+FIELDS = st.one_of(
+    *(st.fixed_dictionaries({name: st.none() | value}) for name, value in VALUES.items() if name != "list"),
+    st.fixed_dictionaries({"list": st.sampled_from(["p", "q", ["p", "q"]])}),
+    st.fixed_dictionaries({"i": st.lists(st.integers(-2, 2), min_size=1, max_size=2)}),
+    st.fixed_dictionaries({"i": st.sampled_from([{"$gt": 0}, {"$lte": 1, "$gte": 0}, {"$ne": 1}, {"$nin": [0, 1]}])}),
+    st.fixed_dictionaries({"f": st.sampled_from([{"$lt": 0.5}, {"$gte": 0.5}])}),
+    st.fixed_dictionaries({"s": st.sampled_from([{"$exists": True}, {"$exists": False}, {"$ne": "x"}])}),
+)
+JOINED = st.recursive(
+    FIELDS,
+    lambda parts: st.one_of(
+        st.fixed_dictionaries({"$not": parts}),
+        st.fixed_dictionaries({"$or": st.lists(parts, min_size=1, max_size=3)}),
+        st.fixed_dictionaries({"$and": st.lists(parts, min_size=1, max_size=3)}),
+        st.tuples(parts, parts).map(lambda two: {**two[0], **two[1]}),
+    ),
+    max_leaves=6,
+)
+
+
+def holds(given_filter, metadata):
+    """What the language says, in Python."""
+    joins = {
+        "$not": lambda part: not holds(part, metadata),
+        "$or": lambda parts: any(holds(part, metadata) for part in parts),
+        "$and": lambda parts: all(holds(part, metadata) for part in parts),
+    }
+    return all(
+        joins[key](value) if key in joins else field_holds(value, metadata.get(key))
+        for key, value in given_filter.items()
+    )
+
+
+def field_holds(condition, stored):
+    values = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    compare = {
+        "$gt": lambda bound: any(value > bound for value in values),
+        "$gte": lambda bound: any(value >= bound for value in values),
+        "$lt": lambda bound: any(value < bound for value in values),
+        "$lte": lambda bound: any(value <= bound for value in values),
+        "$ne": lambda other: not field_holds(other, stored),
+        "$nin": lambda others: not field_holds(others, stored),
+        "$exists": lambda wanted: bool(values) == wanted,
+    }
+    if isinstance(condition, dict):
+        return all(compare[operator](value) for operator, value in condition.items())
+    if condition is None:
+        return not values
+    wanted = condition if isinstance(condition, list) else [condition]
+    return any(type(value) is type(one) and value == one for value in values for one in wanted)
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory, hash_encoder):
+    folder = tmp_path_factory.mktemp("notes")
+    with VectorStore.open(folder / "index", encoder=hash_encoder(64), index_fields={"i": "integer"}) as store:
+        yield store
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(stored=st.lists(METADATA, min_size=1, max_size=6), asked=st.lists(JOINED, min_size=1, max_size=6))
+def test_joined_filters_match_what_the_language_says(notes, stored, asked):
+    ids = [str(i) for i in range(6)]
+    notes.delete(document_ids=ids)
+    held = dict(zip(ids, stored, strict=False))
+    notes.add(Document(id=id_, chunks=["text"], metadata=metadata) for id_, metadata in held.items())
+    for given_filter in asked:
+        expected = {id_ for id_, metadata in held.items() if holds(given_filter, metadata)}
+        assert {chunk.document_id for chunk in notes.chunks(given_filter)} == expected, given_filter
+
+
+def test_the_deepest_filter_is_answered_and_a_deeper_one_refused(notes):
+    notes.delete(document_ids=[str(i) for i in range(6)])
+    notes.add([Document(id="0", chunks=["text"], metadata={"i": 1}), Document(id="1", chunks=["text"])])
+    assert notes.count(nested(16)) == 1
+    assert notes.count({"$not": nested(15)}) == 1
+    with pytest.raises(UnsupportedFilterError, match="more than 32 levels"):
+        notes.count({"$not": nested(16)})

@@ -532,7 +532,7 @@ def test_operators_of_a_filter(filled, codes, given, kept):
     ("given", "message"),
     [
         ({"a": {"$gt": 1, "b": 2}}, "mixes operators and fields"),
-        ({"a": {"$like": "x"}}, "operators are"),
+        ({"a": {"$like": "x"}}, "operators of a field are"),
         ({"a": {"$gt": True}}, "bounds must be finite numbers"),
         ({"a": {"$gt": math.nan}}, "bounds must be finite numbers"),
         ({"a": {"$gt": 1, "$lt": "2024-01-01"}}, "bounds must be finite numbers"),
@@ -541,8 +541,8 @@ def test_operators_of_a_filter(filled, codes, given, kept):
         ({"a": {"$in": "en"}}, "needs a list"),
         ({"a": {"$nin": 1}}, "needs a list"),
         ({"a": {"$exists": "yes"}}, "with True or False"),
-        ({"$not": {"a": 1}}, "operators stand within a field"),
-        ({"$gte": 5}, "operators stand within a field"),
+        ({"a": {"$or": [1, 2]}}, r"\$and, \$or, \$not stand around whole filters"),
+        ({"$gte": 5}, "the others within a field"),
     ],
 )
 def test_operators_that_mean_nothing_are_refused(filled, given, message):
