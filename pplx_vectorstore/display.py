@@ -1,21 +1,15 @@
-"""How the command line looks: hits and reports in a terminal."""
+"""How the command line tells what was done."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pplx_vectorstore.documents import Hit
-from pplx_vectorstore.file_ids import locate_file
 from pplx_vectorstore.progress import duration
-from pplx_vectorstore.readers import LINE_KEY
-from pplx_vectorstore.terminal import complain, printable, say
+from pplx_vectorstore.terminal import Messages, note, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from pplx_vectorstore.dry_run import Estimate
     from pplx_vectorstore.file_reading import Reading
@@ -24,16 +18,13 @@ if TYPE_CHECKING:
     from pplx_vectorstore.walking import Walk
 
 _SHOWN = 10
-_EXCERPT = 240
-# What chunks know of where in the file they are.
-_NUMBERED = ("page", "slide", "row", "cell")
 
 
-def print_skipped(console: Console, walk: Walk, reading: Reading | None, *, verbose: bool) -> None:
+def print_skipped(messages: Messages, walk: Walk, reading: Reading | None, *, verbose: bool) -> None:
     """Tell what was not indexed, by reason: what was left out on purpose, and what could not be read.
 
     Args:
-        console: Standard error.
+        messages: Standard error.
         walk: What was found.
         reading: What became of it; None where nothing was read.
         verbose: Whether all files are named.
@@ -41,47 +32,45 @@ def print_skipped(console: Console, walk: Walk, reading: Reading | None, *, verb
     if walk.left_out:
         counts = sorted(((len(paths), reason) for reason, paths in walk.left_out.items()), reverse=True)
         names = "" if verbose else " (--verbose names them)"
-        complain(console, f"left out: {', '.join(f'{count:,} {reason}' for count, reason in counts)}{names}")
+        note(messages, f"left out: {', '.join(f'{count:,} {reason}' for count, reason in counts)}{names}")
         if verbose:
             for reason, paths in walk.left_out.items():
                 for path in paths:
-                    complain(console, f"left out {path}: {reason}")
+                    note(messages, f"left out {path}: {reason}")
     if reading is not None:
-        _print_by_reason(console, "note", reading.notes, verbose=verbose)
-        _print_by_reason(console, "read in part", reading.losses, verbose=verbose)
-    _print_by_reason(console, "skipped", walk.skipped, verbose=verbose)
+        _print_by_reason(messages, "note", reading.notes, verbose=verbose)
+        _print_by_reason(messages, "read in part", reading.losses, verbose=verbose)
+    _print_by_reason(messages, "skipped", walk.skipped, verbose=verbose)
 
 
-def _print_by_reason(console: Console, what: str, said: Sequence[tuple[Path, str]], *, verbose: bool) -> None:
+def _print_by_reason(messages: Messages, what: str, said: Sequence[tuple[Path, str]], *, verbose: bool) -> None:
     by_reason: dict[str, list[Path]] = {}
     for path, reason in said:
         by_reason.setdefault(reason, []).append(path)
     for n_shown, (reason, paths) in enumerate(by_reason.items()):
         if n_shown == _SHOWN and not verbose:
             rest = sum(len(others) for others in list(by_reason.values())[_SHOWN:])
-            complain(
-                console, f"{what}: {number(rest, 'more file')}, for other reasons (--verbose names them)", "yellow"
-            )
+            note(messages, f"{what}: {number(rest, 'more file')}, for other reasons (--verbose names them)", "yellow")
             return
         if verbose or len(paths) == 1:
             for path in paths:
-                complain(console, f"{what} {path}: {reason}", "yellow")
+                note(messages, f"{what} {path}: {reason}", "yellow")
         else:
-            complain(console, f"{what} {_and_more(paths)}: {reason}", "yellow")
+            note(messages, f"{what} {_and_more(paths)}: {reason}", "yellow")
 
 
-def print_notes(console: Console, names: Names) -> None:
+def print_notes(messages: Messages, names: Names) -> None:
     """Tell of documents that may be the files about to be indexed under other ids, or that these will replace."""
     if names.without_root:
-        complain(
-            console,
+        note(
+            messages,
             f"note: the index also holds {_and_more(names.without_root)}, relative to a folder it does not record. "
             "If these are the same files, indexed by an older version, delete them, or give that folder as --root",
             "yellow",
         )
     if names.replaced:
-        complain(
-            console,
+        note(
+            messages,
             f"note: this replaces what was indexed from {_and_more(names.replaced)}, by files of the same ids. To have "
             "both, give another --root, such as a folder that holds both, or another --collection",
             "yellow",
@@ -134,83 +123,6 @@ def print_estimate(estimate: Estimate, *, verbose: bool) -> None:
     if verbose:
         for document_id in estimate.documents:
             say(f"would embed {document_id}")
-
-
-def print_hits(hits: list[Hit], *, full: bool) -> None:
-    """Print hits as a table, whole or their beginnings."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False, padding=(0, 1))
-    table.add_column("score", no_wrap=True)
-    table.add_column("where", overflow="fold", max_width=28)
-    table.add_column("text", overflow="fold", ratio=1)
-    for hit in hits:
-        shown = hit.text if hit.context is None else hit.context
-        text = printable(shown, multiline=True) if full else _excerpt(shown)
-        where = f"{printable(_name(hit))}\n{printable(_place(hit))}"
-        table.add_row(f"{hit.score:.3f}", Text(where), Text(text + "\n"))
-    Console().print(table)
-
-
-def _name(hit: Hit) -> str:
-    """Return the path of a hit's file, the shorter of absolute and relative to the current folder; else its id."""
-    file = locate_file(hit.document_id, hit.metadata)
-    if file is None:
-        return hit.document_id
-    names = [file.as_posix()]
-    if file.anchor == Path.cwd().anchor:
-        names.append(Path(os.path.relpath(file)).as_posix())
-    return min(names, key=len)
-
-
-def _lines(hit: Hit) -> tuple[int, int] | None:
-    """Return the first and last line that a hit had in its file when that was indexed, from 1."""
-    first = hit.metadata.get(LINE_KEY)
-    if locate_file(hit.document_id, hit.metadata) is None or type(first) is not int:
-        return None
-    return first, first + hit.text.count("\n")
-
-
-def _place(hit: Hit) -> str:
-    lines = _lines(hit)
-    if lines is not None:
-        return _range("line", *lines)
-    sheet = hit.metadata.get("sheet")
-    for key in _NUMBERED if locate_file(hit.document_id, hit.metadata) is not None else ():
-        first, last = hit.metadata.get(key), hit.metadata.get(f"{key}_end")
-        if type(first) is int and type(last) is int:
-            return f"{sheet}, {_range(key, first, last)}" if isinstance(sheet, str) else _range(key, first, last)
-    if hit.start is not None:
-        return f"characters {hit.start}-{hit.end}"
-    return f"chunk {hit.chunk_index + 1} of {hit.chunk_count}"
-
-
-def _range(what: str, first: int, last: int) -> str:
-    return f"{what}s {first}-{last}" if first != last else f"{what} {first}"
-
-
-def _excerpt(text: str) -> str:
-    words = printable(" ".join(text.split()))
-    return words if len(words) <= _EXCERPT else words[:_EXCERPT].rsplit(" ", 1)[0] + " …"
-
-
-def hit_as_json(hit: Hit) -> dict[str, Any]:
-    """Return a hit for ``--json``."""
-    values = {name: getattr(hit, name) for name in ("id", "score", "document_id", "chunk_index", "chunk_count")}
-    file = locate_file(hit.document_id, hit.metadata)
-    return {
-        **values,
-        "file": None if file is None else file.as_posix(),
-        "start": hit.start,
-        "end": hit.end,
-        "lines": _lines(hit),
-        "metadata": hit.metadata,
-        "text": hit.text,
-        **({} if hit.context is None else {"context": hit.context}),
-    }
 
 
 def bytes_on_disk(file: Path) -> int:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import unicodedata
@@ -36,6 +37,8 @@ _WRITTEN = frozenset(
     "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 _REPLACEMENT = "\ufffd"
+# A stream whose encoding is one of these can show everything.
+_WHOLE = re.compile(r"utf-?(8|16|32)", re.IGNORECASE)
 # Set to see where an unexpected error comes from.
 _DEBUG = "PPLX_VECTORSTORE_DEBUG"
 
@@ -69,21 +72,99 @@ def say(line: str) -> None:
     typer.echo(printable(line))
 
 
-def say_json(value: Any) -> None:
-    """Print JSON for programs on standard output; what is not ASCII, and DEL, as escapes."""
-    typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+def say_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print JSON for programs on standard output.
+
+    Args:
+        value: Anything that JSON can hold.
+        indent: Spaces a level, or None for one line. What a terminal would obey stands as escapes; and so does all
+            that is not ASCII where the stream could not show it.
+    """
+    is_whole = _WHOLE.match(getattr(sys.stdout, "encoding", None) or "") is not None
+    written = json.dumps(value, indent=indent, ensure_ascii=not is_whole)
+    lines = (line if line.isprintable() else "".join(map(_escaped, line)) for line in written.split("\n"))
+    typer.echo("\n".join(lines))
 
 
-def complain(console: Console, line: str, style: str = "") -> None:
+@functools.lru_cache(maxsize=4096)
+def _escaped(character: str) -> str:
+    if _shown(character) == character:
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+class Messages:
+    """What a command says beside its results, on standard error.
+
+    Args:
+        console: Where it says that; by default, standard error.
+        quiet: Whether notes and progress are left out.
+        verbose: Whether details are told.
+
+    Attributes:
+        quiet: As given.
+        verbose: As given.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._console = console
+        self.quiet = quiet
+        self.verbose = verbose
+
+    @property
+    def console(self) -> Console:
+        """The console, made when it is needed first: rich takes its time to be imported."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True)
+        return self._console
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but lines of text to be written."""
+        return self._console is None and not (sys.stderr.isatty() or _forced())
+
+    def print(self, text: str, style: str) -> None:
+        """Print lines that are clean already."""
+        if self.is_plain:
+            typer.echo(text, err=True)
+            return
+        from rich.text import Text
+
+        # As a Text, so that brackets and colons in it are no markup.
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _forced() -> bool:
+    """Tell whether rich was asked to take what is no terminal for one."""
+    return bool(os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE"))
+
+
+def shows_colours() -> bool:
+    """Tell whether standard output is a terminal, or to be taken for one."""
+    return os.environ.get("TTY_COMPATIBLE") != "0" and (sys.stdout.isatty() or _forced())
+
+
+def complain(messages: Messages, line: str, style: str = "") -> None:
     """Print a line on standard error; white space, line ends too, becomes single spaces."""
-    _print(console, printable(" ".join(line.split())), style)
+    messages.print(printable(" ".join(line.split())), style)
 
 
-def busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
+def note(messages: Messages, line: str, style: str = "") -> None:
+    """Print what the user may want to know, on standard error, unless they do not."""
+    if not messages.quiet:
+        complain(messages, line, style)
+
+
+def busy(messages: Messages, what: str) -> contextlib.AbstractContextManager[Any]:
     """Show what is being done while the block runs, if there is a terminal."""
+    if messages.quiet or messages.is_plain or not messages.console.file.isatty():
+        return contextlib.nullcontext()
     from rich.text import Text
 
-    return console.status(Text(printable(what))) if console.is_terminal else contextlib.nullcontext()
+    return messages.console.status(Text(printable(what)))
 
 
 def run_app(app: typer.Typer) -> None:
@@ -104,40 +185,44 @@ def run_app(app: typer.Typer) -> None:
 
 
 @contextlib.contextmanager
-def reported_errors() -> Iterator[Console]:
-    """Turn errors into one line on standard error and exit code 1, and Ctrl-C into 130."""
-    from rich.console import Console
+def reported_errors(*, code: int = 1, quiet: bool = False, verbose: bool = False) -> Iterator[Messages]:
+    """Turn errors into one line on standard error and an exit code, and Ctrl-C into 130.
 
-    console = Console(stderr=True)
+    Args:
+        code: The exit code of errors.
+        quiet: Whether the block leaves out notes and progress.
+        verbose: Whether it tells details.
+    """
+    messages = Messages(quiet=quiet, verbose=verbose)
     try:
-        with _clean_warnings(console), _clean_logs():
-            yield console
+        with _clean_warnings(messages), _clean_logs():
+            yield messages
     except BrokenPipeError as error:  # whoever read the output has what they wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise typer.Exit(0) from error
     except (PplxVectorStoreError, OSError) as error:
         notes = getattr(error, "__notes__", [])
-        complain(console, f"error: {' '.join([str(error), *notes])}", "red")
-        raise typer.Exit(1) from error
+        complain(messages, f"error: {' '.join([str(error), *notes])}", "red")
+        raise typer.Exit(code) from error
     except KeyboardInterrupt as error:
-        complain(console, "interrupted: what was written stays usable; run the same command again to complete it")
+        complain(messages, "interrupted: what was written stays usable; run the same command again to complete it")
         raise typer.Exit(130) from error
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
         if os.environ.get(_DEBUG):
-            _print(console, printable(traceback.format_exc(), multiline=True), "")
+            messages.print(printable(traceback.format_exc(), multiline=True), "")
         reason = f"{type(error).__name__}: {error}"
-        complain(console, f"error: unexpected {reason} (set {_DEBUG}=1 to see where)", "red")
-        raise typer.Exit(1) from error
+        complain(messages, f"error: unexpected {reason} (set {_DEBUG}=1 to see where)", "red")
+        raise typer.Exit(code) from error
 
 
 @contextlib.contextmanager
-def _clean_warnings(console: Console) -> Iterator[None]:
+def _clean_warnings(messages: Messages) -> Iterator[None]:
     """Print the warnings of the block as lines of ours."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        complain(console, f"warning: {message}", "yellow")
+        complain(messages, f"warning: {message}", "yellow")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -161,10 +246,3 @@ def _clean_logs() -> Iterator[None]:
         yield
     finally:
         logging.setLogRecordFactory(make)
-
-
-def _print(console: Console, text: str, style: str) -> None:
-    from rich.text import Text
-
-    # As a Text, so that brackets and colons in it are no markup.
-    console.print(Text(text, style=style), soft_wrap=True)

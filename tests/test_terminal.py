@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders import PrecomputedEncoder
-from pplx_vectorstore.terminal import busy, complain, printable, reported_errors, say_json
+from pplx_vectorstore.terminal import Messages, busy, complain, printable, reported_errors, say_json
 
 COMMAND = str(Path(sys.executable).with_name("pplx-vectorstore"))
 # Renames the window, paints in red by a C1 control, turns the order of what follows, hides, and begins lines anew.
@@ -74,9 +74,10 @@ def test_json_holds_no_control_character_and_the_same_values(capsys):
 
 def test_brackets_and_colons_are_no_markup():
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=80)
-    complain(console, "skipped [/red] :smile: [bold]x[/bold]")
-    with busy(console, f"exporting to [/x] {HOSTILE}"):
+    shown.isatty = lambda: True
+    messages = Messages(Console(file=shown, force_terminal=True, width=80))
+    complain(messages, "skipped [/red] :smile: [bold]x[/bold]")
+    with busy(messages, f"exporting to [/x] {HOSTILE}"):
         pass
     assert "skipped [/red] :smile: [bold]x[/bold]\n" in shown.getvalue()
     assert "exporting to [/x]" in shown.getvalue()
@@ -166,7 +167,16 @@ def test_files_with_hostile_names_and_contents(run):
     assert "skipped docs/x" in indexed.stderr
     reason = [line for line in indexed.stderr.splitlines() if "book.epub" in line]
     assert "owned" in reason[0].rpartition("book.epub")[2]  # the name of a part, as the book has it
-    for options in ([], ["--full"], ["--json"], ["--context", "1", "--full"], ["--by-document", "--hybrid"]):
+    shapes = (
+        [],
+        ["--full"],
+        ["--json"],
+        ["--jsonl"],
+        ["-l"],
+        ["--context", "1", "--full"],
+        ["--by-document", "--hybrid"],
+    )
+    for options in shapes:
         assert "owned" in run("search", f"{HOSTILE} cats", *options).stdout
     assert "owned" in run("documents").stdout
     run("documents", "--json")
@@ -193,10 +203,10 @@ def test_a_store_with_hostile_contents(run, hash_encoder):
     for command in (["info"], ["info", "--json"], ["documents"], ["documents", "--json"]):
         run(*command, *here, "--tenant", HOSTILE)
     run("documents", *here, code=1)  # it holds tenants
-    assert "owned" in run("search", "x", *here, code=1).stderr  # no model to load
-    run("search", "x", *here, "--model", HOSTILE, code=1)
-    run("search", "x", *here, "--filter", HOSTILE, code=1)
-    run("search", "x", *here, "--filter", json.dumps({"$" + HOSTILE: HOSTILE}), code=1)
+    assert "owned" in run("search", "x", *here, code=2).stderr  # no model to load
+    run("search", "x", *here, "--model", HOSTILE, code=2)
+    run("search", "x", *here, "--filter", HOSTILE, code=2)
+    run("search", "x", *here, "--filter", json.dumps({"$" + HOSTILE: HOSTILE}), code=2)
     run("info", *here, "--collection", HOSTILE, code=1)
     run("info", "--store", f"{NAME}-none", code=1)
     assert "owned" in run("copy", NAME, f"{NAME}-2").stdout

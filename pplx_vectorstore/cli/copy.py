@@ -34,7 +34,7 @@ def copy(
     bulk: BulkOption = False,
 ) -> None:
     """Copy an index between folders and servers."""
-    with reported_errors() as console, connect(source) as origin, connect(target) as goal:
+    with reported_errors() as messages, connect(source) as origin, connect(target) as goal:
         same_place = source == target if is_url(source) else Path(source).resolve() == Path(target).resolve()
         if same_place and (to_collection or collection) == collection:
             raise InvalidInputError("FROM and TO are the same index; name another folder, URL or --to-collection")
@@ -46,7 +46,7 @@ def copy(
         for one in [tenant] if tenants is None or tenant is not None else tenants:
             reader = open_reader(origin, collection, recorded, one)
             writer = open_reader(goal, to_collection or collection, recorded, one, create=True)
-            with bulk_load(console, writer, bulk), busy(console, f"copying to {without_password(target)}"):
+            with bulk_load(messages, writer, bulk), busy(messages, f"copying to {without_password(target)}"):
                 chunks += reader.copy_to(writer)
-        index_what_is_not(console, goal, to_collection or collection)
+        index_what_is_not(messages, goal, to_collection or collection)
         say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")

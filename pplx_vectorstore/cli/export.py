@@ -22,8 +22,8 @@ def export(
     tenant: TenantOption = None,
 ) -> None:
     """Write all chunks with their codes to a Parquet file."""
-    with reported_errors() as console, connect(store, grpc_port) as client:
+    with reported_errors() as messages, connect(store, grpc_port) as client:
         opened = open_reader(client, collection, require_fingerprint(client, store, collection), tenant)
-        with busy(console, f"exporting to {file}"):
+        with busy(messages, f"exporting to {file}"):
             chunks = opened.export_parquet(file)
         say(f"exported {number(chunks, 'chunk')} to {file}")

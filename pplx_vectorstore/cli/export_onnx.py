@@ -25,8 +25,8 @@ def export_onnx(
     """
     from pplx_vectorstore.encoders.onnx_export import export_onnx as write_onnx
 
-    with reported_errors() as console:
-        with busy(console, f"exporting {model}"):
+    with reported_errors() as messages:
+        with busy(messages, f"exporting {model}"):
             report = write_onnx(model, folder, revision=revision, quantize_weights=quantize)
         say(
             f"exported to {report.file} ({report.bytes / 1e6:,.1f} MB); against PyTorch: least cosine "

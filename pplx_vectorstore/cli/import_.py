@@ -33,9 +33,9 @@ def import_(
     """Write an exported file's chunks into an index."""
     from pplx_vectorstore.operations.transfer import read_exported_fingerprint
 
-    with reported_errors() as console, connect(store, grpc_port) as client:
+    with reported_errors() as messages, connect(store, grpc_port) as client:
         opened = open_reader(client, collection, read_exported_fingerprint(file), tenant, create=True)
-        with bulk_load(console, opened, bulk), busy(console, f"importing {file}"):
+        with bulk_load(messages, opened, bulk), busy(messages, f"importing {file}"):
             chunks = opened.import_parquet(file)
-        index_what_is_not(console, client, collection)
+        index_what_is_not(messages, client, collection)
         say(f"imported {number(chunks, 'chunk')} into {without_password(store)}")

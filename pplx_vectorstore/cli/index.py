@@ -116,7 +116,7 @@ def index(
     from pplx_vectorstore.store import VectorStore
     from pplx_vectorstore.walking import WalkOptions, walk
 
-    with reported_errors() as console:
+    with reported_errors() as messages:
         base = _choose_root(root, store, paths)
         walk_options = WalkOptions(
             ignore=not no_ignore,
@@ -129,7 +129,7 @@ def index(
         files = [file.path for file in found.files]
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
-            print_skipped(console, found, None, verbose=verbose)
+            print_skipped(messages, found, None, verbose=verbose)
             raise InvalidInputError(f"there is no file to read in these folders{would}")
         options = {
             "window_tokens": window_tokens,
@@ -154,7 +154,7 @@ def index(
                 elif settings.root is not None:
                     base = (Path(store).resolve().parent / settings.root).resolve()
             fingerprint = recorded_fingerprint(client, collection)
-            encoder = load_model(console, model, fingerprint, options)
+            encoder = load_model(messages, model, fingerprint, options)
             chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
             reader_options = ReaderOptions(
                 encoding=settings.encoding, password=password, text_columns=settings.text_columns
@@ -163,26 +163,26 @@ def index(
             if fingerprint is not None or not dry_run:
                 opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
             names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
-            print_notes(console, names)
+            print_notes(messages, names)
             reading = Reading(found, names.roots, chunker, reader_options)
             if dry_run:
                 changed = reading if opened is None else find_changed(opened, reading)
                 print_estimate(estimate(changed, encoder), verbose=verbose)
-                print_skipped(console, found, reading, verbose=verbose)
+                print_skipped(messages, found, reading, verbose=verbose)
                 return
             assert opened is not None
             if rebuild:
                 _require_all(opened, paths, files, names, base, prune=prune)
             record_settings(make_calls(client), collection, settings)
-            with bulk_load(console, opened, bulk):
+            with bulk_load(messages, opened, bulk):
                 report = opened.sync(reading, progress=True)
             gone = find_gone(opened, paths, files, base) if prune else []
             if gone:
                 opened.delete(document_ids=gone)
                 report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
-            index_what_is_not(console, client, collection)
-        print_skipped(console, found, reading, verbose=verbose)
+            index_what_is_not(messages, client, collection)
+        print_skipped(messages, found, reading, verbose=verbose)
         print_report(report, chunks, without_password(store))
         if not reading.n_read:
             raise InvalidInputError("no file could be read; nothing was indexed")

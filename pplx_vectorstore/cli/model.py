@@ -11,14 +11,13 @@ from pplx_vectorstore.models import DEFAULT_MODEL, find_spec
 from pplx_vectorstore.terminal import busy
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.encoders import ApiEncoder, LateChunkingEncoder
+    from pplx_vectorstore.terminal import Messages
 
 
 def load_model(
-    console: Console, model: str | None, recorded: Fingerprint | None, options: dict[str, Any]
+    messages: Messages, model: str | None, recorded: Fingerprint | None, options: dict[str, Any]
 ) -> LateChunkingEncoder | ApiEncoder:
     """Load the model asked for, or the index's own with the settings that it was written with."""
     from pplx_vectorstore.encoders import ApiOptions, load_encoder
@@ -55,7 +54,7 @@ def load_model(
             settings.pop(of_the_service, None)
         if recorded is not None and recorded.quantizer == "sign":
             settings["api"] = ApiOptions(encoding="binary")
-    with busy(console, "loading the model"):
+    with busy(messages, "loading the model"):
         encoder: LateChunkingEncoder | ApiEncoder = load_encoder(name, **settings)
     return encoder
 

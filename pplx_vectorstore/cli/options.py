@@ -50,6 +50,8 @@ OnnxFileOption = Annotated[
     str | None, typer.Option(help="model, model_quantized or model_q4; by default the first there is.")
 ]
 
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell details.")]
 BulkOption = Annotated[
     bool,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -17,18 +16,24 @@ from pplx_vectorstore.cli.options import (
     GrpcPortOption,
     JsonOption,
     OnnxFileOption,
+    QuietOption,
     StoreOption,
     TenantOption,
+    VerboseOption,
 )
 from pplx_vectorstore.cli.stores import connect, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
-from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.errors import InvalidInputError
-from pplx_vectorstore.terminal import reported_errors, say, say_json
+from pplx_vectorstore.terminal import note, reported_errors, say_json
+
+_NOTHING = 1
+_FAILED = 2
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="A question.")],
+    query: Annotated[
+        list[str], typer.Argument(help="A question, with or without quotes; - reads it from standard input.")
+    ],
     store: StoreOption = NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
@@ -36,59 +41,80 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Most hits to show.")] = 5,
     candidates: Annotated[int | None, typer.Option(help="Points to be compared by their codes.")] = None,
     filter_: Annotated[
-        str | None, typer.Option("--filter", help='Conditions on the metadata, as JSON: \'{"lang": "en"}\'.')
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Condition on the metadata: lang=en, year>=2020, author.name!=Ada, or JSON; may be repeated.",
+            metavar="CONDITION",
+        ),
     ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least score of a hit.", metavar="SCORE")] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Also rank by the words (BM25), and fuse.")] = False,
     by_document: Annotated[
         bool, typer.Option("--by-document", help="Show the best chunk of each document only.")
     ] = False,
-    context: Annotated[int, typer.Option(help="Neighbouring chunks to show on each side.")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="Show whole chunks, not their beginnings.")] = False,
+    context: Annotated[
+        int, typer.Option("--context", "-C", help="Neighbouring chunks to show on each side, whole.")
+    ] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Show whole chunks, as they stand in the file.")] = False,
+    files: Annotated[bool, typer.Option("--files", "-l", help="Show the paths of the k best files alone.")] = False,
+    as_json: JsonOption = False,
+    as_lines: Annotated[
+        bool, typer.Option("--jsonl", help="Print a line of JSON for each hit; with -, ask each line of the input.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Where the index's model is now, if it moved.")] = None,
     backend: BackendOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Find the chunks that answer a question best."""
-    from pplx_vectorstore.display import hit_as_json, print_hits
+    """Find the chunks that answer a question best.
+
+    Prints a table in a terminal, and else a line for each hit: path:line:
+    text. Exits with 0 if something was found, 1 if nothing was, 2 on errors.
+    """
+    from pplx_vectorstore.cli.conditions import parse_filters
+    from pplx_vectorstore.cli.hits import Score, hit_as_json, say_hits_as_lines, show_files, show_hits
+    from pplx_vectorstore.cli.questions import read_questions
     from pplx_vectorstore.operations.finding import SearchOptions
     from pplx_vectorstore.store import VectorStore
 
-    with reported_errors() as console:
+    with reported_errors(code=_FAILED, quiet=quiet, verbose=verbose) as messages:
+        if files + as_json + as_lines > 1:
+            raise InvalidInputError("--files, --json and --jsonl exclude one another; give one")
         options: dict[str, Any] = {
             "k": k,
             "candidates": candidates,
-            "filter": _parse_filter(filter_),
+            "filter": parse_filters(filter_ or []),
+            "score_threshold": min_score,
             "hybrid": hybrid,
-            "group_by_document": by_document,
+            "group_by_document": by_document or files,
             "context": context,
         }
         SearchOptions(**options)  # checked before the model is loaded for nothing
-        if is_blank(query):
-            raise InvalidInputError("a query must not be blank")
+        questions = read_questions(query, one_a_line=as_lines)
+        first = next(questions, None)  # asked before the model is loaded, too
+        score: Score = "fused" if hybrid else "cosine"
+        found = False
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
-            encoder = load_model(console, model, recorded, options_of_model)
+            encoder = load_model(messages, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
-            hits = opened.search(query, **options)
-        if as_json:
-            say_json([hit_as_json(hit) for hit in hits])
-        elif hits:
-            print_hits(hits, full=full)
-        else:
-            say("nothing found")
-
-
-def _parse_filter(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        parsed = json.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(f'--filter must be JSON, such as \'{{"lang": "en"}}\': {error}') from error
-    if not isinstance(parsed, dict):
-        raise InvalidInputError(f"--filter must be a JSON object, not {text}")
-    return parsed
+            while first is not None:
+                hits = opened.search(first, **options)
+                found = found or bool(hits)
+                if as_lines:
+                    say_hits_as_lines(hits, first, score)
+                elif as_json:
+                    say_json([hit_as_json(hit, score) for hit in hits])
+                elif files:
+                    show_files(hits)
+                else:
+                    show_hits(hits, first, score, whole=full or context > 0)
+                first = next(questions, None)
+        if not found:
+            note(messages, "nothing found")
+            raise typer.Exit(_NOTHING)

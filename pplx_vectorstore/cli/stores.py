@@ -14,11 +14,10 @@ from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import busy
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.store import VectorStore
+    from pplx_vectorstore.terminal import Messages
 
 
 @contextlib.contextmanager
@@ -46,20 +45,20 @@ def connect(store: str, grpc_port: int | None = None) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def bulk_load(console: Console, store: VectorStore, wanted: bool) -> Iterator[None]:
+def bulk_load(messages: Messages, store: VectorStore, wanted: bool) -> Iterator[None]:
     """Hold indexing back within the block, where that is wanted."""
     with contextlib.ExitStack() as loading:
         if wanted:
             loading.enter_context(store.bulk_load())
         yield
-        with busy(console, "building the index"):
+        with busy(messages, "building the index"):
             loading.close()
 
 
-def index_what_is_not(console: Console, client: Any, collection: str) -> None:
+def index_what_is_not(messages: Messages, client: Any, collection: str) -> None:
     """Build a folder's index anew where that makes searching faster; a server does so on its own."""
     if hasattr(client, "coverage") and client.coverage(collection).is_due:
-        with busy(console, "building the index"):
+        with busy(messages, "building the index"):
             client.optimize(collection)
 
 
