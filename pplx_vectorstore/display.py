@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pplx_vectorstore.dry_run import Estimate
     from pplx_vectorstore.file_reading import Reading
+    from pplx_vectorstore.file_records import Changes
     from pplx_vectorstore.files import Names
     from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.walking import Walk
@@ -79,6 +80,17 @@ def print_notes(messages: Messages, names: Names) -> None:
 
 def _and_more(items: Sequence[object]) -> str:
     return f"{items[0]} and {len(items) - 1} more" if len(items) > 1 else str(items[0])
+
+
+def print_changes(messages: Messages, changes: Changes) -> None:
+    """Tell of files that are not as they were when they were indexed."""
+    parts = []
+    for ids, verbs in ((changes.changed, ("has changed", "have changed")), (changes.gone, ("is gone", "are gone"))):
+        if ids:
+            parts.append(f"{number(len(ids), 'file')} {verbs[len(ids) > 1]} ({_and_more(ids)})")
+    if parts:
+        prune = " with --prune" if changes.gone else ""
+        note(messages, f"note: since they were indexed, {', and '.join(parts)}; run index again{prune}", "yellow")
 
 
 def print_report(report: SyncReport, chunks: int, store: str) -> None:

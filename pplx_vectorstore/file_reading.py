@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pplx_vectorstore.documents import Document, clean_text
+from pplx_vectorstore.documents import Chunk, Document, clean_text
 from pplx_vectorstore.errors import UnreadableFileError
 from pplx_vectorstore.file_ids import ROOT_KEY, SOURCE_KEY, as_text, name_file, root_of
+from pplx_vectorstore.file_records import FileRecord, hash_content, way_of_file
+from pplx_vectorstore.points import hash_document
 from pplx_vectorstore.readers import Content, ReaderOptions, kind_by_content, label_chunks, read_content
 
 if TYPE_CHECKING:
     from pplx_vectorstore.chunking import Chunker
+    from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.walking import FoundFile, Walk
 
 
@@ -30,12 +33,7 @@ def read_file(path: Path, options: ReaderOptions | None = None, *, is_chosen: bo
     Raises:
         UnreadableFileError: It is binary, broken, holds no text, or needs an extra.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFileError(error.strerror or str(error)) from error
-    kind = None if is_chosen else kind_by_content(path.name, data)
-    return kind or read_content(path.name, data, options or ReaderOptions())
+    return _read_data(path, _read_bytes(path), options or ReaderOptions(), is_chosen=is_chosen)
 
 
 def make_document(path: Path, root: Path | None, content: Content, chunker: Chunker) -> Document:
@@ -70,6 +68,8 @@ class Reading:
         roots: File → the folder that its id is relative to.
         chunker: Cuts them, so that chunks know where they are.
         options: Of the readers.
+        fingerprint: Of the collection that the documents are for; None to remember nothing.
+        way: How files are read, as `way_of_reading` says.
 
     Attributes:
         notes: Files, each with what the user may want to know of how it was read.
@@ -77,18 +77,31 @@ class Reading:
         n_read: Files that became documents.
         bytes_read: Of the files that were handed out, read or not.
         bytes: Of all.
+        records: Documents' ids → what to remember of the files that were read whole, with nothing to tell.
     """
 
-    def __init__(self, walk: Walk, roots: Mapping[Path, Path | None], chunker: Chunker, options: ReaderOptions) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        roots: Mapping[Path, Path | None],
+        chunker: Chunker,
+        options: ReaderOptions,
+        *,
+        fingerprint: Fingerprint | None = None,
+        way: str = "",
+    ) -> None:
         self.notes: list[tuple[Path, str]] = []
         self.losses: list[tuple[Path, str]] = []
         self.n_read = 0
         self.bytes_read = 0
         self.bytes = sum(file.size for file in walk.files)
+        self.records: dict[str, FileRecord] = {}
         self._walk = walk
         self._roots = roots
         self._chunker = chunker
         self._options = options
+        self._fingerprint = fingerprint
+        self._way = way
 
     def __len__(self) -> int:
         return len(self._walk.files)
@@ -103,7 +116,9 @@ class Reading:
 
     def _read(self, file: FoundFile) -> Document | None:
         try:
-            content = read_file(file.path, self._options, is_chosen=file.is_chosen)
+            mtime_ns = _mtime_ns(file.path)  # before it is read: what is written meanwhile makes a newer file
+            data = _read_bytes(file.path)
+            content = _read_data(file.path, data, self._options, is_chosen=file.is_chosen)
         except UnreadableFileError as error:
             self._walk.skipped.append((file.path, str(error)))
             return None
@@ -112,7 +127,38 @@ class Reading:
             return None
         self.notes += [(file.path, note) for note in content.notes]
         self.losses += [(file.path, loss) for loss in content.losses]
-        return make_document(file.path, self._roots[file.path], content, self._chunker)
+        document = make_document(file.path, self._roots[file.path], content, self._chunker)
+        if self._fingerprint is not None and not content.notes and not content.losses:
+            chunks = cast("tuple[Chunk, ...]", document.chunks)
+            self.records[document.id] = FileRecord(
+                root=document.metadata[ROOT_KEY],
+                size=len(data),
+                mtime_ns=mtime_ns,
+                content=hash_content(data),
+                way=way_of_file(self._way, file),
+                document_hash=hash_document(document, chunks, self._fingerprint),
+                chunks=len(chunks),
+            )
+        return document
+
+
+def _mtime_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise UnreadableFileError(error.strerror or str(error)) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(error.strerror or str(error)) from error
+
+
+def _read_data(path: Path, data: bytes, options: ReaderOptions, *, is_chosen: bool) -> Content | str:
+    kind = None if is_chosen else kind_by_content(path.name, data)
+    return kind or read_content(path.name, data, options)
 
 
 def _clean(value: Any) -> Any:

@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Chunk, Document
-from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names
+from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names, root_of
+from pplx_vectorstore.file_records import Changes, hash_content, way_of_file
+from pplx_vectorstore.operations.documents import find_whole
 from pplx_vectorstore.points import derive_point_id
 
 if TYPE_CHECKING:
     from pplx_vectorstore.documents import StoredChunk
+    from pplx_vectorstore.file_records import FileRecord, FileRecords
     from pplx_vectorstore.store import VectorStore
+    from pplx_vectorstore.walking import FoundFile
 
 _FILES_AT_ONCE = 100
 
@@ -125,6 +130,60 @@ def find_changed(opened: VectorStore, documents: Iterable[Document]) -> Iterator
         )
         if same != len(chunks):
             yield document
+
+
+def find_unchanged(
+    opened: VectorStore, files: Sequence[FoundFile], names: Names, records: FileRecords, way: str
+) -> dict[Path, tuple[str, FileRecord]]:
+    """Find the files that hold what was read before, where the store has what that gave; their bytes alone are read.
+
+    Args:
+        opened: The store, for which it is enough to be able to read.
+        files: The files.
+        names: What they are called.
+        records: What is remembered of them.
+        way: How they would be read now, as `way_of_reading` says.
+
+    Returns:
+        Of each, the id of its document, and what is to be remembered.
+    """
+    same: dict[Path, tuple[str, FileRecord]] = {}
+    for file in files:
+        root = names.roots[file.path]
+        document_id = name_file(file.path, root)
+        record = records.get(document_id)
+        if record is None or record.way != way_of_file(way, file) or record.root != as_text(root_of(file.path, root)):
+            continue
+        try:
+            mtime_ns = file.path.stat().st_mtime_ns
+            data = file.path.read_bytes()
+        except OSError:  # whoever reads it says what is wrong
+            continue
+        if hash_content(data) == record.content:
+            same[file.path] = document_id, record._replace(mtime_ns=mtime_ns)
+    versions = {document_id: (record.document_hash, record.chunks) for document_id, record in same.values()}
+    whole = _find_whole(opened, versions)
+    return {path: known for path, known in same.items() if known[0] in whole}
+
+
+def find_changes(opened: VectorStore, records: FileRecords, first: Sequence[str] = ()) -> Changes:
+    """Find documents of the store whose files are not as they were when they were indexed; no file is opened.
+
+    Args:
+        opened: The store.
+        records: What is remembered of the files.
+        first: Ids of documents whose files are looked at before the others.
+    """
+    changes = records.find_changes(first)
+    # Programs may have deleted or replaced what was indexed from files.
+    suspected = [*changes.changed, *changes.gone]
+    found = {id_: record for id_ in suspected if (record := records.get(id_)) is not None}
+    whole = _find_whole(opened, {id_: (record.document_hash, record.chunks) for id_, record in found.items()})
+    return Changes([id_ for id_ in changes.changed if id_ in whole], [id_ for id_ in changes.gone if id_ in whole])
+
+
+def _find_whole(opened: VectorStore, versions: Mapping[str, tuple[str, int]]) -> set[str]:
+    return run_now(find_whole(opened._open_session(), versions))
 
 
 def find_recorded(opened: VectorStore) -> list[str]:

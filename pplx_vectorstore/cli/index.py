@@ -19,11 +19,19 @@ from pplx_vectorstore.cli.options import (
     DtypeOption,
     GrpcPortOption,
     OnnxFileOption,
+    QuietOption,
     StoreOption,
     TenantOption,
     is_url,
 )
-from pplx_vectorstore.cli.stores import bulk_load, connect, index_what_is_not, make_calls, recorded_fingerprint
+from pplx_vectorstore.cli.stores import (
+    bulk_load,
+    connect,
+    index_what_is_not,
+    make_calls,
+    open_reader,
+    recorded_fingerprint,
+)
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL
@@ -32,6 +40,7 @@ from pplx_vectorstore.terminal import reported_errors
 from pplx_vectorstore.walking import DEFAULT_MAX_FILE_SIZE
 
 if TYPE_CHECKING:
+    from pplx_vectorstore.file_records import FileRecord
     from pplx_vectorstore.files import Names
     from pplx_vectorstore.store import VectorStore
 
@@ -82,7 +91,10 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be embedded, how long it takes and what it costs.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Name every file that is left out or skipped.")] = False,
+    quiet: QuietOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Name every file that is left out or skipped.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if a file, or a part of one, could not be read.")
     ] = False,
@@ -110,13 +122,15 @@ def index(
     from pplx_vectorstore.display import print_estimate, print_notes, print_report, print_skipped
     from pplx_vectorstore.dry_run import estimate
     from pplx_vectorstore.file_reading import Reading
+    from pplx_vectorstore.file_records import FileRecords, way_of_reading
     from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
-    from pplx_vectorstore.files import find_changed, find_gone, find_names
+    from pplx_vectorstore.files import Names, find_changed, find_gone, find_names, find_unchanged
     from pplx_vectorstore.readers import ReaderOptions
+    from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.store import VectorStore
     from pplx_vectorstore.walking import WalkOptions, walk
 
-    with reported_errors() as messages:
+    with reported_errors(quiet=quiet, verbose=verbose) as messages:
         base = _choose_root(root, store, paths)
         walk_options = WalkOptions(
             ignore=not no_ignore,
@@ -154,39 +168,62 @@ def index(
                 elif settings.root is not None:
                     base = (Path(store).resolve().parent / settings.root).resolve()
             fingerprint = recorded_fingerprint(client, collection)
-            encoder = load_model(messages, model, fingerprint, options)
-            chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
-            reader_options = ReaderOptions(
-                encoding=settings.encoding, password=password, text_columns=settings.text_columns
-            )
-            opened = None
-            if fingerprint is not None or not dry_run:
-                opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
-            names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
-            print_notes(messages, names)
-            reading = Reading(found, names.roots, chunker, reader_options)
-            if dry_run:
-                changed = reading if opened is None else find_changed(opened, reading)
-                print_estimate(estimate(changed, encoder), verbose=verbose)
-                print_skipped(messages, found, reading, verbose=verbose)
-                return
+            records = None if is_url(store) else FileRecords(Path(store), collection, tenant)
+            way = way_of_reading(settings)
+            opened = names = reading = None
+            unchanged: dict[Path, tuple[str, FileRecord]] = {}
+            if fingerprint is not None and records and not (rebuild or dry_run):
+                opened = open_reader(client, collection, fingerprint, tenant)
+                names = find_names(opened, files, base)
+                unchanged = find_unchanged(opened, found.files, names, records, way)
+                found.files = [file for file in found.files if file.path not in unchanged]
+            # Whether options of the model fit, its encoder knows.
+            if found.files or any(value not in (None, "auto") for value in (model, *options.values())):
+                encoder = load_model(messages, model, fingerprint, options)
+                chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
+                reader_options = ReaderOptions(
+                    encoding=settings.encoding, password=password, text_columns=settings.text_columns
+                )
+                if fingerprint is not None or not dry_run:
+                    opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+                if names is None:
+                    names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
+                of_records = None if opened is None else opened.fingerprint
+                reading = Reading(found, names.roots, chunker, reader_options, fingerprint=of_records, way=way)
+                if dry_run:
+                    print_notes(messages, names)
+                    changed = reading if opened is None else find_changed(opened, reading)
+                    print_estimate(estimate(changed, encoder), verbose=verbose)
+                    print_skipped(messages, found, reading, verbose=verbose)
+                    return
             assert opened is not None
+            assert names is not None
+            print_notes(messages, names)
             if rebuild:
                 _require_all(opened, paths, files, names, base, prune=prune)
             record_settings(make_calls(client), collection, settings)
-            with bulk_load(messages, opened, bulk):
-                report = opened.sync(reading, progress=True)
+            report = SyncReport()
+            if reading is not None:
+                with bulk_load(messages, opened, bulk):
+                    report = opened.sync(reading, progress=not quiet)
             gone = find_gone(opened, paths, files, base) if prune else []
             if gone:
                 opened.delete(document_ids=gone)
-                report = replace(report, deleted_documents=len(gone))
+            report = replace(
+                report,
+                unchanged_documents=report.unchanged_documents + len(unchanged),
+                deleted_documents=len(gone),
+            )
+            if records is not None:
+                records.save({**dict(unchanged.values()), **(reading.records if reading else {})}, gone)
             chunks = opened.count()
             index_what_is_not(messages, client, collection)
         print_skipped(messages, found, reading, verbose=verbose)
-        print_report(report, chunks, without_password(store))
-        if not reading.n_read:
+        if not quiet:
+            print_report(report, chunks, without_password(store))
+        if not unchanged and reading is not None and not reading.n_read:
             raise InvalidInputError("no file could be read; nothing was indexed")
-        if strict and (found.skipped or reading.losses):
+        if strict and (found.skipped or (reading is not None and reading.losses)):
             raise InvalidInputError("some files, or parts of them, could not be read (--strict)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from pplx_vectorstore.cli.options import (
     StoreOption,
     TenantOption,
     VerboseOption,
+    is_url,
 )
 from pplx_vectorstore.cli.stores import connect, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
@@ -78,6 +80,9 @@ def search(
     from pplx_vectorstore.cli.conditions import parse_filters
     from pplx_vectorstore.cli.hits import Score, hit_as_json, say_hits_as_lines, show_files, show_hits
     from pplx_vectorstore.cli.questions import read_questions
+    from pplx_vectorstore.display import print_changes
+    from pplx_vectorstore.file_records import FileRecords
+    from pplx_vectorstore.files import find_changes
     from pplx_vectorstore.operations.finding import SearchOptions
     from pplx_vectorstore.store import VectorStore
 
@@ -97,7 +102,7 @@ def search(
         questions = read_questions(query, one_a_line=as_lines)
         first = next(questions, None)  # asked before the model is loaded, too
         score: Score = "fused" if hybrid else "cosine"
-        found = False
+        shown: set[str] = set()
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
@@ -105,7 +110,6 @@ def search(
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
             while first is not None:
                 hits = opened.search(first, **options)
-                found = found or bool(hits)
                 if as_lines:
                     say_hits_as_lines(hits, first, score)
                 elif as_json:
@@ -114,7 +118,11 @@ def search(
                     show_files(hits)
                 else:
                     show_hits(hits, first, score, whole=full or context > 0)
+                shown.update(hit.document_id for hit in hits)
                 first = next(questions, None)
-        if not found:
+            if not (quiet or is_url(store)):
+                changes = find_changes(opened, FileRecords(Path(store), collection, tenant), list(shown))
+                print_changes(messages, changes)
+        if not shown:
             note(messages, "nothing found")
             raise typer.Exit(_NOTHING)

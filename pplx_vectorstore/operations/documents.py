@@ -7,7 +7,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from pplx_vectorstore.operations.access import field_any
+from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import content_hash, is_of_piece
 from pplx_vectorstore.reports import StoredDocument
@@ -22,6 +22,25 @@ async def document_pages(session: Session) -> AsyncIterator[list[StoredDocument]
     fields = ["document_id", "document_hash", "chunk_index", "chunk_count"]
     async for documents in _whole_documents(session, with_payload=fields, with_codes=False):
         yield [_describe(records) for records in documents]
+
+
+async def find_whole(session: Session, versions: Mapping[str, tuple[str, int]]) -> set[str]:
+    """Find the documents that are stored in one version, whole and alone.
+
+    Args:
+        session: The open store.
+        versions: Documents' ids, each with the version's hash and its number of chunks.
+    """
+    whole: set[str] = set()
+    for some in in_batches(list(versions), _condition_size(session)):
+        condition = field_any("document_id", some)
+        by_id = await session.points.facet("document_id", condition, len(some))
+        by_hash = await session.points.facet("document_hash", condition, 2 * len(some)) if by_id else {}
+        for document_id in some:
+            hash_, chunks = versions[document_id]
+            if chunks and by_id.get(document_id) == by_hash.get(hash_) == chunks:
+                whole.add(document_id)
+    return whole
 
 
 async def read_documents(session: Session, *, with_codes: bool) -> AsyncIterator[list[list[models.Record]]]:
