@@ -126,7 +126,8 @@ class FileRecords:
         """Find files that are not as they were when they were indexed, without opening one.
 
         Of an index that was copied, sizes alone are compared; of one that is elsewhere now, files are looked for where
-        they lie from there and where they were, and none is said to be gone. Where looking takes long, some are left out.
+        they lie from there and where they were, and none is said to be gone. Where looking takes long, some are left
+        out.
 
         Args:
             first: Documents whose files are looked at before the others.

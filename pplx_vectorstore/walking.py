@@ -11,7 +11,6 @@ from pathlib import Path
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.ignore_files import IgnoreRules
 from pplx_vectorstore.ignore_patterns import Patterns
-from pplx_vectorstore.readers import kind_by_name
 
 DEFAULT_MAX_FILE_SIZE = 10_000_000
 """Bytes."""
@@ -177,6 +176,9 @@ class _Walker:
         return True
 
     def _take_found(self, path: Path, real: Path, top: Path) -> None:
+        # Readers take their time to be imported, and a command's help needs nothing of this module but a number.
+        from pplx_vectorstore.readers import kind_by_name
+
         try:
             status = real.stat()
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pplx_vectorstore.cli.options import BulkOption, CollectionOption, TenantOption, is_url
+from pplx_vectorstore.cli.options import BulkOption, CollectionOption, QuietOption, TenantOption, is_url
 from pplx_vectorstore.cli.stores import (
     bulk_load,
     connect,
@@ -17,7 +17,6 @@ from pplx_vectorstore.cli.stores import (
     require_fingerprint,
 )
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
-from pplx_vectorstore.display import number
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import busy, reported_errors, say
@@ -32,9 +31,12 @@ def copy(
     ] = None,
     tenant: TenantOption = None,
     bulk: BulkOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy an index between folders and servers."""
-    with reported_errors() as messages, connect(source) as origin, connect(target) as goal:
+    from pplx_vectorstore.display import number
+
+    with reported_errors(quiet=quiet) as messages, connect(source) as origin, connect(target) as goal:
         same_place = source == target if is_url(source) else Path(source).resolve() == Path(target).resolve()
         if same_place and (to_collection or collection) == collection:
             raise InvalidInputError("FROM and TO are the same index; name another folder, URL or --to-collection")
@@ -49,4 +51,5 @@ def copy(
             with bulk_load(messages, writer, bulk), busy(messages, f"copying to {without_password(target)}"):
                 chunks += reader.copy_to(writer)
         index_what_is_not(messages, goal, to_collection or collection)
-        say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
+        if not quiet:
+            say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")

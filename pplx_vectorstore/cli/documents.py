@@ -24,7 +24,7 @@ def documents(
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the documents of an index, each with its number of chunks."""
+    """List the documents of an index, with their numbers of chunks."""
     with reported_errors(), connect(store, grpc_port) as client:
         opened = open_reader(client, collection, require_fingerprint(client, store, collection), tenant)
         listed = sorted(opened.documents(), key=lambda document: document.id)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-_STORE_NAME = ".pplx-vectorstore"
+STORE_NAME = ".pplx-vectorstore"
+"""The folder of an index that no other name was given."""
 NEAREST = ""  # the option's default; no folder has that name
 
 
@@ -17,8 +18,8 @@ def find_store(given: str) -> str:
     if given != NEAREST:
         return given
     here = Path.cwd()
-    nearest = next((folder for folder in (here, *here.parents) if (folder / _STORE_NAME).is_dir()), here)
-    return os.path.relpath(nearest / _STORE_NAME)
+    nearest = next((folder for folder in (here, *here.parents) if (folder / STORE_NAME).is_dir()), here)
+    return os.path.relpath(nearest / STORE_NAME)
 
 
 StoreOption = Annotated[
@@ -28,7 +29,8 @@ StoreOption = Annotated[
         help="Folder of the index, or URL of a Qdrant server.",
         metavar="FOLDER|URL",
         callback=find_store,
-        show_default=f"{_STORE_NAME} here or above",
+        envvar="PPLX_VECTORSTORE_STORE",
+        show_default=f"{STORE_NAME} here or above",
     ),
 ]
 GrpcPortOption = Annotated[

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
+_CONFIG = "config.toml"  # of the command line
 _TEMPORARY = ".creating-"
 _ABANDONED_SECONDS = 60
 _EMPTY_BYTES = 2**22
@@ -396,7 +397,7 @@ class EdgeClient:
     def _require_collections(self) -> None:
         if not self.folder.is_dir():
             raise StoreNotFoundError(f"{self.folder} is a file; an index is a folder")
-        others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+        others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".") and path.name != _CONFIG]
         others = [name for name in others if not (self.folder / name / _SETTINGS).is_file()]
         if others:
             raise StoreNotFoundError(

@@ -1,0 +1,120 @@
+"""Defaults for options, from a file of the project.
+
+Whoever works in a folder obeys its file, and may not have written it. So it chooses among what the options offer, but
+names no server that questions and keys would be sent to, no hosted model, and no secret.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pplx_vectorstore.cli.options import STORE_NAME, is_url
+from pplx_vectorstore.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
+OPTIONS = frozenset({
+    "backend", "bulk", "by-document", "candidates", "chunk-tokens", "collection", "context", "device", "dimensions",
+    "dtype", "encoding", "exclude", "filter", "full", "hidden", "hybrid", "include", "k", "max-file-size", "min-score",
+    "model", "no-ignore", "onnx-file", "prune", "quiet", "root", "store", "strict", "tenant", "text-column", "verbose",
+    "window-tokens",
+})  # fmt: skip
+"""What a file may set; everything else is for the command line."""
+
+FILE = "config.toml"
+_PROJECT = "pyproject.toml"
+_TABLE = "pplx-vectorstore"
+
+
+def read_defaults(group: TyperGroup, here: Path) -> dict[str, dict[str, Any]]:
+    """Read the nearest file's defaults: command → parameter → value.
+
+    Args:
+        group: The commands.
+        here: Where to look first; then in the folders above.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or sets what there is not.
+    """
+    found = next(_tables(here), None)
+    if found is None:
+        return {}
+    file, table = found
+    defaults: dict[str, dict[str, Any]] = {name: {} for name in group.commands}
+    for key, value in table.items():
+        if key not in group.commands:
+            takers = [name for name in group.commands if _set(defaults[name], group, name, key, value, file)]
+            if not takers:
+                raise InvalidInputError(f"{file} sets {key!r}; {_what_it_may(file)}")
+    for name in group.commands:
+        own = table.get(name, {})
+        if not isinstance(own, Mapping):
+            raise InvalidInputError(f"{file} sets {name!r} to {own!r}; the options of a command are a table")
+        for key, value in own.items():
+            if not _set(defaults[name], group, name, key, value, file):
+                raise InvalidInputError(f"{file} sets {key!r} of {name!r}; {_what_it_may(file)}")
+    return defaults
+
+
+def _tables(here: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the files with settings, the nearest first."""
+    for folder in (here, *here.parents):
+        own = folder / STORE_NAME / FILE
+        if own.is_file():
+            yield own, _load(own)
+        project = folder / _PROJECT
+        if project.is_file():
+            tools = _load(project).get("tool", {})
+            if isinstance(tools, Mapping) and _TABLE in tools:
+                yield project, tools[_TABLE]
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{file} cannot be read as TOML: {error}") from error
+
+
+def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, value: Any, file: Path) -> bool:
+    """Set a default, or return False where the command has no such option."""
+    name = key.replace("_", "-")
+    option = f"-{name}" if len(name) == 1 else f"--{name}"
+    parameter = next((one for one in group.commands[command].params if option in one.opts), None)
+    if parameter is None or name not in OPTIONS or parameter.name is None:
+        return False
+    is_flag, many = getattr(parameter, "is_flag", False), getattr(parameter, "multiple", False)
+    values = value if many and isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, bool) is not is_flag or not isinstance(one, (str, int, float)):
+            wanted = "true or false" if is_flag else "texts or numbers" if many else "a text or a number"
+            raise InvalidInputError(f"{file} sets {key!r} to {value!r}; it takes {wanted}")
+    if name in ("store", "root"):
+        values = [_beside(file, key, one) for one in values]
+    elif name == "model" and str(value).startswith(("./", "../")):
+        values = [_beside(file, key, value)]
+    elif name == "backend" and value == "api":
+        raise InvalidInputError(f"{file} sets a hosted model, which is for you to choose: give --backend api")
+    defaults[parameter.name] = values if many else values[0]
+    return True
+
+
+def _beside(file: Path, key: str, value: Any) -> str:
+    """Return a path as it is meant: from the folder of the project."""
+    if is_url(str(value)):
+        raise InvalidInputError(
+            f"{file} sets {key!r} to a URL. Where questions and keys are sent to is for you to choose: give --store, "
+            "or set PPLX_VECTORSTORE_STORE"
+        )
+    home = file.parent.parent if file.name == FILE else file.parent
+    return os.path.normpath(home / str(value))
+
+
+def _what_it_may(file: Path) -> str:
+    kind = "a project" if file.name == _PROJECT else "a config file"
+    return f"{kind} may set, for all commands or in a table of one: {', '.join(sorted(OPTIONS))}"
