@@ -191,6 +191,20 @@ def hash_encoder():
     return _load_helper("hash_encoder").make_encoder
 
 
+@pytest.fixture
+def loaded_encoder(monkeypatch, hash_encoder):
+    """The encoder that commands load in the place of a model; its `loads` counts how often they do."""
+    encoder = hash_encoder(64)
+    encoder.loads = 0
+
+    def load(*arguments, **options):
+        encoder.loads += 1
+        return encoder
+
+    monkeypatch.setattr("pplx_vectorstore.encoders.load_encoder", load)
+    return encoder
+
+
 @pytest.fixture(scope="session")
 def as_stored():
     """What a store keeps of codes, and what its scores are cosines with: ``as_stored(codes)`` → int8, of one norm.

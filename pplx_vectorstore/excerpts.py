@@ -30,6 +30,7 @@ _LEAST_STEM = 3
 _LEAST_PREFIX = 4
 _MOST_ENDING = 3
 _NEARLY = 0.8  # what a word of the same stem counts for, beside the word itself
+_OF_WHAT_FOLLOWS = 0.5  # what a word counts for that only the sentences after the first have
 
 _MARKERS = re.compile(r"[ \t]*(?:[#>|]|[-*+] |\d{1,3}[.)] |```|~~~)")
 _SENTENCE_END = re.compile(r"[.!?…]['\"”’)\]]*(?=\s)|[。！？][」』）]*")
@@ -82,18 +83,17 @@ class QueryWords:
                 found += self._within(text, start, stop)
         return found
 
-    def _within(self, text: str, start: int, stop: int) -> Iterator[Match]:
+    def _within(self, text: str, start: int, stop: int) -> list[Match]:
         """Find pairs of characters, of scripts that write no spaces, within a run of them."""
         run = text[start:stop]
         if run.isascii():
-            return
-        for number, wanted in enumerate(self._words):
-            if wanted.isascii():
-                continue
-            at = run.find(wanted)
-            while at >= 0:
-                yield Match(start + at, start + at + len(wanted), number, 1.0)
-                at = run.find(wanted, at + 1)
+            return []
+        return sorted(
+            Match(start + at.start(), start + at.start() + len(wanted), number, 1.0)
+            for number, wanted in enumerate(self._words)
+            if not wanted.isascii()
+            for at in re.finditer(f"(?={re.escape(wanted)})", run)
+        )
 
     def best_part(self, text: str, length: int) -> tuple[int, int]:
         """Choose the sentences of a text that have most of the words.
@@ -122,11 +122,12 @@ class QueryWords:
             if not held[first]:
                 continue
             strengths: dict[int, float] = {}
-            for some, (_, stop) in zip(held[first:], sentences[first:], strict=True):
+            for number, (_, stop) in enumerate(sentences[first:], first):
                 if stop - start > length and strengths:
                     break
-                for match in some:
-                    strengths[match.word] = max(match.strength, strengths.get(match.word, 0.0))
+                for match in held[number]:
+                    strength = match.strength if number == first else match.strength * _OF_WHAT_FOLLOWS
+                    strengths[match.word] = max(strength, strengths.get(match.word, 0.0))
             value = sum(weights[word] * strength for word, strength in strengths.items())
             if value > best:
                 best, chosen = value, first
@@ -178,8 +179,9 @@ def _extend(
     start, stop = sentences[chosen]
     if stop - start > length:
         first = matches[0] if matches else start
-        if first - start > length - _BEFORE:
-            start = _word_after(text, first - _BEFORE, first)
+        before = min(_BEFORE, length // 4)
+        if first - start > length - before:
+            start = _word_after(text, first - before, first)
         return start, _word_before(text, min(stop, start + length), start, stop)
     for _, end in sentences[chosen + 1 :]:
         if end - start > length:
@@ -226,6 +228,8 @@ def _likeness(one: str, other: str) -> float:
     if one == other:
         return 1.0
     short, long = sorted((one, other), key=len)
+    if not (one.isalpha() and other.isalpha()):
+        return 0.0
     if len(short) >= _LEAST_PREFIX and long.startswith(short) and len(long) - len(short) <= _MOST_ENDING:
         return _NEARLY
     stem = _stem(one)

@@ -24,17 +24,8 @@ NOTHING = "nothing to embed; 2 unchanged\n"
 
 
 @pytest.fixture
-def encoder(monkeypatch, hash_encoder):
-    """The encoder that commands load, which counts how often they do in `loads`."""
-    encoder = hash_encoder(64)
-    encoder.loads = 0
-
-    def load(*arguments, **options):
-        encoder.loads += 1
-        return encoder
-
-    monkeypatch.setattr("pplx_vectorstore.encoders.load_encoder", load)
-    return encoder
+def encoder(loaded_encoder):
+    return loaded_encoder
 
 
 @pytest.fixture
