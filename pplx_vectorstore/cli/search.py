@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from pplx_vectorstore.cli.options import (
 from pplx_vectorstore.cli.stores import connect, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import note, reported_errors, say_json
 
 _NOTHING = 1
@@ -103,11 +105,14 @@ def search(
         first = next(questions, None)  # asked before the model is loaded, too
         score: Score = "fused" if hybrid else "cosine"
         shown: set[str] = set()
+        started = time.monotonic()
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
             encoder = load_model(messages, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
+            if verbose:
+                note(messages, f"{without_password(store)}, collection {collection}, model {recorded.model}")
             while first is not None:
                 hits = opened.search(first, **options)
                 if as_lines:
@@ -123,6 +128,8 @@ def search(
             if not (quiet or is_url(store)):
                 changes = find_changes(opened, FileRecords(Path(store), collection, tenant), list(shown))
                 print_changes(messages, changes)
+        if verbose:
+            note(messages, f"this took {time.monotonic() - started:.2f} s")
         if not shown:
             note(messages, "nothing found")
             raise typer.Exit(_NOTHING)
