@@ -111,6 +111,8 @@ class Fingerprint:
             vectors of any norm are brought to it.
         backend: What ran it: "torch", "onnx:" and the file's name, or "api". Not part of the identity: the vectors
             differ by the precision of the arithmetic alone, as with another dtype.
+        dtype: In what it multiplied: "float32", "bfloat16" or "float16"; None where that is not known, or an ONNX
+            file's own matter. Not part of the identity.
     """
 
     model: str
@@ -123,6 +125,7 @@ class Fingerprint:
     source: str
     squared_norm: int
     backend: str = "torch"
+    dtype: str | None = None
 
     @property
     def crest_factor(self) -> float:
@@ -132,7 +135,7 @@ class Fingerprint:
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two encoders must agree for their vectors to be the same."""
         identity = asdict(self)
-        del identity["source"], identity["squared_norm"], identity["backend"]
+        del identity["source"], identity["squared_norm"], identity["backend"], identity["dtype"]
         return identity
 
     def to_metadata(
@@ -162,7 +165,7 @@ class Fingerprint:
             raise SchemaMismatchError(
                 f"collection {collection!r} was not written by pplx-vectorstore; use another collection name"
             )
-        recorded: dict[str, Any] = dict(found)
+        recorded: dict[str, Any] = {"dtype": None, **found}  # which came later
         if recorded.get("schema") != SCHEMA_VERSION:
             raise SchemaMismatchError(
                 f"collection {collection!r} has schema version {recorded.get('schema')} (written by "

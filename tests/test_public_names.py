@@ -37,6 +37,7 @@ PUBLIC_NAMES = {
     "export_onnx",
     "hamming_distance",
     "load_encoder",
+    "load_query_encoder",
     "pack_bits",
     "quantize_absmax",
     "quantize_tanh",
