@@ -87,7 +87,7 @@ class TestSameCodesAsPyTorch:
     def test_of_weights_of_16_bits(self, pplx_checkpoint, copy_checkpoint, dtype):
         folder = copy_checkpoint(pplx_checkpoint)
         change_weights(
-            folder, lambda weights: {name: tensor.to(_torch_dtype(dtype)) for name, tensor in weights.items()}
+            folder, lambda weights: {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
         )
         expected = load_encoder(str(folder), dtype="float32").encode_queries(QUERIES)
         require_same_codes(load_query_encoder(str(folder)).encode_queries(QUERIES), expected)

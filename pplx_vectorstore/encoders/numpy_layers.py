@@ -46,7 +46,7 @@ def require_number(config: Mapping[str, Any], name: str) -> int:
     """
     value = config.get(name)
     if not isinstance(value, int):
-        raise UnsupportedByNumpyError(f"a config.json with {name} = {value!r}")
+        raise UnsupportedByNumpyError(f"the default of {name}")
     return value
 
 

@@ -129,17 +129,12 @@ def load_query_encoder(
     """
     options: dict[str, Any] = {name: value for name, value in locals().items() if name != "model"}
     of_numpy = {"dimensions", "window_tokens", "min_context", "context_weight", "crest_factor", "query_cache"}
-    if (
-        backend == "torch"
-        and device in ("auto", "cpu")
-        and dtype in ("auto", "float32")
-        and onnx_file is None
-        and api_key is api is None
-    ):
+    is_for_numpy = backend == "torch" and device in ("auto", "cpu") and dtype in ("auto", "float32")
+    if is_for_numpy and onnx_file is None and api_key is None and api is None:
         try:
             return _load(model, revision, **{name: options[name] for name in of_numpy})
         except UnsupportedByNumpyError as error:
-            _log.info("queries of %s are embedded by PyTorch: numpy has no %s", model, error)
+            _log.info("queries of %s are embedded by PyTorch: numpy lacks %s", model, error)
     from pplx_vectorstore.encoders import load_encoder
 
     encoder: LateChunkingEncoder | ApiEncoder = load_encoder(model, **options)

@@ -48,7 +48,8 @@ class Tensor:
     def multiply(self, vectors: Floats) -> Floats:
         """Return ``vectors @ weight.T``: float32, shape (n, rows of the weight)."""
         if self.raw.dtype == np.float32:
-            return np.matmul(vectors, self.raw.T)
+            whole: Floats = vectors @ self.raw.T
+            return whole
         n_rows, width = self.raw.shape
         product = np.empty((len(vectors), n_rows), dtype=np.float32)
         step = max(1, _WIDENED_AT_ONCE // width)
