@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import TEXT_FIELD, WORDS_FIELD
+from pplx_vectorstore.qdrant import models
 
 # Estimates may be wrong by a factor of two.
 _MOST_REQUEST = 16 * 2**20
@@ -98,7 +97,7 @@ def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
     if isinstance(stage.query, models.NearestQuery) and isinstance(stage.query.nearest, models.Document):
         size += len(stage.query.nearest.text.encode())
     elif isinstance(stage.query, models.NearestQuery):
-        size += _COMPONENT * len(stage.query.nearest)  # type: ignore[arg-type]
+        size += _COMPONENT * len(stage.query.nearest)
     elif isinstance(stage.query, models.TextQuery):
         size += len(str(stage.query.text).encode())
     if stage.filter is not None:
