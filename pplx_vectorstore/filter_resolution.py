@@ -257,7 +257,7 @@ def _equal_to(one: models.FieldCondition, values: Sequence[int]) -> list[Any]:
 
 
 def _between(one: models.FieldCondition, least: float, most: float) -> models.FieldCondition:
-    return models.FieldCondition(key=one.key, range=models.Range(gte=least, lte=most))
+    return models.FieldCondition(key=one.key, range=models.Range(gte=float(least), lte=float(most)))
 
 
 def _changed_by(one: models.FieldCondition, kind: str, other: str) -> UnsupportedFilterError:

@@ -157,7 +157,8 @@ def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
         if any(map(stands_for_several, values)):
             raise UnsupportedFilterError(f"filter on {path} compares with {shown}: {WHY_INEXACT}")
         if all(math.isfinite(value) for value in values):
-            return models.FieldCondition(key=path, range=models.Range(**bounds))
+            floats = {name: float(value) for name, value in bounds.items()}
+            return models.FieldCondition(key=path, range=models.Range(**floats))
     elif all(isinstance(value, (str, date)) for value in values):
         dates = {name: _as_datetime(path, value) for name, value in bounds.items()}
         return models.FieldCondition(key=path, range=models.DatetimeRange(**dates))

@@ -188,8 +188,6 @@ def build_query(
         A request for ``query_batch_points``; scores are distances (`QueryVector.cosine`), fused ranks, or BM25's.
     """
     rest: dict[str, Any] = {"limit": k, "with_payload": with_payload, "with_vector": with_codes}
-    # Validating thousands of components against every form a query may have takes longer than the
-    # search; model_construct skips it, and every value here is ours.
     if text is None and query is not None:
         if score_threshold is not None:
             rest["score_threshold"] = query.largest_distance(score_threshold)

@@ -7,6 +7,7 @@ and into the time for one request.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,11 @@ class AnswerSizes:
             yield batch
 
 
+def _json_bytes(condition: models.Filter) -> int:
+    values = condition.model_dump(exclude_none=True)
+    return len(json.dumps(values, ensure_ascii=False, default=str).encode())
+
+
 def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
     """Return the bytes of a search or a stage of one; filters that many share are measured once."""
     size = _FRAME
@@ -102,7 +108,7 @@ def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
         size += len(str(stage.query.text).encode())
     if stage.filter is not None:
         if id(stage.filter) not in of_filters:
-            of_filters[id(stage.filter)] = len(stage.filter.model_dump_json(exclude_none=True).encode())
+            of_filters[id(stage.filter)] = _json_bytes(stage.filter)
         size += of_filters[id(stage.filter)]
     prefetch = stage.prefetch or []
     return size + sum(

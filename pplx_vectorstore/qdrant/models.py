@@ -60,7 +60,7 @@ class Model:
 
 
 def _dump(value: Any, exclude_none: bool) -> Any:
-    if isinstance(value, Model):
+    if hasattr(value, "model_dump"):  # ours, or the client's own
         return value.model_dump(exclude_none=exclude_none)
     if isinstance(value, list):
         return [_dump(one, exclude_none) for one in value]
