@@ -202,6 +202,7 @@ def loaded_encoder(monkeypatch, hash_encoder):
         return encoder
 
     monkeypatch.setattr("pplx_vectorstore.encoders.load_encoder", load)
+    monkeypatch.setattr("pplx_vectorstore.encoders.load_query_encoder", load)
     return encoder
 
 

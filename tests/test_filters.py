@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qdrant_client import models
 
 from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import build_filter, is_empty
+from pplx_vectorstore.qdrant import models
 
 
 def equal(path, value):

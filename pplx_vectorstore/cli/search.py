@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pplx_vectorstore.cli.model import load_model
+from pplx_vectorstore.cli.model import load_model_of_queries
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
@@ -109,7 +109,7 @@ def search(
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
-            encoder = load_model(messages, model, recorded, options_of_model)
+            encoder = load_model_of_queries(messages, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
             if verbose:
                 note(messages, f"{without_password(store)}, collection {collection}, model {recorded.model}")
