@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from platformdirs import user_cache_path
 
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker
@@ -191,6 +192,8 @@ def index(
     EPUB, notebooks, tables and e-mail. A file that has changed is embedded
     again whole; files that cannot be read are reported and skipped.
     """
+    from pplx_vectorstore.encoders.unfinished import Unfinished
+    from pplx_vectorstore.rebuilding import choose_collection, complete_replacing, replace_collection
     from pplx_vectorstore.store import VectorStore
 
     with reported_errors() as console:
@@ -230,16 +233,20 @@ def index(
                     settings = replace(settings, root=relative_root(base, Path(store)))
                 elif settings.root is not None:
                     base = (Path(store).resolve().parent / settings.root).resolve()
+            complete_replacing(client, collection)
             fingerprint = _recorded_fingerprint(client, collection)
             encoder = _load(console, model, fingerprint, options)
+            target = choose_collection(client, collection, encoder.fingerprint, rebuild=rebuild)
             chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
             reader_options = ReaderOptions(
                 encoding=settings.encoding, password=password, text_columns=settings.text_columns
             )
-            opened = None
-            if fingerprint is not None or not dry_run:
-                opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
-            names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
+            opened = before = None
+            if target == collection and (fingerprint is not None or not dry_run):
+                opened = before = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+            elif fingerprint is not None:
+                before = _reader(client, collection, fingerprint, tenant)
+            names = Names(dict.fromkeys(files, base)) if before is None else find_names(before, files, base)
             print_notes(console, names)
             reading = Reading(found, names.roots, chunker, reader_options)
             if dry_run:
@@ -247,16 +254,22 @@ def index(
                 print_estimate(estimate(changed, encoder), verbose=verbose)
                 print_skipped(console, found, reading, verbose=verbose)
                 return
-            assert opened is not None
-            if rebuild:
-                _require_all(opened, paths, files, names, base, prune=prune)
-            record_settings(_calls(client), collection, settings)
+            if rebuild and before is not None:
+                _require_all(before, paths, files, names, base, prune=prune)
+            if opened is None:
+                opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
+            record_settings(_calls(client), target, settings)
+            encoder.unfinished = Unfinished(_unfinished_folder(store, target))
             with _bulk_load(console, opened, bulk):
                 report = opened.sync(reading, progress=True)
-            gone = find_gone(opened, paths, files, base) if prune else []
-            if gone:
+            encoder.unfinished.clear()
+            gone = find_gone(before or opened, paths, files, base) if prune else []
+            if target != collection:
+                replace_collection(client, collection, may_go=gone)
+                opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
+            elif gone:
                 opened.delete(document_ids=gone)
-                report = replace(report, deleted_documents=len(gone))
+            report = replace(report, deleted_documents=len(gone))
             chunks = opened.count()
             _index_what_is_not(console, client, collection)
         print_skipped(console, found, reading, verbose=verbose)
@@ -567,6 +580,8 @@ def _load(
             "context_weight": recorded.context_weight,
             "crest_factor": recorded.crest_factor,
         }
+        if options.get("window_tokens") not in (None, recorded.window_tokens):
+            del settings["min_context"]  # a part of the window
         if not str(recorded.revision).startswith(WEIGHTS_PREFIX):
             settings["revision"] = recorded.revision
     if model is None and Path(name).is_absolute() and not Path(name).exists():
@@ -596,6 +611,15 @@ def _is_same(model: str, recorded: Fingerprint, backend: str, onnx_file: str | N
     if backend == "onnx":
         return locate_onnx(model, file=onnx_file).revision == recorded.revision
     return locate_checkpoint(model).revision == recorded.revision
+
+
+def _unfinished_folder(store: str, collection: str) -> Path:
+    """Return where to keep what is computed of large files until it is stored."""
+    from pplx_vectorstore.encoders.unfinished import key_of
+
+    if _is_url(store):
+        return user_cache_path("pplx-vectorstore") / f"unfinished-{key_of(without_password(store), collection).hex()}"
+    return Path(store) / f".unfinished-{collection}"
 
 
 def _is_url(store: str) -> bool:
