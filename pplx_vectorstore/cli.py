@@ -193,7 +193,12 @@ def index(
     again whole; files that cannot be read are reported and skipped.
     """
     from pplx_vectorstore.encoders.unfinished import Unfinished
-    from pplx_vectorstore.rebuilding import choose_collection, complete_replacing, replace_collection
+    from pplx_vectorstore.rebuilding import (
+        choose_collection,
+        complete_replacing,
+        delete_unusable,
+        replace_collection,
+    )
     from pplx_vectorstore.store import VectorStore
 
     with reported_errors() as console:
@@ -257,6 +262,7 @@ def index(
             if rebuild and before is not None:
                 _require_all(before, paths, files, names, base, prune=prune)
             if opened is None:
+                delete_unusable(client, target, encoder.fingerprint)
                 opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
             record_settings(_calls(client), target, settings)
             encoder.unfinished = Unfinished(_unfinished_folder(store, target))

@@ -64,11 +64,14 @@ def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted
             f"collection {collection!r} is of several tenants, and one of them cannot change its model. Index all into "
             "another one (--collection)"
         )
-    new = name_of_new(collection)
-    left_over = run_now(read_fingerprint(calls, new))
-    if left_over is not None and left_over.identity() != wanted.identity():
-        client.delete_collection(new)  # of an interrupted run with yet another model
-    return new
+    return name_of_new(collection)
+
+
+def delete_unusable(client: EdgeClient, new: str, wanted: Fingerprint) -> None:
+    """Delete what an interrupted run with yet another model left of a new collection."""
+    left = run_now(read_fingerprint(BlockingCalls(client, Retries.of(client)), new))
+    if left is not None and left.identity() != wanted.identity():
+        client.delete_collection(new)
 
 
 def complete_replacing(client: EdgeClient | QdrantClient, collection: str) -> None:
