@@ -29,7 +29,7 @@ _LEAST_TOKENS = DEFAULT_CHUNK_TOKENS  # smaller chunks get the windows of these
 
 _LINE = re.compile(r"[^\r\n]+")
 _WORD = re.compile(r"\w")
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
+_MARKS = re.compile(r"^[ \t]*(?:```|~~~).*$|<!--[^>]*-->", re.MULTILINE)
 # A window best starts where no structure of the format is open: after an empty line, with what is no list, quote or
 # indented block, and after as many of the marks that open as of those that close, which look alike.
 _TOP_LEVEL = re.compile(r"[\w#@]")
@@ -97,7 +97,7 @@ class Chunker:
         return [Chunk(text=text[start:stop], start=start, end=stop) for start, stop in self._join_marks(text, pieces)]
 
     def _join_marks(self, text: str, pieces: list[Piece]) -> list[Span]:
-        """Put what is but marks, such as the fence of a code block, into a neighbour that has room for it."""
+        """Put what is but marks, such as the fence of a code block or a comment, with a neighbour."""
         spans: list[Span] = []
         joined = False
         for i, (start, piece) in enumerate(pieces):
@@ -106,7 +106,7 @@ class Chunker:
                 spans[-1] = (spans[-1][0], start + len(piece))
                 continue
             stop = start + len(piece)
-            if not _WORD.search(_FENCE.sub("", piece)):
+            if not _WORD.search(_MARKS.sub("", piece)):
                 following = pieces[i + 1] if i + 1 < len(pieces) else None
                 if spans and self._fits(text[spans[-1][0] : stop]):
                     spans[-1] = (spans[-1][0], stop)

@@ -305,10 +305,10 @@ def test_words_far_apart(tokenizers):
 @pytest.mark.parametrize("chunk_tokens", [64, 128, 256])
 def test_no_chunk_is_but_the_fence_of_a_code_block(tokenizers, chunk_tokens):
     lines = "\n".join(f"value_{i} = compute({i})" for i in range(40))
-    text = "\n\n".join(f"Part {i} says this.\n\n```python\n{lines}\n```" for i in range(5))
+    text = "\n\n".join(f"Part {i} says this.\n\n```python\n{lines}\n```\n\n<!-- end -->" for i in range(5))
     chunks = Chunker(tokenizers["minilm"].tokenizer, chunk_tokens).split(text, "markdown")
     assert sum("```python" in chunk.text for chunk in chunks) == 5
-    assert all(re.search(r"\w", re.sub(r"```\w*", "", chunk.text)) for chunk in chunks)
+    assert all(re.search(r"\w", re.sub(r"```\w*|<!-- end -->", "", chunk.text)) for chunk in chunks)
     assert "".join("".join(chunk.text.split()) for chunk in chunks) == "".join(text.split())
 
 
