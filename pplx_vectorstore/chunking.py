@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Splitter = CodeSplitter | MarkdownSplitter | TextSplitter
     Piece = tuple[int, str]
+    Span = tuple[int, int]
 
 DEFAULT_CHUNK_TOKENS = 256
 
@@ -27,6 +28,8 @@ _WINDOW_IN_LONG_LINE = 16  # smaller: where there is no boundary, the splitter a
 _LEAST_TOKENS = DEFAULT_CHUNK_TOKENS  # smaller chunks get the windows of these
 
 _LINE = re.compile(r"[^\r\n]+")
+_WORD = re.compile(r"\w")
+_MARKS = re.compile(r"^[ \t]*(?:```|~~~).*$|<!--[^>]*-->", re.MULTILINE)
 # A window best starts where no structure of the format is open: after an empty line, with what is no list, quote or
 # indented block, and after as many of the marks that open as of those that close, which look alike.
 _TOP_LEVEL = re.compile(r"[\w#@]")
@@ -89,11 +92,42 @@ class Chunker:
         text = clean_text(text, "text")  # which keeps every offset
         if format not in self._splitters:
             self._splitters[format] = self._make_splitter(format)
-        return [
-            Chunk(text=piece, start=start, end=start + len(piece))
-            for start, piece in self._cut(text, self._splitters[format])
-            if not is_blank(piece)  # the splitter does not count separators such as U+001F as white space
-        ]
+        # The splitter does not count separators such as U+001F as white space.
+        pieces = [piece for piece in self._cut(text, self._splitters[format]) if not is_blank(piece[1])]
+        return [Chunk(text=text[start:stop], start=start, end=stop) for start, stop in self._join_marks(text, pieces)]
+
+    def _join_marks(self, text: str, pieces: list[Piece]) -> list[Span]:
+        """Put what is but marks, such as the fence of a code block or a comment, with a neighbour."""
+        spans: list[Span] = []
+        joined = False
+        for i, (start, piece) in enumerate(pieces):
+            if joined:  # into this one, with what was before
+                joined = False
+                spans[-1] = (spans[-1][0], start + len(piece))
+                continue
+            stop = start + len(piece)
+            if not _WORD.search(_MARKS.sub("", piece)):
+                following = pieces[i + 1] if i + 1 < len(pieces) else None
+                if spans and self._fits(text[spans[-1][0] : stop]):
+                    spans[-1] = (spans[-1][0], stop)
+                    continue
+                joined = following is not None and self._fits(text[start : following[0] + len(following[1])])
+                if spans and not joined:
+                    start = self._take_a_line(text, spans, start, stop)
+            spans.append((start, stop))
+        return spans
+
+    def _take_a_line(self, text: str, spans: list[Span], start: int, stop: int) -> int:
+        """Take the last line from the chunk before, where that leaves something; return where the next one starts."""
+        first, last = spans[-1]
+        end = text.rfind("\n", first, last)
+        if end < 0 or not text[first:end].strip() or not self._fits(text[end + 1 : stop]):
+            return start
+        spans[-1] = (first, first + len(text[first:end].rstrip()))
+        return stop - len(text[end + 1 : stop].lstrip())
+
+    def _fits(self, text: str) -> bool:
+        return len(self._tokenizer.encode(text, add_special_tokens=False)) <= self.chunk_tokens
 
     def _cut(self, text: str, splitter: Splitter) -> Iterator[Piece]:
         """Cut a text in time that grows as its length does; pieces as the splitter's own."""

@@ -68,8 +68,6 @@ class Reading:
         roots: File → the folder that its id is relative to.
         chunker: Cuts them, so that chunks know where they are.
         options: Of the readers.
-        fingerprint: Of the collection that the documents are for; None to remember nothing.
-        way: How files are read, as `way_of_reading` says.
 
     Attributes:
         notes: Files, each with what the user may want to know of how it was read.
@@ -77,7 +75,7 @@ class Reading:
         n_read: Files that became documents.
         bytes_read: Of the files that were handed out, read or not.
         bytes: Of all.
-        records: Documents' ids → what to remember of the files that were read whole, with nothing to tell.
+        records: Documents' ids → what to `remember` of the files that were read whole, with nothing to tell.
     """
 
     def __init__(
@@ -86,9 +84,6 @@ class Reading:
         roots: Mapping[Path, Path | None],
         chunker: Chunker,
         options: ReaderOptions,
-        *,
-        fingerprint: Fingerprint | None = None,
-        way: str = "",
     ) -> None:
         self.notes: list[tuple[Path, str]] = []
         self.losses: list[tuple[Path, str]] = []
@@ -100,8 +95,17 @@ class Reading:
         self._roots = roots
         self._chunker = chunker
         self._options = options
-        self._fingerprint = fingerprint
-        self._way = way
+        self._fingerprint: Fingerprint | None = None
+        self._way = ""
+
+    def remember(self, fingerprint: Fingerprint, way: str) -> None:
+        """Make records of the files that are read from here on.
+
+        Args:
+            fingerprint: Of the collection that the documents are for.
+            way: How files are read, as `way_of_reading` says.
+        """
+        self._fingerprint, self._way = fingerprint, way
 
     def __len__(self) -> int:
         return len(self._walk.files)

@@ -102,12 +102,16 @@ class FileRecords:
         """Return what is remembered of a document's file."""
         return self._records.get(document_id)
 
-    def save(self, records: Mapping[str, FileRecord], gone: Iterable[str] = ()) -> None:
-        """Remember files by their documents' ids, and forget some; nothing is written where that changes nothing."""
-        self._records.update(records)
+    def save(self, records: Mapping[str, FileRecord], gone: Iterable[str] = (), *, anew: bool = False) -> None:
+        """Remember files by their documents' ids, and forget some, or, anew, all others.
+
+        Nothing is written where that changes nothing.
+        """
+        self._records = {**({} if anew else self._records), **records}
         for document_id in gone:
             self._records.pop(document_id, None)
-        if self._records == self._read and not self._is_copy and self._recorded_home == self._home:
+        is_known = self._records == self._read and self._recorded_home == self._home
+        if is_known and not self._is_copy and not anew:
             return
         tenants = {**_read(self._path).get("tenants", {}), self._tenant: self._records}
         # Written aside and put in its place: whoever reads it meanwhile has the old one whole.

@@ -26,6 +26,7 @@ from pplx_vectorstore.encoders.api_requests import (
     merge_codes,
     pack_requests,
 )
+from pplx_vectorstore.encoders.unfinished import Unfinished
 from pplx_vectorstore.errors import AlignmentError, ApiError, EncodingError, InvalidInputError, PplxVectorStoreError
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
@@ -596,6 +597,49 @@ class TestPacking:
             assert sorted(item.slots for request in requests for item in request) == [(i,) for i in range(n)]
             assert all(len(request) <= 512 and sum(item.tokens for item in request) <= 120_000 for request in requests)
         assert amounts[1] < 2.2 * amounts[0]
+
+
+@pytest.mark.usefixtures("small_requests")
+class TestUnfinished:
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    @pytest.mark.parametrize("encoding", ["int8", "binary"])
+    def test_what_was_paid_for_is_not_asked_for_again(self, server, load, run_async, folder, encoding, asynchronous):
+        documents = [[f"chunk {i} of {number} and some more words" for i in range(3)] for number in range(20)]
+        server.delay = 0.05  # so that what is still to be asked for when one fails is not asked for
+
+        def encode(progress=None):
+            encoder = load(concurrency=2, encoding=encoding)
+            encoder.unfinished = Unfinished(folder)
+            server.requests.clear()
+            try:
+                if asynchronous:
+                    return run_async(encoder.aencode_documents(documents, progress=progress)), encoder
+                return encoder.encode_documents(documents, progress=progress), encoder
+            finally:
+                done.append(len(server.requests))
+
+        class EndedError(Exception):
+            pass
+
+        def stop(tokens, of_all):
+            told.append(tokens)
+            if len(told) == 4:
+                raise EndedError
+
+        done, told = [], []
+        with pytest.raises(EndedError):
+            encode(stop)
+        codes, encoder = encode()
+        assert encoder.usage.requests == done[1] > 3
+        assert done[0] >= 4
+        for document, found in zip(documents, codes, strict=True):
+            assert np.array_equal(found, expected_codes(CONTEXT, document, 1024, encoding))
+        again, encoder = encode()
+        assert (done[2], encoder.usage.requests) == (0, 0)
+        assert all(np.array_equal(one, other) for one, other in zip(again, codes, strict=True))
+        encoder.unfinished.clear()
+        encode()
+        assert done[3] > done[1]
 
 
 class TestFromOutside:

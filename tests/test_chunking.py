@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 import sys
 
 import pytest
@@ -269,7 +270,7 @@ def test_windows_change_nothing_in_ordinary_texts(tokenizers, text_format):
     chunks = chunker.split(text, text_format)
     assert len(recording.sizes) > 3
     whole = recording._splitter.chunk_indices(text)
-    assert [(chunk.start, chunk.text) for chunk in chunks] == whole
+    assert [(chunk.start, chunk.end) for chunk in chunks] == chunker._join_marks(text, whole)
 
 
 def test_windows_change_nothing_in_ordinary_code(tokenizers):
@@ -299,3 +300,20 @@ def test_words_far_apart(tokenizers):
     text = "word" + "\n" * 300_000 + "word"
     for tokenizer in tokenizers.values():
         assert "".join(chunk.text.replace("\n", "") for chunk in Chunker(tokenizer.tokenizer).split(text)) == "wordword"
+
+
+@pytest.mark.parametrize("chunk_tokens", [64, 128, 256])
+def test_no_chunk_is_but_the_fence_of_a_code_block(tokenizers, chunk_tokens):
+    lines = "\n".join(f"value_{i} = compute({i})" for i in range(40))
+    text = "\n\n".join(f"Part {i} says this.\n\n```python\n{lines}\n```\n\n<!-- end -->" for i in range(5))
+    chunks = Chunker(tokenizers["minilm"].tokenizer, chunk_tokens).split(text, "markdown")
+    assert sum("```python" in chunk.text for chunk in chunks) == 5
+    assert all(re.search(r"\w", re.sub(r"```\w*|<!-- end -->", "", chunk.text)) for chunk in chunks)
+    assert "".join("".join(chunk.text.split()) for chunk in chunks) == "".join(text.split())
+
+
+def test_marks_alone_are_chunks_where_there_is_nothing_else(tokenizers):
+    chunker = Chunker(tokenizers["minilm"].tokenizer, 16)
+    for text in ("---", "* * *\n\n" * 500, "```python\n```", "— " * 300):
+        chunks = chunker.split(text, "markdown")
+        assert "".join("".join(chunk.text.split()) for chunk in chunks) == "".join(text.split())

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from file_samples import PICTURE, pdf, shown
+from file_samples import BILLION_LAUGHS, PICTURE, docx, epub, ipynb, paragraph, pdf, pptx, shape, shown, styles, xlsx
 from pdf_encryption import Encryption
 from typer.testing import CliRunner
 
@@ -190,3 +190,98 @@ def test_an_index_of_an_older_version_relabels_and_embeds_nothing(corpus, tmp_pa
     assert corpus("index", "docs/cats.md").stdout.startswith("nothing to embed; 1 with new metadata\n")
     (hit,) = json.loads(corpus("search", "cats", "--json").stdout)
     assert hit["metadata"] == {"source": "docs/cats.md", "root": root, "heading": ["Cats"], "line": 1}
+
+
+def test_every_hit_of_a_mixed_folder_says_where_it_is_also_after_edits(run, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    filler = [f"Line {number} is about nothing in particular, and goes on for a while." for number in range(30)]
+
+    def written(lead=0):
+        """Files that each say one thing, after `lead` more pages, slides, rows, cells or lines of other things."""
+        other = [f"Other matter {number} of no interest." for number in range(2 + lead)]
+        return {
+            "badger.pdf": pdf(*(shown(*filler[:12]) for _ in other), shown("Badgers dig tunnels at night.")),
+            "beaver.docx": docx(
+                "".join(map(paragraph, other)) + paragraph("Rivers", "H1") + paragraph("Beavers build dams of wood."),
+                styles=styles(H1="heading 1"),
+            ),
+            "bee.pptx": pptx([*(shape(" ".join(filler[:9])) for _ in other), shape("Bees dance to tell of flowers.")]),
+            "ant.xlsx": xlsx({"Facts": {"A1": "says", **{f"A{2 + n}": line for n, line in enumerate(other)},
+                                        f"A{2 + len(other)}": "Ants carry leaves home."}}),
+            "whale.epub": epub({"one": f"<h1>Land</h1><p>{filler[0]}", "two": "<h1>Sea</h1><p>Whales sing under sea."}),
+            "owl.ipynb": ipynb(
+                *({"cell_type": "markdown", "source": " ".join(filler[:9])} for _ in other),
+                {"cell_type": "markdown", "source": "Owls turn their heads."},
+            ),
+            "eel.csv": ("says\n" + "".join(f"{' '.join(filler[:9])} {n}\n" for n in range(len(other))) +
+                        "Eels swim to the Sargasso.\n").encode(),
+            "frog.jsonl": b"".join(
+                json.dumps({"says": text}).encode() + b"\n" for text in [*(" ".join(filler[:9]) for _ in other),
+                                                                        "Frogs croak in ponds."]
+            ),
+            "goat.eml": b"From: Ada\nSubject: Mountains\n\nGoats climb steep rocks.\n",
+            "hare.html": f"<title>Fields</title><h1>Fields</h1><p>{' '.join(filler)}<h2>Runs</h2><p>Hares box."
+            .encode(),
+            "lynx.md": ("# Woods\n\n" + "\n".join(filler) + "\n" * lead + "\n\n## Hunters\n\nLynxes hunt in silence.\n")
+            .encode(),
+            "mole.py": ("def other():\n    return 1\n" + "\n" * lead + "\n\ndef moles():\n    '''Moles eat worms.'''\n")
+            .encode(),
+        }  # fmt: skip
+
+    def check(lead):
+        last = 3 + lead
+        for question, name, place in [
+            ("who digs tunnels?", "badger.pdf", {"page_end": last}),
+            ("who builds dams?", "beaver.docx", {}),
+            ("who dances to tell of flowers?", "bee.pptx", {"slide_end": last}),
+            ("who carries leaves?", "ant.xlsx", {"sheet": "Facts", "row_end": last + 1}),
+            ("who sings under the sea?", "whale.epub", {}),
+            ("who turns their heads?", "owl.ipynb", {"cell_end": last}),
+            ("who swims to the Sargasso?", "eel.csv", {"row_end": last + 1}),
+            ("who croaks in ponds?", "frog.jsonl", {"row_end": last}),
+            ("who climbs rocks?", "goat.eml", {}),
+            ("who boxes?", "hare.html", {"title": "Fields"}),
+            ("who hunts in silence?", "lynx.md", {}),
+            ("which code is of moles that eat worms?", "mole.py", {"line": 1}),
+        ]:
+            hits = json.loads(run("search", question, "-k", "1", "--hybrid", "--json").stdout)
+            (hit,) = hits
+            assert hit["document_id"] == f"docs/{name}", (question, hit)
+            assert {key: hit["metadata"].get(key) for key in place} == place, (question, hit)
+            if name.endswith((".md", ".py")):  # whose lines are the file's
+                line = (docs / name).read_text().splitlines()[hit["metadata"]["line"] - 1]
+                assert line == hit["text"].splitlines()[0]
+            if name == "lynx.md":
+                above = (docs / name).read_text().splitlines()[: hit["metadata"]["line"]]
+                assert hit["metadata"]["heading"] == [row.lstrip("# ") for row in above if row.startswith("#")]
+
+    for name, data in written().items():
+        (docs / name).write_bytes(data)
+    for name, data in {
+        "broken.pdf": b"%PDF-1.4 nothing",
+        "broken.docx": b"PK\x03\x04 nothing",
+        "laughs.epub": epub({"one": BILLION_LAUGHS}),
+        "loop.pdf": pdf(shown("x"), kids=b"2 0 R", count=10**9),
+        "scan.pdf": pdf(PICTURE),
+        "deep.html": b"<div>" * 50_000 + b"Deep waters.",
+        "logo.svg": b"<svg/>",
+    }.items():
+        (docs / name).write_bytes(data)
+    first = run("index", "docs", *MODEL, "--chunk-tokens", "64")
+    told = first.stderr.splitlines()
+    assert "left out: 1 picture (--verbose names them)" in told
+    for name in ("broken.docx", "broken.pdf", "scan.pdf"):
+        assert any(line.startswith(f"skipped docs/{name}: ") for line in told), name
+    check(0)
+    for name, data in written(lead=2).items():
+        (docs / name).write_bytes(data)
+    run("index", "docs")
+    check(2)
+    (docs / "eel.csv").unlink()
+    (docs / "broken.pdf").write_bytes(pdf(shown("Now it is whole.")))
+    run("index", "docs", "--prune")
+    listed = ids(run)
+    assert "docs/eel.csv" not in listed
+    assert "docs/broken.pdf" in listed
+    assert "nothing to embed" in run("index", "docs").stdout

@@ -541,12 +541,27 @@ def test_a_key_that_may_only_read_opens_all_the_same(new_store, encoder, server)
 
 
 @http
-def test_waiting_ends_when_nothing_changes_any_more(new_store, encoder, server, impatient, monkeypatch):
+def test_waiting_ends_when_a_server_neither_works_nor_changes(new_store, encoder, server, impatient, monkeypatch):
     store = new_store(encoder=encoder)
-    monkeypatch.setattr(server.updates, "status_of", lambda name: "yellow")
+    monkeypatch.setattr(server.updates, "status_of", lambda name: "grey")
     monkeypatch.setattr(server_indexing, "_PATIENCE", 0.2)
-    with pytest.raises(StoreError, match=r"does not get done indexing 'test-.*status is yellow, with 0 vectors"):
+    with pytest.raises(StoreError, match=r"does not get done indexing 'test-.*status is grey, with 0 vectors"):
         store.optimize()
+
+
+@http
+def test_a_server_that_works_is_waited_for_however_long_it_takes(new_store, encoder, server, impatient, monkeypatch):
+    store = new_store(encoder=encoder)
+    asked = []
+
+    def status_of(name):
+        asked.append(name)
+        return "yellow" if len(asked) < 20 else "green"
+
+    monkeypatch.setattr(server.updates, "status_of", status_of)
+    monkeypatch.setattr(server_indexing, "_PATIENCE", 0.0)
+    store.optimize()
+    assert len(asked) >= 20
 
 
 @http

@@ -121,11 +121,18 @@ def index(
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.display import print_estimate, print_notes, print_report, print_skipped
     from pplx_vectorstore.dry_run import estimate
+    from pplx_vectorstore.encoders.unfinished import Unfinished
     from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.file_records import FileRecords, way_of_reading
     from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
     from pplx_vectorstore.files import Names, find_changed, find_gone, find_names, find_unchanged
     from pplx_vectorstore.readers import ReaderOptions
+    from pplx_vectorstore.rebuilding import (
+        choose_collection,
+        complete_replacing,
+        delete_unusable,
+        replace_collection,
+    )
     from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.store import VectorStore
     from pplx_vectorstore.walking import WalkOptions, walk
@@ -167,47 +174,62 @@ def index(
                     settings = replace(settings, root=relative_root(base, Path(store)))
                 elif settings.root is not None:
                     base = (Path(store).resolve().parent / settings.root).resolve()
+            complete_replacing(client, collection)
             fingerprint = recorded_fingerprint(client, collection)
             records = None if is_url(store) else FileRecords(Path(store), collection, tenant)
             way = way_of_reading(settings)
-            opened = names = reading = None
+            opened = before = names = reading = None
             unchanged: dict[Path, tuple[str, FileRecord]] = {}
             if fingerprint is not None and records and not (rebuild or dry_run):
-                opened = open_reader(client, collection, fingerprint, tenant)
+                opened = before = open_reader(client, collection, fingerprint, tenant)
                 names = find_names(opened, files, base)
                 unchanged = find_unchanged(opened, found.files, names, records, way)
                 found.files = [file for file in found.files if file.path not in unchanged]
+            target = collection
             # Whether options of the model fit, its encoder knows.
             if found.files or any(value not in (None, "auto") for value in (model, *options.values())):
                 encoder = load_model(messages, model, fingerprint, options)
+                target = choose_collection(client, collection, encoder.fingerprint, rebuild=rebuild)
                 chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
                 reader_options = ReaderOptions(
                     encoding=settings.encoding, password=password, text_columns=settings.text_columns
                 )
-                if fingerprint is not None or not dry_run:
-                    opened = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+                opened = None
+                if target == collection and (fingerprint is not None or not dry_run):
+                    opened = before = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
+                elif fingerprint is not None:
+                    before = open_reader(client, collection, fingerprint, tenant)
                 if names is None:
-                    names = Names(dict.fromkeys(files, base)) if opened is None else find_names(opened, files, base)
-                of_records = None if opened is None else opened.fingerprint
-                reading = Reading(found, names.roots, chunker, reader_options, fingerprint=of_records, way=way)
+                    names = Names(dict.fromkeys(files, base)) if before is None else find_names(before, files, base)
+                print_notes(messages, names)
+                reading = Reading(found, names.roots, chunker, reader_options)
                 if dry_run:
-                    print_notes(messages, names)
                     changed = reading if opened is None else find_changed(opened, reading)
                     print_estimate(estimate(changed, encoder), verbose=verbose)
                     print_skipped(messages, found, reading, verbose=verbose)
                     return
-            assert opened is not None
-            assert names is not None
-            print_notes(messages, names)
-            if rebuild:
-                _require_all(opened, paths, files, names, base, prune=prune)
-            record_settings(make_calls(client), collection, settings)
-            report = SyncReport()
-            if reading is not None:
+                if rebuild and before is not None:
+                    _require_all(before, paths, files, names, base, prune=prune)
+                if opened is None:
+                    delete_unusable(client, target, encoder.fingerprint)
+                    opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
+                record_settings(make_calls(client), target, settings)
+                reading.remember(opened.fingerprint, way)
+                encoder.unfinished = Unfinished(_unfinished_folder(store, target))
                 with bulk_load(messages, opened, bulk):
                     report = opened.sync(reading, progress=not quiet)
-            gone = find_gone(opened, paths, files, base) if prune else []
-            if gone:
+                encoder.unfinished.clear()
+            else:
+                assert names is not None
+                print_notes(messages, names)
+                record_settings(make_calls(client), collection, settings)
+                report = SyncReport()
+            assert opened is not None
+            gone = find_gone(before or opened, paths, files, base) if prune else []
+            if target != collection:
+                replace_collection(client, collection, may_go=gone)
+                opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
+            elif gone:
                 opened.delete(document_ids=gone)
             report = replace(
                 report,
@@ -215,7 +237,8 @@ def index(
                 deleted_documents=len(gone),
             )
             if records is not None:
-                records.save({**dict(unchanged.values()), **(reading.records if reading else {})}, gone)
+                read = {} if reading is None else reading.records
+                records.save({**dict(unchanged.values()), **read}, gone, anew=rebuild)
             chunks = opened.count()
             index_what_is_not(messages, client, collection)
         print_skipped(messages, found, reading, verbose=verbose)
@@ -256,3 +279,14 @@ def _choose_root(given: Path | None, store: str, paths: list[Path]) -> Path | No
         if not path.resolve().is_relative_to(given.resolve()):
             raise InvalidInputError(f"{str(path)!r} is not below --root {str(given)!r}; give a folder that holds it")
     return given.resolve()
+
+
+def _unfinished_folder(store: str, collection: str) -> Path:
+    """Return where to keep what is computed of large files until it is stored."""
+    from platformdirs import user_cache_path
+
+    from pplx_vectorstore.encoders.unfinished import key_of
+
+    if is_url(store):
+        return user_cache_path("pplx-vectorstore") / f"unfinished-{key_of(without_password(store), collection).hex()}"
+    return Path(store) / f".unfinished-{collection}"

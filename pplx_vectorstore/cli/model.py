@@ -67,6 +67,8 @@ def _choose_model(
             "context_weight": recorded.context_weight,
             "crest_factor": recorded.crest_factor,
         }
+        if options.get("window_tokens") not in (None, recorded.window_tokens):
+            del settings["min_context"]  # a part of the window
         if not str(recorded.revision).startswith(WEIGHTS_PREFIX):
             settings["revision"] = recorded.revision
     if model is None and Path(name).is_absolute() and not Path(name).exists():

@@ -35,6 +35,7 @@ from pplx_vectorstore.encoders.checkpoints import fetch_tokenizer
 from pplx_vectorstore.encoders.late_chunking import check_documents, check_texts, with_options
 from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
+from pplx_vectorstore.encoders.unfinished import Unfinished, key_of
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
 from pplx_vectorstore.quantization import Codes
@@ -113,6 +114,9 @@ class ApiEncoder:
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         query_cache: Queries whose codes are remembered.
 
+    Attributes:
+        unfinished: Where to keep what the service answered until it is stored; None for nowhere.
+
     Raises:
         InvalidInputError: There is no key, or a setting is out of range.
         MissingExtraError: The SDK is not installed.
@@ -152,6 +156,7 @@ class ApiEncoder:
         self._query_cache = QueryCache(query_cache, spec.dimension)
         self._usage = Usage()
         self._lock = threading.Lock()
+        self.unfinished: Unfinished | None = None
         self._connect(api_key)
 
     @property
@@ -292,9 +297,11 @@ class ApiEncoder:
         meter = Meter(progress, documents)
         for group in group_by_characters(documents, self.group_characters):
             requests = await transport.run(self._plan, group, meter)
+            if self.unfinished is not None:
+                self.unfinished.begin()
 
             async def ask(request: list[Item]) -> list[Piece]:
-                pieces = await self._ask(request, transport)
+                pieces = await self._ask_once(request, transport)
                 meter.advance(sum(item.tokens for item in request))
                 return pieces
 
@@ -316,6 +323,22 @@ class ApiEncoder:
         pieces = [piece for answer in answers for piece in answer]
         codes = merge_codes(pieces, stops[-1], self.spec.dimension, self._options.encoding)
         return [codes[start:stop] for start, stop in pairwise(stops)]
+
+    async def _ask_once(self, items: list[Item], transport: _Transport) -> list[Piece]:
+        """Ask for one request's vectors, unless an interrupted run has paid for them already."""
+        if self.unfinished is None:
+            return await self._ask(items, transport)
+        slots = [-1 if slot is None else slot for item in items for slot in item.slots]
+        key = key_of(str(self.fingerprint), json.dumps(self._arguments(items)), np.array(slots, np.int64))
+        kept = self.unfinished.find(key)
+        if kept is None:
+            pieces = await self._ask(items, transport)
+            kept = [
+                np.array([(piece.slot, piece.tokens) for piece in pieces], np.int64),
+                np.stack([piece.codes for piece in pieces]),
+            ]
+        self.unfinished.keep(key, *kept)  # found ones, too: the file that they are in will go
+        return [Piece(int(slot), int(tokens), codes) for (slot, tokens), codes in zip(*kept, strict=True)]
 
     async def _ask(self, items: list[Item], transport: _Transport) -> list[Piece]:
         """Ask for one request's vectors; in parts, if the service finds it too large."""

@@ -15,6 +15,7 @@ from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import group_by_characters, plan_batches
 from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
+from pplx_vectorstore.encoders.unfinished import Unfinished
 from pplx_vectorstore.equal_norms import crest_factor_for, quantize, squared_norm_of
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
@@ -27,6 +28,8 @@ Vectors = npt.NDArray[np.float32]
 # What is tokenized at once, while what came before goes through the model: about eight batches, so that
 # rows of similar length meet, and what is held stays small however many documents one call brings.
 _CHARACTERS_PER_BATCH_TOKEN = 32
+# Beyond as many batches, twice those of a usual group, it is worth to keep what an interrupt would lose.
+_MANY_BATCHES = 16
 # Any texts would do to see how far a model's components stand out; they do so always at the same places.
 _SAMPLE = (
     "A river, a road and a railway cross the valley.",
@@ -95,6 +98,9 @@ class LateChunkingEncoder:
         query_cache: Queries whose codes are remembered.
         reload: Makes the same encoder again, where it is unpickled; None if it is not to be pickled.
 
+    Attributes:
+        unfinished: Where to keep what is computed of large documents until they are stored; None for nowhere.
+
     Raises:
         InvalidInputError: A setting is out of range.
     """
@@ -139,6 +145,7 @@ class LateChunkingEncoder:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         self._batch_tokens = batch_tokens or token_model.batch_tokens
         self._query_cache = QueryCache(query_cache, spec.dimension)
+        self.unfinished: Unfinished | None = None
         if spec.crest_factor is None:
             sample = np.concatenate(self.chunk_vectors([[text] for text in _SAMPLE]))
             self.spec = replace(spec, crest_factor=crest_factor_for(sample))
@@ -310,7 +317,10 @@ class LateChunkingEncoder:
         pieces = np.empty((len(piece_slots), model.dimension), dtype=np.float32)
         lengths = [len(row) for row in rows]
         meter.plan(documents, sum(lengths))
-        for batch in plan_batches(lengths, self._batch_tokens, pads=model.pads):
+        batches = plan_batches(lengths, self._batch_tokens, pads=model.pads)
+        if self.unfinished is not None and len(batches) >= _MANY_BATCHES:
+            model = self.unfinished.around(model, str(self.fingerprint))
+        for batch in batches:
             pooled = model.pool([rows[i] for i in batch], [spans[i] for i in batch])
             targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
             if len(pooled) != len(targets):

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -64,6 +65,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SETTINGS = "collection.json"
 _CONFIG = "config.toml"  # of the command line
 _TEMPORARY = ".creating-"
+_DELETED = ".deleted-"
 _ABANDONED_SECONDS = 60
 _EMPTY_BYTES = 2**22
 
@@ -215,6 +217,62 @@ class EdgeClient:
                 new.unlink(missing_ok=True)
                 raise StoreError(f"{path} cannot be changed: {error}") from error
         return True
+
+    def delete_collection(self, collection_name: str) -> bool:
+        """Delete a collection; other stores of it are told so at their next call. Returns whether there was one."""
+        self._require_writable(collection_name)
+        if not self.collection_exists(collection_name):
+            return False
+        with self._taken_away(collection_name):
+            pass
+        return True
+
+    def replace_collection(self, collection_name: str, *, by: str) -> None:
+        """Give a collection the name of another one, which is deleted, if there is one.
+
+        When killed, that was done, or not, or the name is free and the new collection is still there.
+        """
+        self._require_writable(collection_name)
+        if not self.collection_exists(by):
+            raise StoreNotFoundError(f"there is no collection {by!r} in {self.folder}")
+        self._leave(by)
+        with self._taken_away(collection_name):
+            try:
+                self._path(by).rename(self._path(collection_name))
+            except OSError as error:
+                raise StoreError(f"{self._path(by)} cannot be renamed: {error}") from error
+
+    @contextlib.contextmanager
+    def _taken_away(self, collection_name: str) -> Iterator[None]:
+        """Have no collection of this name within the block; what had it is back after an error, or else deleted."""
+        if not self.collection_exists(collection_name):
+            yield
+            return
+        path, old = self._path(collection_name), self.folder / f"{_DELETED}{secrets.token_hex(8)}"
+        pinned: list[Shard] = []
+        self.pin(collection_name, pinned=pinned)  # no other process is in the midst of anything
+        try:
+            try:
+                path.rename(old)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be deleted: {error}") from error
+            try:
+                yield
+            except BaseException:
+                old.rename(path)
+                raise
+            self._leave(collection_name)
+        finally:
+            self.unpin(collection_name, pinned=pinned)
+        shutil.rmtree(old, ignore_errors=True)  # what is left is left for the next one who creates a collection
+
+    def _leave(self, collection_name: str) -> None:
+        """Give a collection's shard back, which this client may use."""
+        with self._lock:
+            shard = self._open.pop(collection_name, None)
+        if shard is not None:
+            shard.is_gone()  # so that nothing is written into a folder that has taken its place
+            leave_shard(shard)
 
     def create_payload_index(self, collection_name: str, field_name: str, field_schema: Any) -> None:
         """Index a payload field: by a type such as "keyword", or by index parameters."""
@@ -408,7 +466,7 @@ class EdgeClient:
             )
 
     def _remove_half_created(self) -> None:
-        for path in self.folder.glob(f"{_TEMPORARY}*"):
+        for path in (*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETED}*")):
             # Creating takes milliseconds; what is this old was left by a killed process.
             with contextlib.suppress(FileNotFoundError):  # its maker has just finished
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

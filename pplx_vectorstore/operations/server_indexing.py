@@ -315,7 +315,8 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
         The collection's state then.
 
     Raises:
-        StoreError: For ten minutes, nothing has changed; or the server's optimizer failed.
+        StoreError: For ten minutes, the server has neither worked nor changed; or its optimizer failed. It is waited
+            for as long as it works: millions of vectors in one segment take hours, and nothing tells how far it is.
     """
     seen: tuple[Any, ...] = ()
     changed = time.monotonic()
@@ -328,7 +329,7 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
         if info.status == models.CollectionStatus.GREEN and asked >= not_before and not (queue and queue.length):
             return info
         state = info.status, info.indexed_vectors_count, info.segments_count, info.points_count
-        if state != seen:
+        if state != seen or info.status == models.CollectionStatus.YELLOW:
             seen, changed = state, asked
         elif asked - max(changed, not_before) > _PATIENCE:
             raise StoreError(
