@@ -65,7 +65,7 @@ ORDER = [
     ["filter_resolution"],
     ["operations"],
     ["store", "async_store", "display"],
-    ["shared_store", "files"],
+    ["shared_store", "files", "rebuilding"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -46,14 +46,15 @@ def delete(
         missing = []
         with connect(store, grpc_port) as client:
             opened = open_reader(client, collection, require_fingerprint(client, store, collection), tenant)
-            for given in [*(ids or []), *(under or [])]:
-                if given and isinstance(given, str) and opened.delete(document_ids=[given]):
+            named = [(given, True) for given in ids or []] + [(str(path), False) for path in under or []]
+            for given, may_be_id in named:
+                if given and may_be_id and opened.delete(document_ids=[given]):
                     deleted = f"deleted {given}"
                 elif given and (below := find_below(opened, Path(given))):
                     opened.delete(document_ids=below)
                     deleted = f"deleted {given} ({number(len(below), 'document')})"
                 else:
-                    missing.append(str(given))
+                    missing.append(given)
                     continue
                 if not quiet:
                     say(deleted)
