@@ -13,7 +13,10 @@ from pplx_vectorstore.errors import InvalidInputError
 _COMPARISON = re.compile(r'((?:"[^"]*"|[^"=<>!])+)(>=|<=|!=|=|>|<)(.*)', re.DOTALL)
 _KEY = re.compile(r'"([^"]*)"|([^."]+)')
 _BOUNDS = {">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
-_FORMS = 'key=value, key!=value, key>value, key>=value, key<value, key<=value, or JSON such as \'{"lang": "en"}\''
+_FORMS = (
+    "key=value, key!=value, 'key>value', 'key>=value', 'key<value', 'key<=value' (in quotes: a shell takes < and > for "
+    'files), or JSON such as \'{"lang": "en"}\''
+)
 
 
 def parse_filters(given: Sequence[str]) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ _FAILED = 2
 
 def search(
     query: Annotated[
-        list[str], typer.Argument(help="A question, with or without quotes; - reads it from standard input.")
+        list[str], typer.Argument(help="With or without quotes; - reads it from standard input.", metavar="QUESTION")
     ],
     store: StoreOption = NEAREST,
     grpc_port: GrpcPortOption = None,
