@@ -198,7 +198,7 @@ class _Resolution:
         return self._of_integers(one, values, kind)
 
     def _in_range(self, one: models.FieldCondition, range_: models.Range, kind: str | None) -> Any:
-        bounds = [bound for bound in (range_.gt, range_.gte, range_.lt, range_.lte) if bound is not None]
+        bounds = [float(bound) for bound in (range_.gt, range_.gte, range_.lt, range_.lte) if bound is not None]
         if any(map(stands_for_several, bounds)):
             raise UnsupportedFilterError(
                 f"filter on {one.key} compares with {', '.join(f'{bound:.17g}' for bound in bounds)}: {WHY_INEXACT}"

@@ -84,7 +84,7 @@ def test_what_could_not_be_read_is_said_and_fails_where_that_is_asked_for(corpus
     hits = json.loads(corpus("search", "a page", "--json").stdout)
     (page,) = (hit["metadata"] for hit in hits if hit["document_id"] == "docs/scan.pdf")
     assert (page["page"], page["page_end"]) == (1, 1)
-    assert " page 1 " in corpus("search", "a page").stdout
+    assert "docs/scan.pdf (page 1): A page." in corpus("search", "a page").stdout
     (cats,) = (hit for hit in hits if hit["document_id"] == "docs/cats.md")
     assert cats["metadata"]["heading"] == ["Cats"]
     filtered = json.loads(corpus("search", "x", "--filter", '{"page": {"$lte": 1}}', "--json").stdout)
