@@ -10,6 +10,8 @@ from typing import Any
 # What is recorded of a file: the document's id again, and the folder that it is relative to.
 SOURCE_KEY = "source"
 ROOT_KEY = "root"
+LINE_KEY = "line"
+"""Of a chunk of text: the first of its lines in the file, from 1."""
 
 
 def root_of(path: Path, root: Path | None) -> Path:

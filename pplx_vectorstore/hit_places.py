@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pplx_vectorstore.file_ids import locate_file
-from pplx_vectorstore.readers import LINE_KEY
+from pplx_vectorstore.file_ids import LINE_KEY, locate_file
 
 if TYPE_CHECKING:
     from pplx_vectorstore.documents import StoredChunk

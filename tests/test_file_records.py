@@ -5,6 +5,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -66,6 +68,20 @@ def test_with_nothing_to_do_no_model_is_loaded_and_no_file_read_but_for_its_byte
     assert encoder.loads == 0
     assert run("index", "docs", "--quiet").output == ""
     assert json.loads(run("documents", "--json").stdout)[0]["chunks"] == 1
+
+
+def test_with_nothing_to_do_nothing_heavy_is_imported(run):
+    run("index", "docs")
+    code = (
+        "import sys; from pplx_vectorstore.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'qdrant_client', 'rich', 'markdown_it', 'lxml', 'semantic_text_splitter'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, "index", "docs"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(NOTHING)
+    assert ran.stdout.splitlines()[-1] == "[]"
 
 
 def test_options_of_the_model_are_still_compared(run, encoder):

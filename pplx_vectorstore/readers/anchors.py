@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from pplx_vectorstore.documents import Chunk
+from pplx_vectorstore.file_ids import LINE_KEY
 from pplx_vectorstore.readers.content import Content
 
-LINE_KEY = "line"
 HEADING_KEY = "heading"
 
 _END = "_end"
