@@ -681,5 +681,5 @@ class TestFromOutside:
         assert "api" in run(app, ["info"]).stdout
         monkeypatch.delenv("PERPLEXITY_API_KEY")
         refused = run(app, ["search", "harbour"])
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert "set PERPLEXITY_API_KEY or PPLX_API_KEY" in refused.stderr

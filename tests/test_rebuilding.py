@@ -126,7 +126,7 @@ def test_an_interrupted_rebuild_harms_nothing_and_goes_on(run, tmp_path, monkeyp
 def test_what_a_killed_process_had_not_renamed_yet_is(run, tmp_path):
     run("index", "docs", *OTHER, "--rebuild")
     (tmp_path / STORE / COLLECTION).rename(tmp_path / STORE / NEW)
-    missing = run("search", "cats", code=1)
+    missing = run("search", "cats", code=2)
     assert NEW in missing.stderr
     assert run("index", "docs").stdout.startswith("nothing to embed; 2 unchanged")
     assert facts(run) == (64, 2)

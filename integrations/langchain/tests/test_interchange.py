@@ -102,5 +102,5 @@ def test_other_embeddings_are_read_without_their_model(folder, run):
     with VectorStore.open(folder / "index", encoder=encoder) as store:
         assert [hit.id for hit in store.search(query)] == ["1"]
     result = CliRunner().invoke(app, ["search", "x", "--store", str(folder / "index")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "written with vectors of 'langchain:DeterministicFakeEmbedding', which" in " ".join(result.stderr.split())
