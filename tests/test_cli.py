@@ -48,7 +48,7 @@ def test_index_search_info_delete(corpus, tmp_path):
     # The store remembers its model.
     found = corpus("search", "What do happy cats do?", "-k", "1")
     assert found.exit_code == 0, found.output
-    assert found.stdout == "docs/cats.md:1: # Cats Cats purr when they are happy.\n"
+    assert found.stdout == "docs/cats.md:3: Cats purr when they are happy.\n"
 
     hits = json.loads(corpus("search", "What is the sun?", "--json").stdout)
     assert [hit["document_id"] for hit in hits] == ["docs/stars.txt", "docs/cats.md"]
