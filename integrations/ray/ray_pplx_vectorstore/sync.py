@@ -1,0 +1,225 @@
+"""A dataset of documents → a store: what the driver does."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast, get_args
+
+import ray
+from ray.data import Dataset, Datasink
+
+from pplx_vectorstore import CollectionConfig, PplxVectorStoreError, VectorStore
+from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
+from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
+from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
+from pplx_vectorstore.errors import InvalidInputError, ServerUnavailableError, StoreNotFoundError
+from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
+from ray_pplx_vectorstore.ledger import Ledger
+from ray_pplx_vectorstore.place import Model, ModelChoice, Place
+from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
+from ray_pplx_vectorstore.reports import IngestionReport
+from ray_pplx_vectorstore.rows import document_columns
+from ray_pplx_vectorstore.worker import OnError, SyncWorker
+
+DEFAULT_PATIENCE = 900.0
+"""Seconds; less than Ray Data's own, after which it ends a job without progress, 1,800 by default."""
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+def sync_documents(
+    ds: Dataset,
+    url: str,
+    *,
+    model: Model,
+    collection: str = DEFAULT_COLLECTION,
+    model_options: Mapping[str, Any] | None = None,
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    workers: int = 1,
+    num_gpus: float = 0,
+    num_cpus: float | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_error: OnError = "raise",
+    bulk_load: bool = False,
+    patience: float = DEFAULT_PATIENCE,
+    tenant: str | None = None,
+    config: CollectionConfig | None = None,
+    index_fields: IndexFields | None = None,
+    prefer_grpc: bool = False,
+    grpc_port: int | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    retries: int = DEFAULT_RETRIES,
+    parallel: int = DEFAULT_PARALLEL,
+    progress: bool = True,
+) -> IngestionReport:
+    """Embed and write what is new or changed of a dataset, by several workers.
+
+    A row is a document, with the columns `id` (string), `text` (string) or `chunks` (list<string>), and, where there
+    are any, `metadata` (a JSON object as a string) and `format` (string); see ``Document``. Other columns are not read.
+    No document is deleted. Whatever happens on the way, the same call again completes the rest, and embeds nothing that
+    is there already. The workers read keys from their environment: QDRANT_API_KEY, and PERPLEXITY_API_KEY for
+    ``model_options={"backend": "api"}``.
+
+    Args:
+        ds: The documents. Each id once: of two rows with one id, either may win.
+        url: The server, as all workers reach it.
+        model: What ``load_encoder`` takes, or a function that makes an encoder; each worker loads it once.
+        collection: Created if it does not exist.
+        model_options: Of ``load_encoder``, such as ``{"dtype": "bfloat16"}``.
+        chunk_tokens: Most tokens of a chunk, where documents are given as text.
+        workers: Processes with a model each, wherever the cluster has room for them.
+        num_gpus: GPUs of a worker.
+        num_cpus: CPUs that Ray counts as taken by a worker; None for 1. Reading needs some that are not.
+        batch_size: Documents that a worker syncs at once.
+        on_error: "raise" to end the job with the error of the first document that cannot be stored; "report" to name
+            those in the report, and store all others.
+        bulk_load: Have nothing indexed meanwhile, and everything at the end; see ``VectorStore.bulk_load``.
+        patience: Seconds for which a server that is away is waited for.
+        tenant: Whose documents they are, in a collection with tenants.
+        config: How to lay the collection out when it is created.
+        index_fields: Metadata fields to index.
+        prefer_grpc: Send points over gRPC.
+        grpc_port: Where gRPC is, if not on the port after the URL's.
+        timeout: Seconds for one request.
+        retries: How often a worker tries a request again before it is patient.
+        parallel: Upserts under way at once from each worker.
+        progress: Tell on standard error once a minute how far the job is, where that is no terminal. There, Ray Data
+            shows bars of its own.
+
+    Returns:
+        What was done; each row that came is counted once.
+
+    Raises:
+        InvalidInputError: An argument or the dataset's columns are not usable.
+        PplxVectorStoreError: As for ``VectorStore.sync``. Its ``report`` tells what was done before, as far as the
+            workers have told.
+    """
+    if on_error not in get_args(OnError):
+        raise InvalidInputError(f"on_error must be 'raise' or 'report', not {on_error!r}")
+    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience < 0:
+        raise InvalidInputError(f"patience must be seconds of at least 0, not {patience!r}")
+    place = Place(
+        url=url,
+        model=ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=chunk_tokens),
+        options={
+            "collection": collection,
+            "tenant": tenant,
+            "prefer_grpc": prefer_grpc,
+            "grpc_port": grpc_port,
+            "timeout": timeout,
+            "retries": retries,
+            "parallel": parallel,
+        },
+    )
+    pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)
+    columns = document_columns(ds.schema())
+    started = time.monotonic()
+    with contextlib.closing(_open_store(place, pool, config, index_fields)) as store:
+        if columns is None:
+            return IngestionReport()
+        ledger = ray.remote(num_cpus=0)(Ledger).remote()
+        keeping = store.bulk_load() if bulk_load else contextlib.nullcontext(None)
+        with keeping as still_loading, _watch(ledger, started, still_loading, told=progress):
+            documents = pool.repartition(ds.select_columns(columns))
+            synced = pool.map(documents, SyncWorker, (place, ledger, on_error, float(patience)))
+            try:
+                _run(synced)
+            except Exception as error:
+                _raise_with_report(ledger, error, started)
+        report: IngestionReport = ray.get(ledger.report.remote())
+    return replace(report, seconds=time.monotonic() - started)
+
+
+class _StoredDatasink(Datasink[None]):
+    """The end of a job, where Ray notes in its checkpoint what has come through: everything is written already."""
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        for _ in blocks:
+            pass
+
+
+def _run(synced: Dataset) -> None:
+    with warnings.catch_warnings():
+        # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
+        warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
+        synced.write_datasink(_StoredDatasink())
+
+
+def _open_store(
+    place: Place, pool: Pool, config: CollectionConfig | None, index_fields: IndexFields | None
+) -> VectorStore:
+    """Open the store on the driver, without its model, which may be too large for it: a worker creates the collection.
+
+    So all that is wrong with the address, the key or the collection is told before anything is read.
+    """
+    with contextlib.suppress(StoreNotFoundError):
+        return place.open_without_model(index_fields=index_fields)
+    create = pool.remote(_create_collection)
+    try:
+        ray.get(create.remote(place, config))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PplxVectorStoreError):
+            raise error.cause from None
+        raise
+    return place.open_without_model(index_fields=index_fields)
+
+
+def _create_collection(place: Place, config: CollectionConfig | None) -> None:
+    place.open(place.model.load(), create=True, config=config).close()
+
+
+def _raise_with_report(ledger: Any, error: Exception, started: float) -> None:
+    """Raise the error of ours that has ended the job, or else Ray's, with what was done before."""
+    pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+    report = replace(cast("IngestionReport", report), seconds=time.monotonic() - started)
+    if pickled is None:
+        error.add_note(f"Done before this: {_told(report)}. That is kept; the same call again completes the rest.")
+        raise error
+    ours: PplxVectorStoreError = pickle.loads(pickled)
+    ours.report = report
+    raise ours from error
+
+
+@contextlib.contextmanager
+def _watch(
+    ledger: Any, started: float, still_loading: Callable[[], None] | None, *, told: bool
+) -> Iterator[None]:
+    """Within the block, tell now and then how far the job is, and others that its bulk load goes on."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            if told and not sys.stderr.isatty():
+                report = replace(ray.get(ledger.report.remote()), seconds=time.monotonic() - started)
+                print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
+            if still_loading is not None:
+                with contextlib.suppress(ServerUnavailableError):  # the next time, then
+                    still_loading()
+
+    thread = threading.Thread(target=watch, name="pplx-vectorstore", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _told(report: IngestionReport) -> str:
+    counts = {
+        "documents written": report.documents,
+        "chunks": report.chunks,
+        "unchanged": report.unchanged_documents,
+        "relabelled": report.relabelled_documents,
+        "failed": len(report.failed),
+    }
+    told = ", ".join(f"{what}: {n:,}" for what, n in counts.items())
+    return f"{told}; {report.rows / report.seconds:,.0f} documents/s"
