@@ -42,7 +42,9 @@ class ModelChoice:
                 "itself does not travel to the workers"
             )
         if not isinstance(self.model, str) and self.options:
-            raise InvalidInputError("model_options are of load_encoder; a function that makes the encoder knows its own")
+            raise InvalidInputError(
+                "model_options are of load_encoder; a function that makes the encoder knows its own"
+            )
         known = inspect.signature(load_encoder).parameters.keys() - {"model", "api_key"}
         if "api_key" in self.options:
             raise InvalidInputError(
@@ -50,7 +52,9 @@ class ModelChoice:
                 "log of Ray can hold it"
             )
         if unknown := self.options.keys() - known:
-            raise InvalidInputError(f"model_options has {', '.join(sorted(unknown))}; load_encoder takes {sorted(known)}")
+            raise InvalidInputError(
+                f"model_options has {', '.join(sorted(unknown))}; load_encoder takes {sorted(known)}"
+            )
         check_chunk_tokens(self.chunk_tokens)
 
     def load(self) -> MeteredEncoder:

@@ -189,9 +189,7 @@ def _raise_with_report(ledger: Any, error: Exception, started: float) -> None:
 
 
 @contextlib.contextmanager
-def _watch(
-    ledger: Any, started: float, still_loading: Callable[[], None] | None, *, told: bool
-) -> Iterator[None]:
+def _watch(ledger: Any, started: float, still_loading: Callable[[], None] | None, *, told: bool) -> Iterator[None]:
     """Within the block, tell now and then how far the job is, and others that its bulk load goes on."""
     ended = threading.Event()
 
