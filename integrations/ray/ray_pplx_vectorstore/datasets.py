@@ -65,8 +65,8 @@ def embed_documents(
         (n_chunks, dimension) as a list<fixed_size_list<int8>>, which ``Document(vectors=...)`` takes.
 
     Raises:
-        InvalidInputError: An argument or the dataset's columns are not usable. While it is read, Ray wraps errors in its
-            own, whose cause they are.
+        InvalidInputError: An argument or the dataset's columns are not usable. What is raised while the dataset is read
+            is an error of Ray's, which quotes the one that it was caused by.
     """
     choice = ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=chunk_tokens)
     pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)

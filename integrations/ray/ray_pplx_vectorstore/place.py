@@ -15,6 +15,7 @@ from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.meter import Progress
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.quantization import Codes
+from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
 Model = str | Callable[[], Encoder]
@@ -38,22 +39,21 @@ class ModelChoice:
     def __post_init__(self) -> None:
         if not (isinstance(self.model, str) or callable(self.model)):
             raise InvalidInputError(
-                f"model must be a name or a function that makes an encoder, not {type(self.model).__name__}: an encoder "
-                "itself does not travel to the workers"
+                f"model must be a name, or a function that makes an encoder in each worker, not "
+                f"{type(self.model).__name__}"
             )
         if not isinstance(self.model, str) and self.options:
-            raise InvalidInputError(
-                "model_options are of load_encoder; a function that makes the encoder knows its own"
-            )
+            raise InvalidInputError("model_options are of load_encoder; a function that makes an encoder has its own")
         known = inspect.signature(load_encoder).parameters.keys() - {"model", "api_key"}
         if "api_key" in self.options:
             raise InvalidInputError(
-                "a key goes into the environment of the workers, PERPLEXITY_API_KEY or PPLX_API_KEY, where no pickle or "
-                "log of Ray can hold it"
+                "api_key would go to the workers in a pickle; set PERPLEXITY_API_KEY or PPLX_API_KEY in their "
+                "environment"
             )
         if unknown := self.options.keys() - known:
             raise InvalidInputError(
-                f"model_options has {', '.join(sorted(unknown))}; load_encoder takes {sorted(known)}"
+                f"load_encoder has no option {', '.join(sorted(unknown))}; model_options takes "
+                f"{', '.join(sorted(known))}"
             )
         check_chunk_tokens(self.chunk_tokens)
 
@@ -84,13 +84,13 @@ class Place:
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
             raise InvalidInputError(
-                f"url must begin with http:// or https://, such as http://qdrant:6333, not {self.url!r}: workers on other "
-                "machines share a server, and no folder"
+                f"url must be of a server, such as http://qdrant:6333, not {_shown(self.url)}: workers on several "
+                "machines have no folder in common"
             )
         if "@" in urlsplit(self.url).netloc:
             raise InvalidInputError(
-                "the url holds a user or a password, which would go to the workers in a pickle; give a key by the "
-                "environment, as QDRANT_API_KEY"
+                "the url holds a user or a password, which would go to the workers in a pickle; set QDRANT_API_KEY in "
+                "their environment"
             )
 
     def open(self, encoder: Encoder, *, create: bool = False, **options: Any) -> VectorStore:
@@ -101,6 +101,10 @@ class Place:
     def open_without_model(self, **options: Any) -> VectorStore:
         """Open a store that exists, to look after it rather than to embed anything."""
         return VectorStore.connect(self.url, create=False, **self.options, **options)
+
+
+def _shown(url: object) -> str:
+    return repr(without_password(url)) if isinstance(url, str) else type(url).__name__
 
 
 class MeteredEncoder:

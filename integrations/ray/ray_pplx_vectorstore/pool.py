@@ -54,9 +54,9 @@ class Pool:
         cpus = ray.cluster_resources().get("CPU", 0.0)
         if self.workers > cpus - 1:
             raise InvalidInputError(
-                f"{self.workers} workers of one CPU each leave none of the cluster's {cpus:g} for reading: take fewer, or "
-                f"give num_cpus for each, at most {max(cpus - 1, cpus / 2) / self.workers:.2g}. On a cluster that grows "
-                "as it is asked to, give num_cpus=1"
+                f"{self.workers} workers of one CPU each leave none of the cluster's {cpus:g} for reading: take fewer, "
+                "or give num_cpus, such as 0.5, for what Ray counts as taken by each. On a cluster that grows, give "
+                "num_cpus=1"
             )
 
     def repartition(self, ds: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import ray
 from ray.data import Dataset, Datasink
@@ -133,7 +133,12 @@ def sync_documents(
             try:
                 _run(synced)
             except Exception as error:
-                _raise_with_report(ledger, error, started)
+                ours, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+                report = replace(report, seconds=time.monotonic() - started)
+                if ours is None:
+                    error.add_note(f"Done before this: {_told(report)}. The same call again completes the rest.")
+                    raise
+                raise _with_report(ours, report) from None
         report: IngestionReport = ray.get(ledger.report.remote())
     return replace(report, seconds=time.monotonic() - started)
 
@@ -176,16 +181,12 @@ def _create_collection(place: Place, config: CollectionConfig | None) -> None:
     place.open(place.model.load(), create=True, config=config).close()
 
 
-def _raise_with_report(ledger: Any, error: Exception, started: float) -> None:
-    """Raise the error of ours that has ended the job, or else Ray's, with what was done before."""
-    pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
-    report = replace(cast("IngestionReport", report), seconds=time.monotonic() - started)
-    if pickled is None:
-        error.add_note(f"Done before this: {_told(report)}. That is kept; the same call again completes the rest.")
-        raise error
-    ours: PplxVectorStoreError = pickle.loads(pickled)
-    ours.report = report
-    raise ours from error
+def _with_report(pickled: bytes, report: IngestionReport) -> PplxVectorStoreError:
+    """Return the error that has ended the job; it tells what all workers have done, and not the one alone."""
+    error: PplxVectorStoreError = pickle.loads(pickled)
+    error.report = report
+    error.__notes__ = [f"Done before this: {_told(report)}. That is kept; the same call again completes the rest."]
+    return error
 
 
 @contextlib.contextmanager
