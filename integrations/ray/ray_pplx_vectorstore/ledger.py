@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_reports
+from ray_pplx_vectorstore.reports import IngestionReport, sum_reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,7 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
         self._done: set[str] = set()
-        self._counts = IngestionReport()
-        # Beside the counts: there may be very many, and tuples are copied as they grow.
-        self._empty: list[str] = []
-        self._failed: list[FailedDocument] = []
+        self._reports: list[IngestionReport] = []
         self._error: bytes | None = None
 
     def begin(self, batch: str) -> Attempt:
@@ -63,9 +60,7 @@ class Ledger:
         self._open.pop(batch, None)
         if batch not in self._done:
             self._done.add(batch)
-            self._empty += report.empty_documents
-            self._failed += report.failed
-            self._counts = add_reports(self._counts, replace(report, empty_documents=(), failed=()))
+            self._reports.append(report)
 
     def fail(self, error: bytes) -> None:
         """Keep the error that ends the job, pickled: the first of them, if there are several."""
@@ -73,8 +68,9 @@ class Ledger:
             self._error = error
 
     def report(self) -> IngestionReport:
-        """Return what was done so far."""
-        return replace(self._counts, empty_documents=tuple(self._empty), failed=tuple(self._failed))
+        """Return what was done so far, as far as workers have told; what two batches of the same ids did, once."""
+        self._reports = [sum_reports(self._reports)]
+        return self._reports[0]
 
     def error(self) -> bytes | None:
         """Return the error that ends the job, pickled, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pplx_vectorstore import SyncReport
@@ -44,16 +45,29 @@ class IngestionReport(SyncReport):
         return self.documents + self.unchanged_documents + self.relabelled_documents + len(self.failed)
 
 
-def add_reports(one: IngestionReport, other: IngestionReport) -> IngestionReport:
-    """Add up what two parts of a job did."""
+def add_counts(one: SyncReport, other: SyncReport) -> SyncReport:
+    """Add up what two syncs of different documents did."""
+    return SyncReport(**{name: getattr(one, name) + getattr(other, name) for name in SyncReport.__dataclass_fields__})
+
+
+def sum_reports(reports: Iterable[IngestionReport]) -> IngestionReport:
+    """Add up what the parts of a job did."""
     names = IngestionReport.__dataclass_fields__
-    return IngestionReport(**{name: getattr(one, name) + getattr(other, name) for name in names})
+    counts = IngestionReport()
+    # Beside the counts: there may be very many of these, and tuples are copied as they grow.
+    empty_documents: list[str] = []
+    failed: list[FailedDocument] = []
+    for one in reports:
+        empty_documents += one.empty_documents
+        failed += one.failed
+        one = replace(one, empty_documents=(), failed=())
+        counts = IngestionReport(**{name: getattr(counts, name) + getattr(one, name) for name in names})
+    return replace(counts, empty_documents=tuple(empty_documents), failed=tuple(failed))
 
 
 def go_on_from(before: SyncReport, after: SyncReport) -> SyncReport:
     """Add up a sync that failed on the way and the same again, which finds unchanged what the first has written."""
-    names = SyncReport.__dataclass_fields__
-    both = SyncReport(**{name: getattr(before, name) + getattr(after, name) for name in names})
+    both = add_counts(before, after)
     found_again = before.documents + before.relabelled_documents
     return replace(
         both,

@@ -14,6 +14,8 @@ from typing import Any, get_args
 
 import ray
 from ray.data import Dataset, Datasink
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource import WriteResult
 
 from pplx_vectorstore import CollectionConfig, PplxVectorStoreError, VectorStore
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS
@@ -25,9 +27,9 @@ from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from ray_pplx_vectorstore.ledger import Ledger
 from ray_pplx_vectorstore.place import Model, ModelChoice, Place
 from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
-from ray_pplx_vectorstore.reports import IngestionReport
+from ray_pplx_vectorstore.reports import IngestionReport, sum_reports
 from ray_pplx_vectorstore.rows import document_columns
-from ray_pplx_vectorstore.worker import OnError, SyncWorker
+from ray_pplx_vectorstore.worker import OnError, SyncWorker, read_reports
 
 DEFAULT_PATIENCE = 900.0
 """Seconds; less than Ray Data's own, after which it ends a job without progress, 1,800 by default."""
@@ -131,7 +133,7 @@ def sync_documents(
             documents = pool.repartition(ds.select_columns(columns))
             synced = pool.map(documents, SyncWorker, (place, ledger, on_error, float(patience)))
             try:
-                _run(synced)
+                done = _run(synced)
             except Exception as error:
                 ours, report = ray.get([ledger.error.remote(), ledger.report.remote()])
                 report = replace(report, seconds=time.monotonic() - started)
@@ -139,23 +141,37 @@ def sync_documents(
                     error.add_note(f"Done before this: {_told(report)}. The same call again completes the rest.")
                     raise
                 raise _with_report(ours, report) from None
-        report: IngestionReport = ray.get(ledger.report.remote())
-    return replace(report, seconds=time.monotonic() - started)
+    return replace(done, seconds=time.monotonic() - started)
 
 
-class _StoredDatasink(Datasink[None]):
-    """The end of a job, where Ray notes in its checkpoint what has come through: everything is written already."""
+class _CountingDatasink(Datasink[list[IngestionReport]]):
+    """The end of a job: all is written already, and only counts come, each once, whatever was done again before.
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
-        for _ in blocks:
-            pass
+    Also where Ray notes in its checkpoint what has come through.
+
+    Attributes:
+        report: The sum, once the job has ended.
+    """
+
+    def __init__(self) -> None:
+        self.report = IngestionReport()
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> list[IngestionReport]:
+        """Read the reports of batches."""
+        return [report for block in blocks for report in read_reports(BlockAccessor.for_block(block).to_arrow())]
+
+    def on_write_complete(self, write_result: WriteResult[list[IngestionReport]]) -> None:
+        """Add them up."""
+        self.report = sum_reports(report for reports in write_result.write_returns for report in reports)
 
 
-def _run(synced: Dataset) -> None:
+def _run(synced: Dataset) -> IngestionReport:
+    sink = _CountingDatasink()
     with warnings.catch_warnings():
         # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
         warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
-        synced.write_datasink(_StoredDatasink())
+        synced.write_datasink(sink)
+    return sink.report
 
 
 def _open_store(

@@ -22,7 +22,7 @@ from pplx_vectorstore.errors import (
 )
 from ray_pplx_vectorstore.ledger import Attempt
 from ray_pplx_vectorstore.place import MeteredEncoder, Place
-from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_reports, go_on_from
+from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_counts, go_on_from
 from ray_pplx_vectorstore.rows import read_documents
 
 OnError = Literal["raise", "report"]
@@ -38,6 +38,14 @@ _LONGEST_WAIT = 20.0
 # Of a server's refusals, those that are of what was sent: a bad request, too large, not to be processed.
 _OF_WHAT_WAS_SENT = (400, 413, 422)
 
+RESULT = pa.schema([("id", pa.string()), ("report", pa.binary())])
+"""Of the rows that a worker gives: one for each document that is stored, and one with the batch's report, pickled.
+
+A checkpoint remembers the ids, so those of failed documents, which are to be tried again, are not among them.
+"""
+# The id of a report, which no document has: a checkpoint needs one.
+_NO_DOCUMENT = "\0"
+
 
 @dataclass(slots=True)
 class _Outcome:
@@ -49,7 +57,7 @@ class _Outcome:
 
 
 class SyncWorker:
-    """An actor's part of a job: batches of documents in, ids of what is stored out.
+    """An actor's part of a job: batches of documents in, ids of what is stored and counts out.
 
     The model is loaded and the store opened by the first batch: an error in the constructor would be the actor's death.
 
@@ -75,10 +83,10 @@ class SyncWorker:
             batch: Rows of documents; without columns where a checkpoint has left none of them.
 
         Returns:
-            The column `id`, of the documents that are stored.
+            Rows of `RESULT`.
         """
         if not batch.num_rows:
-            return pa.table({"id": pa.array([], pa.string())})
+            return RESULT.empty_table()
         name = _name_of(batch)
         attempt: Attempt = ray.get(self._ledger.begin.remote(name))
         try:
@@ -88,7 +96,8 @@ class SyncWorker:
             ray.get(self._ledger.fail.remote(pickle.dumps(error)))
             raise
         ray.get(self._ledger.end.remote(name, report))
-        return pa.table({"id": pa.array(stored, pa.string())})
+        rows = [*stored, _NO_DOCUMENT], [*[None] * len(stored), pickle.dumps(report)]
+        return pa.table(list(rows), schema=RESULT)
 
     def _sync(self, batch: pa.Table, name: str, attempt: Attempt) -> tuple[list[str], IngestionReport]:
         encoder, store = self._open()
@@ -157,7 +166,7 @@ class SyncWorker:
                     raise
                 self._refuse(document.id, error, outcome)
             else:
-                outcome.report = add_reports(outcome.report, report)
+                outcome.report = add_counts(outcome.report, report)
                 outcome.stored.append(document.id)
 
     def _refuse(self, document_id: str | None, error: PplxVectorStoreError, outcome: _Outcome) -> None:
@@ -191,10 +200,14 @@ class SyncWorker:
         return retrying(function, *arguments)
 
 
+def read_reports(result: pa.Table) -> list[IngestionReport]:
+    """Read the reports of batches from the rows that workers gave."""
+    return [pickle.loads(pickled) for pickled in result.column("report").drop_null().to_pylist()]
+
+
 def _name_of(batch: pa.Table) -> str:
-    """Name a batch: alike for each attempt of Ray's at the same task, and at no other one."""
-    ids = hashlib.sha256(repr(batch.column("id").to_pylist()).encode("utf-8")).hexdigest()
-    return f"{ray.get_runtime_context().get_task_id()}-{ids}"
+    """Name a batch, alike for each attempt at it."""
+    return hashlib.sha256(repr(batch.column("id").to_pylist()).encode("utf-8")).hexdigest()
 
 
 def _is_of_a_document(error: PplxVectorStoreError) -> bool:

@@ -98,7 +98,7 @@ def plain_state(server, hash_encoder, state):
 
 def be_away(server, qdrant_server_module, after, seconds, away):
     """Once a server has had so many writes, have it refuse everything and hang up for a while."""
-    while sum(path.endswith("/points/batch") or path.endswith("/points") for _, path in list(server.requests)) < after:
+    while sum(path.endswith(("/points", "/points/batch")) for _, path in list(server.requests)) < after:
         time.sleep(0.02)
     kinds = ("503", "reset_before")
     server.faults = qdrant_server_module.Faults(seed=3, rate=1.0, kinds=kinds, everything=True)
