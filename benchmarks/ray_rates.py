@@ -1,8 +1,8 @@
 """How fast documents come into a server by a job of Ray Data, against one process that syncs them in a loop.
 
-With codes that are hashes, what is compared is everything but the model; with all-MiniLM-L6-v2, embedding dominates. Each
-process computes in one thread. A job of one document tells what a job costs whatever its size; rates are of what is
-beyond that. The server is a stand-in on the same machine, or the one at the given URL, and competes for its cores. ::
+With codes that are hashes, what is compared is everything but the model; with all-MiniLM-L6-v2, embedding dominates.
+Each process computes in one thread. A job of one document tells what a job costs whatever its size; rates are of what
+is beyond that. The server, a stand-in unless a URL is given, competes for the same cores. ::
 
     python benchmarks/ray_rates.py
     python benchmarks/ray_rates.py http://localhost:6333

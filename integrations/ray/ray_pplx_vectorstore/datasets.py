@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from qdrant_client import models
 from ray.data import Dataset
@@ -190,11 +191,9 @@ class EmbeddingWorker:
         texts = [[chunk.text for chunk in self._chunks_of(document)] for document in documents]
         all_codes = self._encoder.encode_documents(texts)
         dimension = self._encoder.spec.dimension
-        flat = pa.array([value for codes in all_codes for value in codes.reshape(-1)], pa.int8())
-        offsets = [0]
-        for codes in all_codes:
-            offsets.append(offsets[-1] + len(codes))
-        rows = pa.FixedSizeListArray.from_arrays(flat, dimension)
+        flat = np.concatenate([np.zeros((0, dimension), np.int8), *all_codes])
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dimension)
+        offsets = np.cumsum([0, *map(len, all_codes)])
         return pa.table(
             {
                 "id": pa.array([document.id for document in documents], pa.string()),
