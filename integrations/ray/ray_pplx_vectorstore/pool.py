@@ -78,6 +78,6 @@ class Pool:
         """Return a function as a task that runs where a worker could."""
         return ray.remote(**self._resources())(function)
 
-    def _resources(self) -> dict[str, float]:
-        resources: dict[str, float] = {"num_cpus": 1 if self.num_cpus is None else self.num_cpus}
+    def _resources(self) -> dict[str, Any]:
+        resources: dict[str, Any] = {"num_cpus": 1 if self.num_cpus is None else self.num_cpus}
         return resources | ({"num_gpus": self.num_gpus} if self.num_gpus else {})

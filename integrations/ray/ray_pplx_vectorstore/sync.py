@@ -127,7 +127,7 @@ def sync_documents(
     with contextlib.closing(_open_store(place, pool, config, index_fields)) as store:
         if columns is None:
             return IngestionReport()
-        ledger = ray.remote(num_cpus=0)(Ledger).remote()
+        ledger: Any = ray.remote(num_cpus=0)(Ledger).remote()
         keeping = store.bulk_load() if bulk_load else contextlib.nullcontext(None)
         with keeping as still_loading, _watch(ledger, started, still_loading, told=progress):
             documents = pool.repartition(ds.select_columns(columns))
