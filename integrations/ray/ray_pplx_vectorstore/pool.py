@@ -51,7 +51,10 @@ class Pool:
         """Refuse to take every CPU: nothing would be read, and the job would wait for itself."""
         if not ray.is_initialized():
             ray.init()
-        cpus = ray.cluster_resources().get("CPU", 0.0)
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # it has no types
+        if self.workers * self.num_gpus > there.get("GPU", 0.0):
+            return  # the cluster has to grow first
+        cpus = there.get("CPU", 0.0)
         if self.workers > cpus - 1:
             raise InvalidInputError(
                 f"{self.workers} workers of one CPU each leave none of the cluster's {cpus:g} for reading: take fewer, "

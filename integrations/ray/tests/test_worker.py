@@ -1,14 +1,15 @@
-"""A worker, in this process; what it tells of its work goes to an actor of a cluster."""
+"""A worker and the ledger in this process, which takes less time than a job does."""
 
 import functools
 import json
 import pickle
 import threading
 import time
+import types
 
 import pyarrow as pa
 import pytest
-
+from ray_pplx_vectorstore import worker
 from ray_pplx_vectorstore.ledger import Attempt, Ledger
 from ray_pplx_vectorstore.place import ModelChoice, Place
 from ray_pplx_vectorstore.worker import RESULT, SyncWorker, read_reports
@@ -33,21 +34,30 @@ def batch_of(n, **changed):
     return pa.Table.from_pylist([row | changed.get(row["id"], {}) for row in rows], SCHEMA)
 
 
-@pytest.fixture
-def ledger(cluster):
-    actor = cluster.remote(num_cpus=0)(Ledger).remote()
-    yield actor
-    cluster.kill(actor)
+class Remote:
+    """An object as the handle of an actor would offer it."""
+
+    def __init__(self, ray, value):
+        self._ray, self._value = ray, value
+
+    def __getattr__(self, name):
+        method = getattr(self._value, name)
+        return types.SimpleNamespace(remote=lambda *arguments: self._ray.put(method(*arguments)))
 
 
 @pytest.fixture
-def ask(cluster, ledger):
+def ledger():
+    return Ledger()
+
+
+@pytest.fixture
+def ask(ledger):
     """``ask("begin", "a")`` → what the ledger answers."""
-    return lambda verb, *arguments: cluster.get(getattr(ledger, verb).remote(*arguments))
+    return lambda verb, *arguments: getattr(ledger, verb)(*arguments)
 
 
 @pytest.fixture
-def make_worker(server, ledger, chaos, tmp_path, hash_encoder):
+def make_worker(cluster, server, ledger, chaos, tmp_path, hash_encoder):
     """A factory of workers on a collection that exists: ``make_worker(on_error="report", patience=0)``."""
     with VectorStore.connect(server.url, encoder=hash_encoder(64)):
         pass
@@ -55,7 +65,8 @@ def make_worker(server, ledger, chaos, tmp_path, hash_encoder):
     def make(on_error="report", patience=0.0, model=None):
         choice = ModelChoice(model=model or chaos.make_chaos(tmp_path), chunk_tokens=256)
         options = {"collection": "documents", "retries": 0}
-        return SyncWorker(Place(url=server.url, model=choice, options=options), ledger, on_error, patience)
+        place = Place(url=server.url, model=choice, options=options)
+        return SyncWorker(place, Remote(cluster, ledger), on_error, patience)
 
     return make
 
@@ -71,15 +82,15 @@ def report_of(result):
 
 
 def test_ids_of_what_is_stored_and_a_report_come_out(make_worker, ask):
-    worker = make_worker()
-    result = worker(batch_of(5))
+    one = make_worker()
+    result = one(batch_of(5))
     assert ids_of(result) == [f"d{i}" for i in range(5)]
     report = report_of(result)
     assert (report.new_documents, report.chunks, report.tokens, report.rows) == (5, 5, 15, 5)
     assert ask("report") == report
-    again = report_of(worker(batch_of(5)))
+    again = report_of(one(batch_of(5)))
     assert (again.unchanged_documents, again.tokens, again.rows) == (5, 0, 5)
-    assert worker(pa.table({})).equals(RESULT.empty_table())
+    assert one(pa.table({})).equals(RESULT.empty_table())
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,8 @@ def test_what_the_server_refuses_is_reported_and_the_rest_is_stored(make_worker)
     assert report.rows == 4
 
 
-def test_a_server_that_is_away_is_waited_for(make_worker, server, qdrant_server_module):
+def test_a_server_that_is_away_is_waited_for(make_worker, server, qdrant_server_module, monkeypatch):
+    monkeypatch.setattr(worker, "_LONGEST_WAIT", 0.1)
     impatient, patient = make_worker(), make_worker(patience=60.0)
     patient(batch_of(1))
     away = qdrant_server_module.Faults(seed=1, rate=1.0, kinds=("503", "reset_before"), everything=True)
@@ -136,9 +148,9 @@ def test_a_server_that_is_away_is_waited_for(make_worker, server, qdrant_server_
 
 def test_a_collection_of_another_model_ends_the_job(make_worker, ask, hash_encoder):
     make_worker()(batch_of(1))
-    worker = make_worker(model=functools.partial(hash_encoder, 64, name="another"))
+    another = make_worker(model=functools.partial(hash_encoder, 64, name="another"))
     with pytest.raises(SchemaMismatchError, match="another"):
-        worker(batch_of(1))
+        another(batch_of(1))
     assert isinstance(pickle.loads(ask("error")), SchemaMismatchError)
 
 
@@ -150,13 +162,11 @@ def test_an_error_of_a_model_is_left_to_ray(make_worker, ask):
 
 def test_a_document_at_which_workers_died_is_not_tried_again(make_worker, ask, monkeypatch):
     """By itself, as the first worker of a batch that has killed three others."""
-    from ray_pplx_vectorstore import worker as module
-
-    monkeypatch.setattr(module, "_name_of", lambda batch: "name")
-    for _ in range(module.WHOLE_ATTEMPTS):
+    monkeypatch.setattr(worker, "_name_of", lambda batch: "name")
+    for _ in range(worker.WHOLE_ATTEMPTS):
         ask("begin", "name")
-    for number in range(module.MOST_DEATHS):
-        assert ask("begin", "name").number == module.WHOLE_ATTEMPTS + number + 1
+    for number in range(worker.MOST_DEATHS):
+        assert ask("begin", "name").number == worker.WHOLE_ATTEMPTS + number + 1
         ask("begin_alone", "name", "d2")
     with pytest.raises(EncodingError, match="document 'd2' ended the process that embedded it, 2 times"):
         make_worker("raise")(batch_of(4, d2={"chunks": ["kill always"]}))
