@@ -71,6 +71,7 @@ def embed_documents(
     """
     choice = ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=chunk_tokens)
     pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)
+    pool.require_room_for_reading(ds)
     columns = document_columns(ds.schema())
     if columns is None:
         raise InvalidInputError("the dataset has no rows, and so no columns of documents")
@@ -154,6 +155,7 @@ def search_dataset(
         },
     )
     pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)
+    pool.require_room_for_reading(ds)
     require_query_column(ds.schema(), column)
     place.open_without_model().close()  # what is wrong is told now
     search = {

@@ -22,11 +22,11 @@ class Pool:
     Attributes:
         workers: How many.
         num_gpus: GPUs of each.
-        num_cpus: CPUs of each; None for 1, if that leaves one for reading.
+        num_cpus: CPUs of each; None for 1.
         batch_size: Rows of a batch.
 
     Raises:
-        InvalidInputError: A number is out of range, or all CPUs would be taken.
+        InvalidInputError: A number is out of range.
     """
 
     workers: int
@@ -44,22 +44,25 @@ class Pool:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (is_number and 0 <= value < math.inf) and not (value is None and name == "num_cpus"):
                 raise InvalidInputError(f"{name} must be a number of at least 0, not {value!r}")
-        if self.num_cpus is None:
-            self._leave_a_cpu()
 
-    def _leave_a_cpu(self) -> None:
-        """Refuse to take every CPU: nothing would be read, and the job would wait for itself."""
+    def require_room_for_reading(self, ds: Dataset) -> None:
+        """Refuse to take all CPUs of a cluster: nothing would be read, and the job would wait for itself.
+
+        Raises:
+            InvalidInputError: It has too few, unless it has to grow for this job anyway.
+        """
         if not ray.is_initialized():
             ray.init()
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # it has no types
-        if self.workers * self.num_gpus > there.get("GPU", 0.0):
-            return  # the cluster has to grow first
         cpus = there.get("CPU", 0.0)
-        if self.workers > cpus - 1:
+        taken = self.workers * (1 if self.num_cpus is None else self.num_cpus)
+        grows = self.num_cpus is not None and taken > cpus or self.workers * self.num_gpus > there.get("GPU", 0.0)
+        reading = 1 if ds.context.checkpoint_config is None else 2  # what filters by a checkpoint takes another
+        if taken > cpus - reading and not grows:
             raise InvalidInputError(
-                f"{self.workers} workers of one CPU each leave none of the cluster's {cpus:g} for reading: take fewer, "
-                "or give num_cpus, such as 0.5, for what Ray counts as taken by each. On a cluster that grows, give "
-                "num_cpus=1"
+                f"{self.workers} workers take {taken:g} of the cluster's {cpus:g} CPUs, but reading needs {reading}: have "
+                "fewer workers, or give num_cpus, down to 0, for what Ray counts as taken by each. On a cluster that "
+                "grows, give num_cpus=1"
             )
 
     def repartition(self, ds: Dataset) -> Dataset:

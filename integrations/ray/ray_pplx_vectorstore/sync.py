@@ -122,26 +122,92 @@ def sync_documents(
         },
     )
     pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)
+    pool.require_room_for_reading(ds)
     columns = document_columns(ds.schema())
     started = time.monotonic()
     with contextlib.closing(_open_store(place, pool, config, index_fields)) as store:
         if columns is None:
             return IngestionReport()
+        with store.bulk_load() if bulk_load else contextlib.nullcontext(None) as still_loading:
+            job = _Job(pool, (place, on_error, float(patience)), still_loading, started, told=progress)
+            report, error = job.run(ds.select_columns(columns))
+            if error is not None:
+                raise error
+    return report
+
+
+class _Job:
+    """A job, once all is checked and the store is open.
+
+    Args:
+        pool: Its workers.
+        arguments: Of a `SyncWorker`, but for the ledger.
+        still_loading: To be called now and then while a bulk load goes on; None where none does.
+        started: Of ``time.monotonic()``.
+        told: Whether a line is printed now and then.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        arguments: tuple[Place, OnError, float],
+        still_loading: Callable[[], None] | None,
+        started: float,
+        *,
+        told: bool,
+    ) -> None:
+        self._pool = pool
+        self._arguments = arguments
+        self._still_loading = still_loading
+        self._started = started
+        self._told = told
+
+    def run(self, documents: Dataset) -> tuple[IngestionReport, Exception | None]:
+        """Sync documents; return what was done, and the error that has ended it.
+
+        It is not raised here: as long as a traceback holds this frame, workers keep their CPUs and GPUs.
+        """
+        place, on_error, patience = self._arguments
         ledger: Any = ray.remote(num_cpus=0)(Ledger).remote()
-        keeping = store.bulk_load() if bulk_load else contextlib.nullcontext(None)
-        with keeping as still_loading, _watch(ledger, started, still_loading, told=progress):
-            documents = pool.repartition(ds.select_columns(columns))
-            synced = pool.map(documents, SyncWorker, (place, ledger, on_error, float(patience)))
-            try:
-                done = _run(synced)
-            except Exception as error:
-                ours, report = ray.get([ledger.error.remote(), ledger.report.remote()])
-                report = replace(report, seconds=time.monotonic() - started)
-                if ours is None:
-                    error.add_note(f"Done before this: {_told(report)}. The same call again completes the rest.")
-                    raise
-                raise _with_report(ours, report) from None
-    return replace(done, seconds=time.monotonic() - started)
+        synced = self._pool.map(self._pool.repartition(documents), SyncWorker, (place, ledger, on_error, patience))
+        sink = _CountingDatasink()
+        try:
+            with self._watch(ledger), warnings.catch_warnings():
+                # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
+                warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
+                synced.write_datasink(sink)
+        except Exception as error:  # noqa: BLE001 - returned, to be raised
+            pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+            report = self._timed(report)
+            return report, _with_report(error.with_traceback(None), pickled, report)
+        finally:
+            ray.kill(ledger)
+        return self._timed(sink.report), None
+
+    @contextlib.contextmanager
+    def _watch(self, ledger: Any) -> Iterator[None]:
+        """Within the block, tell now and then how far the job is, and others that its bulk load goes on."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(SECONDS_BETWEEN_LINES):
+                if self._told and not sys.stderr.isatty():
+                    report = self._timed(ray.get(ledger.report.remote()))
+                    print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
+                if self._still_loading is not None:
+                    with contextlib.suppress(ServerUnavailableError):  # the next time, then
+                        self._still_loading()
+
+        thread = threading.Thread(target=watch, name="pplx-vectorstore", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _timed(self, report: IngestionReport) -> IngestionReport:
+        return replace(report, seconds=time.monotonic() - self._started)
 
 
 class _CountingDatasink(Datasink[list[IngestionReport]]):
@@ -163,15 +229,6 @@ class _CountingDatasink(Datasink[list[IngestionReport]]):
     def on_write_complete(self, write_result: WriteResult[list[IngestionReport]]) -> None:
         """Add them up."""
         self.report = sum_reports(report for reports in write_result.write_returns for report in reports)
-
-
-def _run(synced: Dataset) -> IngestionReport:
-    sink = _CountingDatasink()
-    with warnings.catch_warnings():
-        # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
-        warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
-        synced.write_datasink(sink)
-    return sink.report
 
 
 def _open_store(
@@ -197,35 +254,16 @@ def _create_collection(place: Place, config: CollectionConfig | None) -> None:
     place.open(place.model.load(), create=True, config=config).close()
 
 
-def _with_report(pickled: bytes, report: IngestionReport) -> PplxVectorStoreError:
-    """Return the error that has ended the job; it tells what all workers have done, and not the one alone."""
-    error: PplxVectorStoreError = pickle.loads(pickled)
-    error.report = report
-    error.__notes__ = [f"Done before this: {_told(report)}. That is kept; the same call again completes the rest."]
-    return error
-
-
-@contextlib.contextmanager
-def _watch(ledger: Any, started: float, still_loading: Callable[[], None] | None, *, told: bool) -> Iterator[None]:
-    """Within the block, tell now and then how far the job is, and others that its bulk load goes on."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LINES):
-            if told and not sys.stderr.isatty():
-                report = replace(ray.get(ledger.report.remote()), seconds=time.monotonic() - started)
-                print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
-            if still_loading is not None:
-                with contextlib.suppress(ServerUnavailableError):  # the next time, then
-                    still_loading()
-
-    thread = threading.Thread(target=watch, name="pplx-vectorstore", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _with_report(error: Exception, pickled: bytes | None, report: IngestionReport) -> Exception:
+    """Return the error of ours that has ended a job, or else Ray's; it tells what all workers have done."""
+    note = f"Done before this: {_told(report)}. That is kept; the same call again completes the rest."
+    if pickled is None:
+        error.add_note(note)
+        return error
+    ours: PplxVectorStoreError = pickle.loads(pickled)
+    ours.report = report
+    ours.__notes__ = [note]  # in the place of one that tells of a single worker
+    return ours
 
 
 def _told(report: IngestionReport) -> str:

@@ -89,6 +89,13 @@ def plain_state(server, hash_encoder, state):
     return make
 
 
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
 def be_away(server, qdrant_server_module, after, seconds, away):
     """Once a server has had so many writes, have it refuse everything and hang up for a while."""
     while sum(path.endswith(("/points", "/points/batch")) for _, path in list(server.requests)) < after:
@@ -145,13 +152,18 @@ def test_a_job_that_ends_half_way_goes_on_from_its_checkpoint(run, cluster, stat
     documents = corpus(1000)
     rows = rows_of(documents)
     rows[834]["chunks"] = ["NaN"]
+    options = {"batch_size": 50, "num_cpus": 0}  # reading takes one CPU, and the filter another
     context = cluster.data.DataContext.get_current()
     context.checkpoint_config = cluster.data.checkpoint.CheckpointConfig(
         id_column="id", checkpoint_path=str(tmp_path / "checkpoint"), delete_checkpoint_on_success=False
     )
     try:
-        with pytest.raises(EncodingError, match="the model gave NaN") as caught:
+        with pytest.raises(InvalidInputError, match="2 workers take 1 of the cluster's 2 CPUs, but reading needs 2"):
             run(rows, batch_size=50)
+        with pytest.raises(EncodingError, match="the model gave NaN") as caught:
+            run(rows, **options)
+        # Whoever keeps the error keeps no worker.
+        assert wait_until(lambda: cluster.available_resources()["CPU"] == 2.0)
         noted = pq.read_table(tmp_path / "checkpoint").column("id").to_pylist()
         kept = [id_ for id_ in noted if id_ in {document.id for document in documents}]
         assert 0 < len(kept) == len(set(kept)) < 1000
@@ -159,12 +171,12 @@ def test_a_job_that_ends_half_way_goes_on_from_its_checkpoint(run, cluster, stat
         assert "Done before this: documents written: " in caught.value.__notes__[0]
 
         rows = rows_of(documents)
-        again = run(rows, batch_size=50)
+        again = run(rows, **options)
         assert again.rows == 1000 - len(kept)
         assert state() == plain_state(documents)
 
         n_requests = len(server.requests)
-        third = run(rows, batch_size=50)
+        third = run(rows, **options)
         assert (third.rows, third.tokens) == (0, 0)
         assert not [path for _, path in server.requests[n_requests:] if path.endswith("/facet")]
     finally:
@@ -212,7 +224,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(cluster, server, ch
     with pytest.raises(InvalidInputError, match=r"column 'metadata' must be of type string, not struct"):
         sync_documents(ds, server.url, model=model, **POOL)
     ds = ds.select_columns(["id", "text"])
-    with pytest.raises(InvalidInputError, match="2 workers of one CPU each leave none of the cluster's 2"):
+    with pytest.raises(InvalidInputError, match="2 workers take 2 of the cluster's 2 CPUs, but reading needs 1"):
         sync_documents(ds, server.url, model=model, workers=2)
     for option in ({"on_error": "skip"}, {"patience": -1}, {"workers": 0}, {"batch_size": 2.5}, {"num_gpus": -1}):
         with pytest.raises(InvalidInputError, match=f"{next(iter(option))} must be"):
