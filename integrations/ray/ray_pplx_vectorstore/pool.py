@@ -56,12 +56,13 @@ class Pool:
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # it has no types
         cpus = there.get("CPU", 0.0)
         taken = self.workers * (1 if self.num_cpus is None else self.num_cpus)
-        grows = self.num_cpus is not None and taken > cpus or self.workers * self.num_gpus > there.get("GPU", 0.0)
+        lacks_gpus = self.workers * self.num_gpus > there.get("GPU", 0.0)
+        grows = lacks_gpus or (self.num_cpus is not None and taken > cpus)
         reading = 1 if ds.context.checkpoint_config is None else 2  # what filters by a checkpoint takes another
         if taken > cpus - reading and not grows:
             raise InvalidInputError(
-                f"{self.workers} workers take {taken:g} of the cluster's {cpus:g} CPUs, but reading needs {reading}: have "
-                "fewer workers, or give num_cpus, down to 0, for what Ray counts as taken by each. On a cluster that "
+                f"{self.workers} workers take {taken:g} of the cluster's {cpus:g} CPUs, but reading needs {reading}: "
+                "have fewer workers, or give num_cpus, down to 0, for what Ray counts as taken by each. On a cluster that "
                 "grows, give num_cpus=1"
             )
 
