@@ -85,7 +85,7 @@ def start_ray() -> Iterator[None]:
 def make_hash_encoder() -> Encoder:
     """Make the encoder of the tests that needs no model; with the dimensions of the other."""
     sys.path.append(str(TESTS))
-    from hash_encoder import make_encoder
+    from hash_encoder import make_encoder  # type: ignore[import-not-found] # of the tests
 
     encoder: Encoder = make_encoder(384)
     return encoder

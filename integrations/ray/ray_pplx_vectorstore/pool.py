@@ -62,8 +62,8 @@ class Pool:
         if taken > cpus - reading and not grows:
             raise InvalidInputError(
                 f"{self.workers} workers take {taken:g} of the cluster's {cpus:g} CPUs, but reading needs {reading}: "
-                "have fewer workers, or give num_cpus, down to 0, for what Ray counts as taken by each. On a cluster that "
-                "grows, give num_cpus=1"
+                "have fewer workers, or give num_cpus, down to 0, for what Ray counts as taken by each. On a cluster "
+                "that grows, give num_cpus=1"
             )
 
     def repartition(self, ds: Dataset) -> Dataset:
