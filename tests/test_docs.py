@@ -30,7 +30,7 @@ def examples():
     for page in PAGES:
         for number, match in enumerate(EXAMPLE.finditer(page.read_text("utf-8")), 1):
             if "ray_pplx_vectorstore" in match[1]:
-                continue  # needs a server and a cluster: integrations/ray/tests/test_readme.py
+                continue  # needs a server and a cluster: integrations/ray/tests/test_jobs.py
             yield pytest.param(match[1], match[2], id=f"{page.relative_to(ROOT)}-{number}")
 
 

@@ -16,6 +16,7 @@ import ray
 from ray.data import Dataset, Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import WriteResult
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pplx_vectorstore import CollectionConfig, PplxVectorStoreError, VectorStore
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS
@@ -168,7 +169,9 @@ class _Job:
         It is not raised here: as long as a traceback holds this frame, workers keep their CPUs and GPUs.
         """
         place, on_error, patience = self._arguments
-        ledger: Any = ray.remote(num_cpus=0)(Ledger).remote()
+        # Where the driver is, whose end is the job's anyway.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        ledger: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
         synced = self._pool.map(self._pool.repartition(documents), SyncWorker, (place, ledger, on_error, patience))
         sink = _CountingDatasink()
         try:

@@ -1,4 +1,4 @@
-"""Codes and hits as columns: on a cluster, and of the workers alone."""
+"""Codes and hits as columns, without a cluster."""
 
 import json
 
@@ -6,12 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray_pplx_vectorstore import embed_documents, search_dataset
 from ray_pplx_vectorstore.datasets import EmbeddingWorker, SearchWorker
 from ray_pplx_vectorstore.place import ModelChoice, Place
 
 from pplx_vectorstore import Document, VectorStore
-from pplx_vectorstore.errors import InvalidDocumentError, InvalidInputError, StoreNotFoundError
+from pplx_vectorstore.errors import InvalidDocumentError
 
 ROWS = [
     {"id": "a", "text": None, "chunks": ["one two", " ", "three"]},
@@ -64,19 +63,3 @@ def test_hits_are_those_of_a_search(choice, server, hash_encoder):
         assert [json.loads(hit.pop("metadata")) for hit in row] == [hit.metadata for hit in hits]
         assert row == [{name: getattr(hit, name) for name in row[0]} for hit in hits]
     assert worker(questions.slice(0, 0)).schema == found.schema
-
-
-@pytest.mark.slow
-def test_a_dataset_becomes_one_of_codes(cluster, choice, server, hash_encoder):
-    pool = {"workers": 2, "num_cpus": 0.5, "batch_size": 2}
-    ds = cluster.data.from_arrow(pa.Table.from_pylist(ROWS, ROWS_SCHEMA))
-    codes = embed_documents(ds, model=choice.model, chunk_tokens=3, **pool)
-    assert_codes(sorted(codes.take_all(), key=lambda row: row["id"]), hash_encoder(64))
-
-    questions = cluster.data.from_items([{"query": "one", "n": 1}])
-    with pytest.raises(StoreNotFoundError):
-        search_dataset(questions, server.url, model=choice.model, **pool)
-    with pytest.raises(InvalidInputError, match="no column 'question'"):
-        search_dataset(questions, server.url, model=choice.model, column="question", **pool)
-    with pytest.raises(InvalidInputError, match="no rows, and so no columns"):
-        embed_documents(cluster.data.from_items([]), model=choice.model, **pool)

@@ -1,4 +1,4 @@
-"""A worker and the ledger in this process, which takes less time than a job does."""
+"""A worker and the ledger, without a cluster."""
 
 import functools
 import json
@@ -23,8 +23,6 @@ from pplx_vectorstore.errors import (
     ServerUnavailableError,
 )
 
-pytestmark = pytest.mark.slow
-
 SCHEMA = pa.schema([("id", pa.string()), ("chunks", pa.list_(pa.string())), ("metadata", pa.string())])
 
 
@@ -34,15 +32,14 @@ def batch_of(n, **changed):
     return pa.Table.from_pylist([row | changed.get(row["id"], {}) for row in rows], SCHEMA)
 
 
-class Remote:
-    """An object as the handle of an actor would offer it."""
+class Handle:
+    """An object as the handle of an actor would offer it, where ``ray.get`` has nothing to wait for."""
 
-    def __init__(self, ray, value):
-        self._ray, self._value = ray, value
+    def __init__(self, value):
+        self._value = value
 
     def __getattr__(self, name):
-        method = getattr(self._value, name)
-        return types.SimpleNamespace(remote=lambda *arguments: self._ray.put(method(*arguments)))
+        return types.SimpleNamespace(remote=getattr(self._value, name))
 
 
 @pytest.fixture
@@ -57,8 +54,9 @@ def ask(ledger):
 
 
 @pytest.fixture
-def make_worker(cluster, server, ledger, chaos, tmp_path, hash_encoder):
+def make_worker(server, ledger, chaos, tmp_path, hash_encoder, monkeypatch):
     """A factory of workers on a collection that exists: ``make_worker(on_error="report", patience=0)``."""
+    monkeypatch.setattr(worker.ray, "get", lambda answer: answer)
     with VectorStore.connect(server.url, encoder=hash_encoder(64)):
         pass
 
@@ -66,7 +64,7 @@ def make_worker(cluster, server, ledger, chaos, tmp_path, hash_encoder):
         choice = ModelChoice(model=model or chaos.make_chaos(tmp_path), chunk_tokens=256)
         options = {"collection": "documents", "retries": 0}
         place = Place(url=server.url, model=choice, options=options)
-        return SyncWorker(place, Remote(cluster, ledger), on_error, patience)
+        return SyncWorker(place, Handle(ledger), on_error, patience)
 
     return make
 

@@ -1,17 +1,24 @@
-"""Jobs on a cluster: workers and servers go away, documents are wrong, jobs end half-way and are run again."""
+"""Jobs on a cluster: workers and servers go away, documents are wrong, jobs end half-way and are run again.
 
+All tests that need a cluster are here, so that one is enough for them, also where files are given to several processes.
+"""
+
+import contextlib
+import io
 import json
+import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray_pplx_vectorstore import sync, sync_documents
+from ray_pplx_vectorstore import embed_documents, search_dataset, sync, sync_documents
 
 from pplx_vectorstore import Document, VectorStore
-from pplx_vectorstore.errors import EncodingError, InvalidInputError, ServerUnavailableError
+from pplx_vectorstore.errors import EncodingError, InvalidInputError, ServerUnavailableError, StoreNotFoundError
 
 pytestmark = pytest.mark.slow
 
@@ -234,3 +241,37 @@ def test_what_cannot_work_is_refused_before_anything_is_read(cluster, server, ch
     assert server.requests == []
     empty = sync_documents(cluster.data.from_items([]), server.url, model=model, **POOL)
     assert empty.rows == 0
+
+
+def test_a_dataset_becomes_one_of_codes(cluster, server, chaos, tmp_path, hash_encoder):
+    model = chaos.make_chaos(tmp_path)
+    pool = {"workers": 2, "num_cpus": 0.5, "batch_size": 2}
+    chunks = {"a": ["one", "two"], "b": [], "c": ["three"]}
+    ds = cluster.data.from_items([{"id": id_, "chunks": texts} for id_, texts in chunks.items()])
+    found = {row["id"]: row for row in embed_documents(ds, model=model, **pool).take_all()}
+    for (id_, texts), codes in zip(chunks.items(), hash_encoder(64).encode_documents(chunks.values()), strict=True):
+        assert list(found[id_]["chunks"]) == texts
+        np.testing.assert_array_equal(np.array([list(one) for one in found[id_]["codes"]]).reshape(-1, 64), codes)
+
+    questions = cluster.data.from_items([{"query": "one", "n": 1}])
+    with pytest.raises(StoreNotFoundError):
+        search_dataset(questions, server.url, model=model, **pool)
+    with pytest.raises(InvalidInputError, match="no column 'question'"):
+        search_dataset(questions, server.url, model=model, column="question", **pool)
+    with pytest.raises(InvalidInputError, match="no rows, and so no columns"):
+        embed_documents(cluster.data.from_items([]), model=model, **pool)
+
+
+def test_the_readmes_example_runs_and_prints_what_it_shows(cluster, server):
+    """With a server on this machine in the place of the one that it names."""
+    page = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (code,), (expected,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "text"))
+    assert code.count("http://localhost:6333") == 1
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code.replace("http://localhost:6333", server.url), "example", "exec"), {})
+    score = re.compile(r"\d\.\d\d")
+    assert score.sub("#", printed.getvalue()) == score.sub("#", expected)
+    scores, shown = (list(map(float, score.findall(text))) for text in (printed.getvalue(), expected))
+    # Hardware with and without bfloat16 differs in the second decimal.
+    assert scores == pytest.approx(shown, abs=0.0201)
