@@ -20,7 +20,11 @@ from ray_pplx_vectorstore import embed_documents, search_dataset, sync, sync_doc
 from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.errors import EncodingError, InvalidInputError, ServerUnavailableError, StoreNotFoundError
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Of a job with fewer batches than workers, as most of these are at one time or another.
+    pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors"),
+]
 
 POOL = {"workers": 2, "num_cpus": 0.5, "progress": False}
 OUTAGE = 20.0
