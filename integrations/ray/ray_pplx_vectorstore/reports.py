@@ -31,7 +31,7 @@ class IngestionReport(SyncReport):
         failed: Documents that are not stored, with the reasons.
         tokens: What went through the model, in all workers together. A window's overlap with the next counts in both.
         model_seconds: Time that the workers spent in the model, added up.
-        seconds: How long the job took.
+        seconds: How long the job took, without the indexing at the end of a bulk load.
     """
 
     failed: tuple[FailedDocument, ...] = ()
