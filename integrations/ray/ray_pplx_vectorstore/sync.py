@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import sys
 import threading
@@ -80,7 +81,8 @@ def sync_documents(
         chunk_tokens: Most tokens of a chunk, where documents are given as text.
         workers: Processes with a model each, wherever the cluster has room for them.
         num_gpus: GPUs of a worker.
-        num_cpus: CPUs that Ray counts as taken by a worker; None for 1. Reading needs some that are not.
+        num_cpus: CPUs that Ray counts as taken by a worker; None for 1. Reading needs some that are not. On CPUs, a
+            model computes in as many threads, one at least, unless OMP_NUM_THREADS is set.
         batch_size: Documents that a worker syncs at once.
         on_error: "raise" to end the job with the error of the first document that cannot be stored; "report" to name
             those in the report, and store all others.
@@ -133,6 +135,7 @@ def sync_documents(
             job = _Job(pool, (place, on_error, float(patience)), still_loading, started, told=progress)
             report, error = job.run(ds.select_columns(columns))
             if error is not None:
+                gc.collect()  # Ray's frames and errors hold one another, and so the workers
                 raise error
     return report
 
@@ -261,6 +264,7 @@ def _with_report(error: Exception, pickled: bytes | None, report: IngestionRepor
     """Return the error of ours that has ended a job, or else Ray's; it tells what all workers have done."""
     note = f"Done before this: {_told(report)}. That is kept; the same call again completes the rest."
     if pickled is None:
+        error.__context__ = None  # which holds frames, too
         error.add_note(note)
         return error
     ours: PplxVectorStoreError = pickle.loads(pickled)

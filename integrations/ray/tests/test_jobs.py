@@ -173,8 +173,6 @@ def test_a_job_that_ends_half_way_goes_on_from_its_checkpoint(run, cluster, stat
             run(rows, batch_size=50)
         with pytest.raises(EncodingError, match="the model gave NaN") as caught:
             run(rows, **options)
-        # Whoever keeps the error keeps no worker.
-        assert wait_until(lambda: cluster.available_resources()["CPU"] == 2.0)
         noted = pq.read_table(tmp_path / "checkpoint").column("id").to_pylist()
         kept = [id_ for id_ in noted if id_ in {document.id for document in documents}]
         assert 0 < len(kept) == len(set(kept)) < 1000
@@ -194,10 +192,12 @@ def test_a_job_that_ends_half_way_goes_on_from_its_checkpoint(run, cluster, stat
         context.checkpoint_config = None
 
 
-def test_an_error_that_is_none_of_ours_is_rays_with_a_note(run):
+def test_an_error_that_is_none_of_ours_is_rays_with_a_note(run, cluster):
     with pytest.raises(Exception, match="ZeroDivisionError: of a model") as caught:
         run([{"id": "d", "chunks": ["bug"]}])
     assert "Done before this: documents written: 0, " in caught.value.__notes__[0]
+    # Whoever keeps the error keeps no worker.
+    assert wait_until(lambda: cluster.available_resources()["CPU"] == 2.0)
 
 
 def test_a_bulk_load_is_held_by_the_driver(run, server, state, plain_state, monkeypatch, capfd):
