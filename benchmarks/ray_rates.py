@@ -48,8 +48,8 @@ AIM = 1.8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", help="of a server on this machine; without, a stand-in")
-    parser.add_argument("--hashed", type=int, default=4_000, help="documents with hashes for codes")
-    parser.add_argument("--embedded", type=int, default=600, help="documents that are embedded")
+    parser.add_argument("--hashed", type=int, default=4_000, help="documents with hashes for codes; 0 for none")
+    parser.add_argument("--embedded", type=int, default=600, help="documents that are embedded; 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
@@ -62,8 +62,12 @@ def main() -> None:
             "all-minilm-l6-v2": (arguments.embedded, functools.partial(load_encoder, "all-minilm-l6-v2")),
         }
         for name, (n_documents, make) in models.items():
+            if not n_documents:
+                continue
             results[name] = measure(server.url, Path(folder), n_documents, make, arguments.rounds)
             print_found(name, results[name])
+    if "hashes" not in results or "all-minilm-l6-v2" not in results:
+        return
     embedded = results["all-minilm-l6-v2"]["documents_per_second"]
     ratio = embedded["2 actors"] / embedded["1 actor"]
     write_results("ray_rates", results)
