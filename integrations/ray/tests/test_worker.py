@@ -89,6 +89,7 @@ def test_ids_of_what_is_stored_and_a_report_come_out(make_worker, ask):
     again = report_of(one(batch_of(5)))
     assert (again.unchanged_documents, again.tokens, again.rows) == (5, 0, 5)
     assert one(pa.table({})).equals(RESULT.empty_table())
+    assert read_reports(pa.table({})) == []
 
 
 @pytest.mark.parametrize(
