@@ -174,7 +174,8 @@ class _Job:
         place, on_error, patience = self._arguments
         # Where the driver is, whose end is the job's anyway.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        ledger: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
+        actor: Any = ray.remote(num_cpus=0)(Ledger)
+        ledger = actor.options(scheduling_strategy=here).remote()
         synced = self._pool.map(self._pool.repartition(documents), SyncWorker, (place, ledger, on_error, patience))
         sink = _CountingDatasink()
         try:
