@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.collection import CollectionConfig
     from pplx_vectorstore.documents import Chunk, Document, EncodedQuery, Hit, StoredChunk
-    from pplx_vectorstore.encoders import ApiOptions, Encoder, PrecomputedEncoder, load_encoder
+    from pplx_vectorstore.encoders import ApiOptions, Encoder, PrecomputedEncoder, load_encoder, load_query_encoder
     from pplx_vectorstore.encoders.onnx_export import export_onnx
     from pplx_vectorstore.equal_norms import crest_factor_for, equalize_norms, quantize_to_norm
     from pplx_vectorstore.errors import PplxVectorStoreError
@@ -59,6 +59,7 @@ _HOMES = {
     "export_onnx": "encoders.onnx_export",
     "hamming_distance": "quantization",
     "load_encoder": "encoders",
+    "load_query_encoder": "encoders",
     "pack_bits": "quantization",
     "quantize_absmax": "quantization",
     "quantize_tanh": "quantization",
@@ -95,6 +96,7 @@ __all__ = [
     "export_onnx",
     "hamming_distance",
     "load_encoder",
+    "load_query_encoder",
     "pack_bits",
     "quantize_absmax",
     "quantize_tanh",

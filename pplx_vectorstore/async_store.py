@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
@@ -28,9 +28,8 @@ from pplx_vectorstore.reports import AddReport, Explanation, StoredDocument, Syn
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from qdrant_client import models
-
     from pplx_vectorstore.encoders import Encoder
+    from pplx_vectorstore.filters import FilterLike
 
 
 class AsyncVectorStore:
@@ -204,7 +203,7 @@ class AsyncVectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        filter: FilterLike = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
         lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
@@ -235,7 +234,7 @@ class AsyncVectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
         hybrid: bool = False,
         lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
@@ -266,7 +265,7 @@ class AsyncVectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
     ) -> Explanation:
         """Show how a search comes to its hits; see ``VectorStore.explain``."""
         session = await self._open_session()
@@ -281,12 +280,12 @@ class AsyncVectorStore:
         *,
         ids: Sequence[str] | None = None,
         document_ids: Sequence[str] | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
     ) -> int:
         """Delete chunks by exactly one of the three; see ``VectorStore.delete``."""
         return await manage.delete(await self._open_session(), ids=ids, document_ids=document_ids, filter=filter)
 
-    async def count(self, filter: models.Filter | Mapping[str, Any] | None = None) -> int:  # noqa: A002
+    async def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Count chunks, all or those that match a filter; see ``VectorStore.count``."""
         return await manage.count(await self._open_session(), filter)
 
@@ -297,7 +296,7 @@ class AsyncVectorStore:
 
     async def chunks(
         self,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
         *,
         with_codes: bool = False,
     ) -> AsyncIterator[StoredChunk]:

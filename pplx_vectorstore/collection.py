@@ -6,15 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError, UnsupportedFilterError
-
-if TYPE_CHECKING:
-    from qdrant_client import models
+from pplx_vectorstore.qdrant import models
 
 SCHEMA_VERSION = 2
 """Changes when stored points mean something else; a collection of another version is refused."""
@@ -111,6 +109,8 @@ class Fingerprint:
             vectors of any norm are brought to it.
         backend: What ran it: "torch", "onnx:" and the file's name, or "api". Not part of the identity: the vectors
             differ by the precision of the arithmetic alone, as with another dtype.
+        dtype: In what it multiplied: "float32", "bfloat16" or "float16"; None where that is not known, or an ONNX
+            file's own matter. Not part of the identity.
     """
 
     model: str
@@ -123,6 +123,7 @@ class Fingerprint:
     source: str
     squared_norm: int
     backend: str = "torch"
+    dtype: str | None = None
 
     @property
     def crest_factor(self) -> float:
@@ -132,7 +133,7 @@ class Fingerprint:
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two encoders must agree for their vectors to be the same."""
         identity = asdict(self)
-        del identity["source"], identity["squared_norm"], identity["backend"]
+        del identity["source"], identity["squared_norm"], identity["backend"], identity["dtype"]
         return identity
 
     def to_metadata(
@@ -162,7 +163,7 @@ class Fingerprint:
             raise SchemaMismatchError(
                 f"collection {collection!r} was not written by pplx-vectorstore; use another collection name"
             )
-        recorded: dict[str, Any] = dict(found)
+        recorded: dict[str, Any] = {"dtype": None, **found}  # which came later
         if recorded.get("schema") != SCHEMA_VERSION:
             raise SchemaMismatchError(
                 f"collection {collection!r} has schema version {recorded.get('schema')} (written by "
@@ -230,8 +231,6 @@ def vector_params(
         config: Where codes and bits are kept.
         memory_placement: Whether the engine knows the three placements; older ones have two flags.
     """
-    from qdrant_client import models
-
     config = config or CollectionConfig()
     encoding = models.BinaryQuantizationQueryEncoding(config.query_encoding)
     if memory_placement:
@@ -262,8 +261,6 @@ def codes_params(info: models.CollectionInfo) -> models.VectorParams:
 
 def keeps_codes_in_memory(params: models.VectorParams) -> bool:
     """Tell whether a collection keeps its codes in memory, cached or pinned."""
-    from qdrant_client import models
-
     memory = getattr(params, "memory", None)
     return memory in (models.Memory.CACHED, models.Memory.PINNED) if memory else params.on_disk is False
 
@@ -275,39 +272,31 @@ def own_indexes(*, without_links: bool) -> dict[str, Any]:
         without_links: Keep the fields out of the HNSW graph. For each common value of an indexed field,
             Qdrant links the points that have it; no vector search of ours filters by these fields alone.
     """
-    from qdrant_client import models
-
     if not without_links:
         return dict(PAYLOAD_INDEXES)
     params: dict[str, Any] = {
-        "float": models.FloatIndexParams(type=models.FloatIndexType.FLOAT, enable_hnsw=False),
-        "integer": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, enable_hnsw=False),
-        "keyword": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, enable_hnsw=False),
+        "float": models.FloatIndexParams(enable_hnsw=False),
+        "integer": models.IntegerIndexParams(enable_hnsw=False),
+        "keyword": models.KeywordIndexParams(enable_hnsw=False),
     }
     return {field: params[kind] for field, kind in PAYLOAD_INDEXES.items()}
 
 
 def generation_index_params(*, without_links: bool, memory_placement: bool) -> models.IntegerIndexParams:
     """Return the index of the generations in which points were written, which stays on disk: few are looked for."""
-    from qdrant_client import models
-
     place: dict[str, Any] = {"memory": models.Memory.COLD} if memory_placement else {"on_disk": True}
     links: dict[str, Any] = {"enable_hnsw": False} if without_links else {}
-    return models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True, **place, **links)
+    return models.IntegerIndexParams(lookup=False, range=True, **place, **links)
 
 
 def text_index_params() -> models.TextIndexParams:
     """Return the index that BM25 ranks by: runs of letters and digits in lower case, without stemming."""
-    from qdrant_client import models
-
     # With links for each common word, the graph was measured to take several times its space.
-    return models.TextIndexParams(type=models.TextIndexType.TEXT, scoring=True, enable_hnsw=False)
+    return models.TextIndexParams(scoring=True, enable_hnsw=False)
 
 
 def bm25_vector_params() -> dict[str, models.SparseVectorParams]:
     """Return the sparse vector that stands in for the text's index: BM25's weights, times the rarity of each word."""
-    from qdrant_client import models
-
     return {BM25_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)}
 
 
@@ -320,18 +309,14 @@ def bm25_document(words: str, *, average_words: float, unstemmed: bool) -> model
         unstemmed: Whether the server can be told not to stem; an older one does not, in a language that it does not
             know.
     """
-    from qdrant_client import models
-
     plain: dict[str, Any] = {"stemmer": {"type": "none"}, "stopwords": {"custom": []}}
     options = {"tokenizer": "word", "avg_len": average_words, **(plain if unstemmed else {"language": "none"})}
-    return models.Document.model_construct(text=words, model="qdrant/bm25", options=options)
+    return models.Document(text=words, model="qdrant/bm25", options=options)
 
 
 def tenant_index_params() -> models.KeywordIndexParams:
     """Return the index by which the engine keeps each tenant's points together."""
-    from qdrant_client import models
-
-    return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+    return models.KeywordIndexParams(is_tenant=True)
 
 
 def metadata_path(*keys: object) -> str:
@@ -384,14 +369,14 @@ def field_indexes(index_fields: IndexFields | None) -> dict[str, Any]:
 
 
 def _of_any_number(kind: Any) -> Any:
-    from qdrant_client import models
-
     if kind == "integer":
         return "float"
-    if isinstance(kind, models.IntegerIndexParams):
-        options = kind.model_dump(exclude={"type", "lookup", "range"}, exclude_none=True)
-        return models.FloatIndexParams(type=models.FloatIndexType.FLOAT, **options)
-    return kind
+    if type(kind).__name__ != "IntegerIndexParams":
+        return kind
+    from qdrant_client import models as of_client
+
+    options = kind.model_dump(exclude={"type", "lookup", "range"}, exclude_none=True)
+    return of_client.FloatIndexParams(type=of_client.FloatIndexType.FLOAT, **options)
 
 
 def index_type(kind: Any) -> str:
@@ -406,8 +391,6 @@ def index_types(info: models.CollectionInfo) -> dict[str, str]:
 
 def schema_differences(info: models.CollectionInfo, dimension: int) -> list[str]:
     """Name every way in which a collection's vectors are not laid out as ours are."""
-    from qdrant_client import models
-
     vectors = info.config.params.vectors
     params = vectors.get(VECTOR_NAME) if isinstance(vectors, dict) else None
     if params is None:
@@ -423,7 +406,7 @@ def schema_differences(info: models.CollectionInfo, dimension: int) -> list[str]
         for name, (is_, needed) in wanted.items()
         if is_ != needed
     ]
-    if not isinstance(params.quantization_config or info.config.quantization_config, models.BinaryQuantization):
+    if not hasattr(params.quantization_config or info.config.quantization_config, "binary"):
         different.append(f"vector {VECTOR_NAME!r} has no binary quantization")
     return different
 

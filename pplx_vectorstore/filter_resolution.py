@@ -9,14 +9,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import GENERATION_FIELD, LOSS_FIELD, TENANT_FIELD, TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import WHY_INEXACT, stands_for_several
 from pplx_vectorstore.points import possible_point_ids
+from pplx_vectorstore.qdrant import models
 
 FIELDS = frozenset(
     {
@@ -199,7 +198,7 @@ class _Resolution:
         return self._of_integers(one, values, kind)
 
     def _in_range(self, one: models.FieldCondition, range_: models.Range, kind: str | None) -> Any:
-        bounds = [bound for bound in (range_.gt, range_.gte, range_.lt, range_.lte) if bound is not None]
+        bounds = [float(bound) for bound in (range_.gt, range_.gte, range_.lt, range_.lte) if bound is not None]
         if any(map(stands_for_several, bounds)):
             raise UnsupportedFilterError(
                 f"filter on {one.key} compares with {', '.join(f'{bound:.17g}' for bound in bounds)}: {WHY_INEXACT}"
@@ -258,7 +257,7 @@ def _equal_to(one: models.FieldCondition, values: Sequence[int]) -> list[Any]:
 
 
 def _between(one: models.FieldCondition, least: float, most: float) -> models.FieldCondition:
-    return models.FieldCondition(key=one.key, range=models.Range(gte=least, lte=most))
+    return models.FieldCondition(key=one.key, range=models.Range(gte=float(least), lte=float(most)))
 
 
 def _changed_by(one: models.FieldCondition, kind: str, other: str) -> UnsupportedFilterError:

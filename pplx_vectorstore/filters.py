@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from pplx_vectorstore.qdrant import models
+from pplx_vectorstore.qdrant.conversion import as_ours
+
+if TYPE_CHECKING:
+    from qdrant_client import models as of_client
+
+    FilterLike = Mapping[str, Any] | of_client.Filter | models.Filter | None
 from pplx_vectorstore.collection import metadata_path
 from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.errors import UnsupportedFilterError
-
-if TYPE_CHECKING:
-    from qdrant_client import models
 
 WHY_INEXACT = (
     "Qdrant compares numbers as 64-bit floats, of which one stands for several whole numbers from 2**53 to 2**63; "
@@ -22,7 +26,7 @@ WHY_INEXACT = (
 _BOUNDS = {"$gt", "$gte", "$lt", "$lte"}
 
 
-def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Filter | None:  # noqa: A002
+def build_filter(filter: FilterLike) -> models.Filter | None:  # noqa: A002
     """Turn a dict of metadata conditions into a Qdrant filter; a ready filter passes through.
 
     Args:
@@ -38,8 +42,7 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
     Raises:
         UnsupportedFilterError: A value, an operator or a key cannot be matched.
     """
-    from qdrant_client import models
-
+    filter = as_ours(filter)  # noqa: A001
     if filter is None or isinstance(filter, models.Filter):
         return filter
     if not isinstance(filter, Mapping):
@@ -59,8 +62,6 @@ def build_filter(filter: models.Filter | Mapping[str, Any] | None) -> models.Fil
 
 def is_empty(filter: models.Filter) -> bool:  # noqa: A002
     """Tell whether a filter says nothing, so that it would match every point."""
-    from qdrant_client import models
-
     least = filter.min_should
     at_least = None if least is None or least.min_count <= 0 else least.conditions  # of none, all points match
     inner = [
@@ -95,8 +96,6 @@ def is_number(text: str) -> bool:
 
 
 def _conditions(keys: tuple[object, ...], value: object) -> list[Any]:
-    from qdrant_client import models
-
     path = metadata_path(*keys)
     if isinstance(value, Mapping) and value:
         operators = [name for name in value if isinstance(name, str) and name.startswith("$")]
@@ -128,8 +127,6 @@ def _conditions(keys: tuple[object, ...], value: object) -> list[Any]:
 
 
 def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, Any]) -> list[Any]:
-    from qdrant_client import models
-
     bounds = {name[1:]: value for name, value in operators.items() if name in _BOUNDS}
     conditions: list[Any] = [_range(path, bounds)] if bounds else []
     for name, value in operators.items():
@@ -152,8 +149,6 @@ def _comparisons(keys: tuple[object, ...], path: str, operators: Mapping[Any, An
 
 
 def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
-    from qdrant_client import models
-
     if {"gt", "gte"} <= bounds.keys() or {"lt", "lte"} <= bounds.keys():  # an index heeds one of them only
         raise UnsupportedFilterError(f"filter on {path} has two bounds on one side: {', '.join(bounds)}; give one")
     values = list(bounds.values())
@@ -162,7 +157,8 @@ def _range(path: str, bounds: Mapping[str, Any]) -> models.FieldCondition:
         if any(map(stands_for_several, values)):
             raise UnsupportedFilterError(f"filter on {path} compares with {shown}: {WHY_INEXACT}")
         if all(math.isfinite(value) for value in values):
-            return models.FieldCondition(key=path, range=models.Range(**bounds))
+            floats = {name: float(value) for name, value in bounds.items()}
+            return models.FieldCondition(key=path, range=models.Range(**floats))
     elif all(isinstance(value, (str, date)) for value in values):
         dates = {name: _as_datetime(path, value) for name, value in bounds.items()}
         return models.FieldCondition(key=path, range=models.DatetimeRange(**dates))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -13,10 +13,8 @@ from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.equal_norms import LARGEST
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.points import SHIFT
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes
-
-if TYPE_CHECKING:
-    from qdrant_client import models
 
 MIN_CANDIDATES = 100
 CANDIDATES_PER_RESULT = 10
@@ -189,28 +187,22 @@ def build_query(
     Returns:
         A request for ``query_batch_points``; scores are distances (`QueryVector.cosine`), fused ranks, or BM25's.
     """
-    from qdrant_client import models
-
     rest: dict[str, Any] = {"limit": k, "with_payload": with_payload, "with_vector": with_codes}
-    # Validating thousands of components against every form a query may have takes longer than the
-    # search; model_construct skips it, and every value here is ours.
     if text is None and query is not None:
         if score_threshold is not None:
             rest["score_threshold"] = query.largest_distance(score_threshold)
-        return models.QueryRequest.model_construct(**_nearest(query, ranking, filter, n=k), **rest)
+        return models.QueryRequest(**_nearest(query, ranking, filter, n=k), **rest)
     rest["score_threshold"] = score_threshold
     words = (
-        models.NearestQuery.model_construct(nearest=text)
-        if isinstance(text, models.Document)
-        else models.TextQuery(text=text or "")
+        models.NearestQuery(nearest=text) if isinstance(text, models.Document) else models.TextQuery(text=text or "")
     )
     lexical: dict[str, Any] = {"query": words, "using": lexical_field, "filter": filter}
     if query is None:
-        return models.QueryRequest.model_construct(**lexical, **rest)
+        return models.QueryRequest(**lexical, **rest)
     n = ranking.candidates
     stages = [_nearest(query, ranking, filter, n=n), lexical]
-    return models.QueryRequest.model_construct(
-        prefetch=[models.Prefetch.model_construct(**stage, limit=n) for stage in stages],
+    return models.QueryRequest(
+        prefetch=[models.Prefetch(**stage, limit=n) for stage in stages],
         query=_fusion(lexical_weight),
         **rest,
     )
@@ -218,8 +210,6 @@ def build_query(
 
 def _fusion(lexical_weight: float) -> Any:
     """Fuse two rankings by their reciprocal ranks."""
-    from qdrant_client import models
-
     if lexical_weight == 0.5:
         return models.FusionQuery(fusion=models.Fusion.RRF)
     return models.RrfQuery(rrf=models.Rrf(weights=[2 * (1 - lexical_weight), 2 * lexical_weight]))
@@ -249,11 +239,9 @@ def build_hamming(
     most_hnsw_ef: int | None = None,
 ) -> models.QueryRequest:
     """Build a request that ranks by the bits alone, to explain a search."""
-    from qdrant_client import models
-
     ranking = Ranking(candidates=candidates, by_bits=True, most_hnsw_ef=most_hnsw_ef)
     stage = _nearest(query, ranking, filter, n=candidates, rescore=False)
-    return models.QueryRequest.model_construct(**stage, limit=candidates, with_payload=False)
+    return models.QueryRequest(**stage, limit=candidates, with_payload=False)
 
 
 def _nearest(
@@ -265,8 +253,6 @@ def _nearest(
     rescore: bool = True,
 ) -> dict[str, Any]:
     """Build what is common to a request for the n nearest, and to a stage that hands them on."""
-    from qdrant_client import models
-
     if ranking.by_bits and not ranking.exact and ranking.unindexed is not None and rescore:
         by_codes = replace(ranking, by_bits=False, unindexed=None)
         unindexed = ranking.unindexed if filter is None else models.Filter(must=[filter, ranking.unindexed])
@@ -274,20 +260,20 @@ def _nearest(
             _nearest(query, replace(ranking, unindexed=None), filter, n=n),
             _nearest(query, by_codes, unindexed, n=n),
         ]
-        prefetch = [models.Prefetch.model_construct(**stage, limit=n) for stage in stages]
+        prefetch = [models.Prefetch(**stage, limit=n) for stage in stages]
         # The best of both, compared once more, by the codes.
         return {**_nearest(query, by_codes, None, n=n), "prefetch": prefetch}
     candidates = max(ranking.candidates, n)
     # By the bits, a beam of twice the candidates costs little and finds what a narrow one misses.
     beam = 2 * candidates if ranking.by_bits else candidates
     return {
-        "query": models.NearestQuery.model_construct(nearest=query.values),
+        "query": models.NearestQuery(nearest=query.values),
         "using": VECTOR_NAME,
         "filter": filter,
-        "params": models.SearchParams.model_construct(
+        "params": models.SearchParams(
             hnsw_ef=beam if ranking.most_hnsw_ef is None else min(beam, ranking.most_hnsw_ef),
             exact=ranking.exact,
-            quantization=models.QuantizationSearchParams.model_construct(
+            quantization=models.QuantizationSearchParams(
                 ignore=ranking.exact or not ranking.by_bits,
                 rescore=rescore,
                 oversampling=candidates / n if ranking.by_bits else None,
@@ -298,8 +284,6 @@ def _nearest(
 
 
 def _acorn() -> models.AcornSearchParams:
-    from qdrant_client import models
-
     return models.AcornSearchParams(enable=True, max_selectivity=_ACORN_SELECTIVITY)
 
 
@@ -316,8 +300,6 @@ def _map_stages(stage: Any, change: StageChange) -> Any:
 
 def is_lexical(stage: models.QueryRequest | models.Prefetch) -> bool:
     """Tell whether a stage ranks by words."""
-    from qdrant_client import models
-
     query: Any = stage.query
     return isinstance(query, models.TextQuery) or isinstance(getattr(query, "nearest", None), models.Document)
 

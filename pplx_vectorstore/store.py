@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
@@ -28,9 +28,8 @@ from pplx_vectorstore.reports import AddReport, Explanation, StoredDocument, Syn
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from qdrant_client import models
-
     from pplx_vectorstore.encoders import Encoder
+    from pplx_vectorstore.filters import FilterLike
 
 
 class VectorStore:
@@ -268,7 +267,7 @@ class VectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        filter: FilterLike = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
         lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
@@ -333,7 +332,7 @@ class VectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002 - Qdrant's own word for it
+        filter: FilterLike = None,  # noqa: A002 - Qdrant's own word for it
         hybrid: bool = False,
         lexical_weight: float = 0.5,
         group_by_document: bool | int = False,
@@ -368,7 +367,7 @@ class VectorStore:
         *,
         k: int = 10,
         candidates: int | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
     ) -> Explanation:
         """Show how a search comes to its hits, and what it misses of an exact scan.
 
@@ -401,7 +400,7 @@ class VectorStore:
         *,
         ids: Sequence[str] | None = None,
         document_ids: Sequence[str] | None = None,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
     ) -> int:
         """Delete chunks; give exactly one of the three.
 
@@ -419,7 +418,7 @@ class VectorStore:
         """
         return run_now(manage.delete(self._open_session(), ids=ids, document_ids=document_ids, filter=filter))
 
-    def count(self, filter: models.Filter | Mapping[str, Any] | None = None) -> int:  # noqa: A002
+    def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Count chunks, all or those that match a filter (as for `search`)."""
         return run_now(manage.count(self._open_session(), filter))
 
@@ -432,7 +431,7 @@ class VectorStore:
 
     def chunks(
         self,
-        filter: models.Filter | Mapping[str, Any] | None = None,  # noqa: A002
+        filter: FilterLike = None,  # noqa: A002
         *,
         with_codes: bool = False,
     ) -> Iterator[StoredChunk]:

@@ -36,6 +36,7 @@ from qdrant_client.http import models
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.shard import leave_shard
 from pplx_vectorstore.errors import StoreError, StoreNotFoundError
+from pplx_vectorstore.qdrant.conversion import as_clients
 
 NOT_APPLIED = ("reset_before", "429", "429_bare", "500", "503", "stall_before")
 APPLIED = ("reset_after", "500_after", "stall_after", "truncated", "truncated_json")
@@ -618,7 +619,7 @@ def _point(point, with_payload, with_vector):
 
 
 def _dump(model):
-    return model.model_dump(mode="json", exclude_none=True)
+    return as_clients(model).model_dump(mode="json", exclude_none=True)
 
 
 def _error(message):

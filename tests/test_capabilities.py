@@ -1,13 +1,14 @@
 """What a server of each version can do, and in which words it is refused."""
 
 import pytest
-from qdrant_client import models
+from qdrant_client import models as of_client
 
 from pplx_vectorstore.collection import own_indexes, tenant_index_params, text_index_params
 from pplx_vectorstore.engines.capabilities import MINIMUM, Capabilities, Feature, read_capabilities
 from pplx_vectorstore.errors import UnsupportedServerError
 from pplx_vectorstore.filter_resolution import resolve_filter
 from pplx_vectorstore.filters import build_filter
+from pplx_vectorstore.qdrant import models
 
 
 @pytest.mark.parametrize("feature", Feature)
@@ -57,17 +58,22 @@ def test_engines_in_this_process_have_what_is_not_of_servers_alone(kind):
 
 # --- indexes -----------------------------------------------------------------------------------------
 
-KEYWORD = models.KeywordIndexType.KEYWORD
-TEXT = models.TextIndexType.TEXT
+KEYWORD = of_client.KeywordIndexType.KEYWORD
+TEXT = of_client.TextIndexType.TEXT
 NEW_INDEXES = [
-    (models.KeywordIndexParams(type=KEYWORD, enable_hnsw=False), "1.17", "enable_hnsw", True),
-    (models.FloatIndexParams(type=models.FloatIndexType.FLOAT, memory=models.Memory.COLD), "1.19", "memory", True),
-    (models.KeywordIndexParams(type=KEYWORD, prefix=True), "1.19", "prefix", True),
-    (models.TextIndexParams(type=TEXT, scoring=True), "1.20", "scoring", True),
-    (models.KeywordIndexParams(type=KEYWORD, nested="metadata"), "1.20", "nested", False),
-    (models.TextIndexParams(type=TEXT, tokenizer=models.TokenizerType.CODE), "1.20", "tokenizer", False),
+    (of_client.KeywordIndexParams(type=KEYWORD, enable_hnsw=False), "1.17", "enable_hnsw", True),
     (
-        models.TextIndexParams(type=TEXT, stemmer=models.DisabledStemmerParams(type=models.NoStemmer.NONE)),
+        of_client.FloatIndexParams(type=of_client.FloatIndexType.FLOAT, memory=of_client.Memory.COLD),
+        "1.19",
+        "memory",
+        True,
+    ),
+    (of_client.KeywordIndexParams(type=KEYWORD, prefix=True), "1.19", "prefix", True),
+    (of_client.TextIndexParams(type=TEXT, scoring=True), "1.20", "scoring", True),
+    (of_client.KeywordIndexParams(type=KEYWORD, nested="metadata"), "1.20", "nested", False),
+    (of_client.TextIndexParams(type=TEXT, tokenizer=of_client.TokenizerType.CODE), "1.20", "tokenizer", False),
+    (
+        of_client.TextIndexParams(type=TEXT, stemmer=of_client.DisabledStemmerParams(type=of_client.NoStemmer.NONE)),
         "1.19",
         "stemmer",
         False,
@@ -97,7 +103,7 @@ def test_what_every_server_knows_is_left_as_it_is():
     for schema in ("keyword", tenant_index_params(), *own_indexes(without_links=False).values()):
         oldest.require_index("x", schema)
         assert oldest.fit_index("x", schema) is schema
-    assert oldest.fit_index("text", text_index_params()) == models.TextIndexParams(type=TEXT)
+    assert oldest.fit_index("text", text_index_params()) == models.TextIndexParams()
 
 
 # --- filters -----------------------------------------------------------------------------------------
@@ -168,7 +174,9 @@ def test_conditions_that_an_older_server_does_not_know_are_refused():
         assert resolve(given, "1.19.0") == given
         with pytest.raises(UnsupportedServerError, match=r"filter on .*x: MatchPrefix needs Qdrant 1\.19 or newer"):
             resolve(given, "1.18.3")
-    sliced = models.Filter(must=[models.Filter(should=[models.SliceCondition(slice=models.Slice(index=0, total=2))])])
+    sliced = models.Filter(
+        must=[models.Filter(should=[models.SliceCondition(slice=of_client.Slice(index=0, total=2))])]
+    )
     assert resolve(sliced, "1.19.0") == sliced
     with pytest.raises(UnsupportedServerError, match=r"a filter with a SliceCondition needs Qdrant 1\.19 or newer"):
         resolve(sliced, "1.18.3")
@@ -177,10 +185,10 @@ def test_conditions_that_an_older_server_does_not_know_are_refused():
 EVERY_SERVER_KNOWS = [
     *(field("metadata.x", match=match) for match in (models.MatchText(text="a"), models.MatchPhrase(phrase="a b"))),
     field("metadata.x", match=models.MatchTextAny(text_any="a b")),
-    field("metadata.x", match=models.MatchExcept(**{"except": ["a"]})),
-    field("metadata.x", values_count=models.ValuesCount(gte=2)),
+    field("metadata.x", match=models.MatchExcept(except_=["a"])),
+    field("metadata.x", values_count=of_client.ValuesCount(gte=2)),
     field("metadata.x", is_empty=True),
-    field("metadata.x", geo_radius=models.GeoRadius(center=models.GeoPoint(lon=1, lat=2), radius=3)),
+    field("metadata.x", geo_radius=of_client.GeoRadius(center=of_client.GeoPoint(lon=1, lat=2), radius=3)),
     models.HasVectorCondition(has_vector="codes"),
     *build_filter({"x": [1, 2], "y": {"$gte": "2024-05-01"}, "z": None}).must,
 ]

@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from qdrant_client import models
+from qdrant_client import models as of_client
 
 from pplx_vectorstore import __version__
 from pplx_vectorstore.collection import (
@@ -14,6 +14,7 @@ from pplx_vectorstore.collection import (
     vector_params,
 )
 from pplx_vectorstore.errors import SchemaMismatchError
+from pplx_vectorstore.qdrant import models
 
 FINGERPRINT = Fingerprint(
     model="perplexity-ai/pplx-embed-context-v1-0.6b",
@@ -108,7 +109,6 @@ def test_same_weights_are_accepted_under_another_name():
 
 def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
     """Shifted codes keep Euclid but not the cosine."""
-    from qdrant_client import models
 
     (name,) = params = vector_params(384)
     assert name == VECTOR_NAME
@@ -133,20 +133,19 @@ def test_vectors_are_bytes_compared_by_euclid_with_binary_quantization():
     ],
 )
 def test_codes_are_in_memory_where_the_collection_keeps_them_there(memory, on_disk, expected):
-    from qdrant_client import models
 
     params = models.VectorParams(size=8, distance="Euclid", on_disk=on_disk, memory=memory)
     assert keeps_codes_in_memory(params) is expected
 
 
 def test_whole_numbers_are_indexed_as_floats():
-    params = models.IntegerIndexParams(
-        type=models.IntegerIndexType.INTEGER, lookup=True, range=False, is_principal=True, enable_hnsw=False
+    params = of_client.IntegerIndexParams(
+        type=of_client.IntegerIndexType.INTEGER, lookup=True, range=False, is_principal=True, enable_hnsw=False
     )
     assert field_indexes({"year": "integer", "of": {"born": params}, "lang": "keyword"}) == {
         "metadata.year": "float",
-        "metadata.of.born": models.FloatIndexParams(
-            type=models.FloatIndexType.FLOAT, is_principal=True, enable_hnsw=False
+        "metadata.of.born": of_client.FloatIndexParams(
+            type=of_client.FloatIndexType.FLOAT, is_principal=True, enable_hnsw=False
         ),
         "metadata.lang": "keyword",
     }

@@ -33,6 +33,7 @@ from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.errors import StoreError
 from pplx_vectorstore.points import SHIFT
+from pplx_vectorstore.qdrant.conversion import as_clients
 from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -70,7 +71,7 @@ class Both:
         self.embedded = EdgeClient(Path(self._folder.name) / "index")
         self.memory = QdrantClient(":memory:")
         self.embedded.create_collection("c", vectors_config=vector_params(DIMENSION), metadata={})
-        self.memory.create_collection("c", vectors_config=vector_params(DIMENSION))
+        self.memory.create_collection("c", vectors_config=as_clients(vector_params(DIMENSION)))
         for field, schema in INDEXES.items():
             self.do("create_payload_index", field, schema)
 
@@ -83,8 +84,12 @@ class Both:
         self._folder.cleanup()
 
     def do(self, verb, *args, **options):
-        """Call both; return both results."""
-        return [getattr(client, verb)("c", *args, **options) for client in (self.embedded, self.memory)]
+        """Call both; return both results. What is ours, the embedded engine takes as it is."""
+        of_memory = {name: as_clients(value) for name, value in options.items()}
+        return [
+            getattr(self.embedded, verb)("c", *args, **options),
+            getattr(self.memory, verb)("c", *map(as_clients, args), **of_memory),
+        ]
 
     def reopen(self):
         self.embedded.close()
@@ -133,7 +138,7 @@ class Both:
         everything = build_query(
             query, Ranking(candidates=EVERYTHING, by_bits=False), k=EVERYTHING, **fields, **options
         )
-        (answer,) = self.memory.query_batch_points("c", requests=[without_settings(everything)])
+        (answer,) = self.memory.query_batch_points("c", requests=[as_clients(without_settings(everything))])
         distances = {hit.id: hit.score for hit in answer.points}
         contents = as_dict(answer.points)
         # At least as many candidates as points, so that all are compared by their codes, and both searches are exact.
@@ -141,7 +146,7 @@ class Both:
         ranking = Ranking(candidates=candidates, by_bits=by_bits, exact=exact)
         request = build_query(query, ranking, k=k, score_threshold=score_threshold, **fields, **options)
         most = np.inf if score_threshold is None else query.largest_distance(score_threshold)
-        for client, sent in ((self.embedded, request), (self.memory, without_settings(request))):
+        for client, sent in ((self.embedded, request), (self.memory, as_clients(without_settings(request)))):
             (answer,) = client.query_batch_points("c", requests=[sent])
             hits = answer.points
             assert len({hit.id for hit in hits}) == len(hits) <= k

@@ -17,6 +17,7 @@ from pplx_vectorstore.errors import SchemaMismatchError, UnsupportedFilterError
 from pplx_vectorstore.filter_resolution import FIELDS, resolve_filter
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.points import derive_point_id, point_id_of
+from pplx_vectorstore.qdrant import models as ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -146,7 +147,7 @@ def can_be_refused(condition):
 def test_an_index_changes_nothing(mixed, condition, negated):
     def make(kind):
         given_filter = build_filter({kind: condition})
-        return models.Filter(must_not=[given_filter]) if negated else given_filter
+        return ours.Filter(must_not=[given_filter]) if negated else given_filter
 
     assert compared(mixed, make) == can_be_refused(condition)
 

@@ -4,10 +4,10 @@ import math
 from datetime import UTC, date, datetime
 
 import pytest
-from qdrant_client import models
 
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import build_filter, is_empty
+from pplx_vectorstore.qdrant import models
 
 
 def equal(path, value):

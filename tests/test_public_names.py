@@ -37,6 +37,7 @@ PUBLIC_NAMES = {
     "export_onnx",
     "hamming_distance",
     "load_encoder",
+    "load_query_encoder",
     "pack_bits",
     "quantize_absmax",
     "quantize_tanh",
@@ -47,7 +48,7 @@ PUBLIC_NAMES = {
 
 # Imports point from later to earlier; errors stand first.
 ORDER = [
-    ["_version", "errors", "coroutines", "redaction", "lexical"],
+    ["_version", "errors", "coroutines", "redaction", "lexical", "qdrant"],
     ["terminal"],
     ["quantization", "documents", "pooling", "file_ids", "ignore_patterns"],
     ["equal_norms"],

@@ -20,8 +20,9 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from pplx_vectorstore.collection import LOSS_FIELD, vector_params
+from pplx_vectorstore.collection import LOSS_FIELD, VECTOR_NAME, vector_params
 from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.qdrant.conversion import as_clients, as_ours
 from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
 
@@ -48,7 +49,7 @@ SQUARED_NORM = 127**2
 def search(row, *, by_bits=False, exact=False, **options):
     """A search for a vector; by the bits all are candidates, since no index covers them."""
     ranking = Ranking(candidates=5, by_bits=by_bits, exact=exact)
-    return build_query(QueryVector.of(CODES[row], SQUARED_NORM), ranking, **options)
+    return as_clients(build_query(QueryVector.of(CODES[row], SQUARED_NORM), ranking, **options))
 
 
 QUERY = search(1, k=3)
@@ -77,7 +78,7 @@ def where(field, value):
 
 def write(client):
     """The same writes on any client, each kind at least once."""
-    client.create_collection(NAME, vectors_config=vector_params(8), metadata=METADATA)
+    client.create_collection(NAME, vectors_config=as_clients(vector_params(8)), metadata=METADATA)
     client.create_payload_index(NAME, field_name=LOSS_FIELD, field_schema="float")
     client.create_payload_index(NAME, field_name="document_id", field_schema="keyword")
     tenant = models.KeywordIndexParams(type="keyword", is_tenant=True)
@@ -212,15 +213,16 @@ def same():
 def test_a_read_gives_what_the_engine_gives(same, name):
     remote, direct = same
     expected = READS[name](direct)
-    assert READS[name](remote) == expected
+    assert as_ours(READS[name](remote)) == expected
     assert expected not in ([], [[]], None)
 
 
 def test_a_collection_tells_what_the_engine_tells(same):
     remote, direct = (client.get_collection(NAME) for client in same)
     assert remote.config.metadata == direct.config.metadata == METADATA
-    assert remote.config.params.vectors == direct.config.params.vectors == vector_params(8)
-    assert remote.payload_schema == direct.payload_schema
+    assert as_ours(remote.config.params.vectors[VECTOR_NAME]) == direct.config.params.vectors[VECTOR_NAME]
+    assert direct.config.params.vectors == vector_params(8)
+    assert {field: as_ours(index) for field, index in remote.payload_schema.items()} == direct.payload_schema
     assert set(remote.payload_schema) == {LOSS_FIELD, "document_id", "tenant", "text"}
     assert (remote.points_count, remote.status) == (direct.points_count, "green") == (5, "green")
 
@@ -277,7 +279,7 @@ def test_the_async_client_gets_the_same(filled, server):
     async def ask():
         client = AsyncQdrantClient(url=server.url, check_compatibility=False)
         try:
-            await client.create_collection("second", vectors_config=vector_params(8), metadata={})
+            await client.create_collection("second", vectors_config=as_clients(vector_params(8)), metadata={})
             await client.upsert("second", points=[make_point(1)])
             many = [client.query_batch_points(NAME, requests=[QUERY]) for _ in range(20)]
             return await client.scroll("second"), await asyncio.gather(*many)
@@ -305,7 +307,7 @@ def test_it_tells_its_version_and_strict_mode(folder, filled, server):
     with QdrantServer(folder / "old", version="1.9.3") as old:
         client = QdrantClient(url=old.url, check_compatibility=False)
         assert client.info().version == "1.9.3"
-        client.create_collection(NAME, vectors_config=vector_params(8), metadata={})
+        client.create_collection(NAME, vectors_config=as_clients(vector_params(8)), metadata={})
         assert client.get_collection(NAME).config.strict_mode_config is None
         client.close()
 
@@ -327,7 +329,7 @@ REFUSED = {
     "created twice": (
         409,
         f"Wrong input: Collection `{NAME}` already exists!",
-        lambda client: client.create_collection(NAME, vectors_config=vector_params(8)),
+        lambda client: client.create_collection(NAME, vectors_config=as_clients(vector_params(8))),
     ),
     "unknown point": (
         404,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qdrant_client import models
 
 from pplx_vectorstore.collection import TEXT_FIELD, VECTOR_NAME
 from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.equal_norms import equalize_norms, squared_norm_of
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import cosine_similarity
 from pplx_vectorstore.query import (
     QueryVector,

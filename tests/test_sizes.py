@@ -4,11 +4,13 @@ import contextlib
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
 
 from pplx_vectorstore import Document
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.operations import sizes
+from pplx_vectorstore.qdrant import models
+from pplx_vectorstore.qdrant.conversion import as_clients
 from pplx_vectorstore.query import QueryVector, Ranking, build_query, map_stages
 
 DIMENSION = 64
@@ -82,7 +84,7 @@ def test_the_estimate_is_an_upper_bound(server, name, dimension, tenant):
         ]
     server.answer = lambda *request: (200, b'{"result": [{"points": []}, {"points": []}], "status": "ok", "time": 0}')
     with contextlib.closing(QdrantClient(url=server.url, check_compatibility=False)) as client:
-        client.query_batch_points("c", requests)
+        client.query_batch_points("c", as_clients(requests))
     estimate = sum(sizes._query_bytes(one, {}) for one in requests)
     assert server.largest_body <= estimate <= 3 * server.largest_body + 4000
 

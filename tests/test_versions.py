@@ -12,6 +12,7 @@ from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.collection import VECTOR_NAME, text_index_params
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedServerError
+from pplx_vectorstore.qdrant.conversion import as_clients
 
 VERSIONS = ["1.16.3", "1.17.0", "1.18.3", "1.19.0", "1.20.0"]
 WAYS = [*(("http", version) for version in VERSIONS), ("grpc", "1.16.3"), ("grpc", "1.19.0")]
@@ -206,7 +207,7 @@ def test_the_server_refuses_new_queries_and_ignores_new_fields(past_the_store, g
     nearest = models.Prefetch(query=models.NearestQuery(nearest=[128.0] * DIMENSION), using=VECTOR_NAME)
     fused = models.QueryRequest(prefetch=[nearest, nearest], query=models.RrfQuery(rrf=models.Rrf(weights=[2, 1])))
     past_the_store.query_batch_points("c", requests=[fused])
-    past_the_store.create_payload_index("c", "title", text_index_params())
+    past_the_store.create_payload_index("c", "title", as_clients(text_index_params()))
     assert rest.unknown == ["TextQuery", "Rrf.weights", "TextIndexParams.enable_hnsw", "TextIndexParams.scoring"]
 
 

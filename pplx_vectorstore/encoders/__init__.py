@@ -8,19 +8,35 @@ from typing import Any, Literal, Protocol, overload
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.api import ApiEncoder, ApiOptions, load_api_encoder
-from pplx_vectorstore.encoders.checkpoints import Checkpoint, locate_checkpoint, locate_onnx
+from pplx_vectorstore.encoders.checkpoints import (
+    Checkpoint,
+    join_revisions,
+    locate_both,
+    locate_checkpoint,
+    locate_onnx,
+)
 from pplx_vectorstore.encoders.cpu_qwen3 import CpuQwen3TokenModel
-from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, TokenModel, with_options
+from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, check_options, with_options
 from pplx_vectorstore.encoders.meter import Progress
 from pplx_vectorstore.encoders.onnx_model import OnnxTokenModel, load_onnx_model
 from pplx_vectorstore.encoders.precomputed import PrecomputedEncoder
+from pplx_vectorstore.encoders.query_encoder import QueryEncoder, load_query_encoder
 from pplx_vectorstore.encoders.torch_model import TorchTokenModel, load_torch_model
 from pplx_vectorstore.errors import InvalidInputError, ModelFileError
-from pplx_vectorstore.models import ModelSpec, find_spec
+from pplx_vectorstore.models import ModelSpec
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
-__all__ = ["ApiEncoder", "ApiOptions", "Encoder", "LateChunkingEncoder", "PrecomputedEncoder", "load_encoder"]
+__all__ = [
+    "ApiEncoder",
+    "ApiOptions",
+    "Encoder",
+    "LateChunkingEncoder",
+    "PrecomputedEncoder",
+    "QueryEncoder",
+    "load_encoder",
+    "load_query_encoder",
+]
 
 
 class Encoder(Protocol):
@@ -143,17 +159,13 @@ def load_encoder(
     options: dict[str, Any] = {name: value for name, value in locals().items() if name != "model"}
     if backend not in ("torch", "onnx", "api"):
         raise InvalidInputError(f"backend must be 'torch', 'onnx' or 'api', not {backend!r}")
-    counts = {
-        "dimensions": dimensions,
-        "window_tokens": window_tokens,
-        "min_context": min_context,
-        "batch_tokens": batch_tokens,
-    }
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
-            raise InvalidInputError(f"{name} must be a whole number or None, not {count!r}")
-    if context_weight is not None and not isinstance(context_weight, (int, float)):
-        raise InvalidInputError(f"context_weight must be a number or None, not {context_weight!r}")
+    check_options(
+        context_weight=context_weight,
+        dimensions=dimensions,
+        window_tokens=window_tokens,
+        min_context=min_context,
+        batch_tokens=batch_tokens,
+    )
     not_its_own: dict[str, dict[str, object]] = {
         "torch": {"onnx_file": onnx_file, "api_key": api_key, "api": api},
         "onnx": {"dtype": None if dtype == "auto" else dtype, "api_key": api_key, "api": api},
@@ -180,14 +192,8 @@ def load_encoder(
             min_context=min_context,
             query_cache=query_cache,
         )
-    # Of two commits where queries have an encoder of their own, as the fingerprint names them.
-    known, query_revision = find_spec(model), ""
-    if known is not None and known.query_model is not None:
-        revision, _, query_revision = (revision or "").partition("+")
-    if backend == "onnx":
-        checkpoint = locate_onnx(model, revision or None, file=onnx_file)
-    else:
-        checkpoint = locate_checkpoint(model, revision or None)
+    locate = functools.partial(locate_onnx, file=onnx_file) if backend == "onnx" else locate_checkpoint
+    checkpoint, of_queries = locate_both(model, revision, locate)
     spec = with_options(
         checkpoint.spec,
         dimensions=dimensions,
@@ -197,21 +203,15 @@ def load_encoder(
     )
     tokenizer = ChunkTokenizer.from_folder(checkpoint.folder)
     token_model = _load_token_model(checkpoint, tokenizer, device, dtype)
-    model_revision, query_model = checkpoint.revision, None
-    if spec.query_model is not None:
-        if backend == "onnx":
-            of_queries = locate_onnx(spec.query_model, query_revision or None, file=onnx_file)
-        else:
-            of_queries = locate_checkpoint(spec.query_model, query_revision or None)
-        query_model = _load_token_model(of_queries, tokenizer, device, dtype)
-        model_revision += f"+{of_queries.revision}"
+    query_model = None if of_queries is None else _load_token_model(of_queries, tokenizer, device, dtype)
     return LateChunkingEncoder(
         token_model,
         tokenizer,
         spec,
-        revision=model_revision,
+        revision=join_revisions(checkpoint, of_queries),
         source=checkpoint.source,
         backend=backend if checkpoint.onnx is None else f"{backend}:{checkpoint.onnx.stem}",
+        dtype=None if isinstance(token_model, OnnxTokenModel) else str(token_model.dtype).removeprefix("torch."),
         query_model=query_model,
         min_context=min_context,
         batch_tokens=batch_tokens,
@@ -220,7 +220,9 @@ def load_encoder(
     )
 
 
-def _load_token_model(checkpoint: Checkpoint, tokenizer: ChunkTokenizer, device: str, dtype: str) -> TokenModel:
+def _load_token_model(
+    checkpoint: Checkpoint, tokenizer: ChunkTokenizer, device: str, dtype: str
+) -> TorchTokenModel | CpuQwen3TokenModel | OnnxTokenModel:
     model: TorchTokenModel | CpuQwen3TokenModel | OnnxTokenModel
     if checkpoint.onnx is not None:
         model = load_onnx_model(checkpoint, checkpoint.onnx, device=device)

@@ -6,7 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,29 @@ def locate_onnx(model: str, revision: str | None = None, *, file: str | None = N
     return Checkpoint(folder, spec, origin["revision"], str(folder.resolve()), found)
 
 
+def locate_both(
+    model: str, revision: str | None, locate: Callable[[str, str | None], Checkpoint]
+) -> tuple[Checkpoint, Checkpoint | None]:
+    """Find a model, and its encoder of queries where these have one of their own.
+
+    Args:
+        model: As for `locate_checkpoint`.
+        revision: Branch, tag or commit; of both, "documents+queries", as the fingerprint names them.
+        locate: Finds each: `locate_checkpoint`, or `locate_onnx`.
+    """
+    known, of_queries = find_spec(model), ""
+    if known is not None and known.query_model is not None:
+        revision, _, of_queries = (revision or "").partition("+")
+    checkpoint = locate(model, revision or None)
+    query_model = checkpoint.spec.query_model
+    return checkpoint, None if query_model is None else locate(query_model, of_queries or None)
+
+
+def join_revisions(checkpoint: Checkpoint, of_queries: Checkpoint | None) -> str:
+    """Return what tells the weights of both from others."""
+    return checkpoint.revision if of_queries is None else f"{checkpoint.revision}+{of_queries.revision}"
+
+
 def read_origin(folder: Path) -> dict[str, Any]:
     """Read which model's weights an export holds.
 
@@ -174,6 +197,16 @@ def _locate(model: str, revision: str | None, weights: Sequence[str], extra: str
     return Checkpoint(folder, known or read_spec(folder, hub_id), folder.name, hub_id)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        ModelFileError: It is missing or broken.
+    """
+    config: dict[str, Any] = _read_json(folder / "config.json", dict)
+    return config
+
+
 def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
     """Read how a checkpoint is used from its own files.
 
@@ -185,7 +218,7 @@ def read_spec(folder: Path, name: str | None = None) -> ModelSpec:
     Raises:
         ModelFileError: A file is missing or broken, or the layout is not supported.
     """
-    config: dict[str, Any] = _read_json(folder / "config.json", dict)
+    config = read_config(folder)
     name = name or folder.resolve().name
     model_type = config.get("model_type")
     if model_type == PPLX_MODEL_TYPE:

@@ -91,6 +91,7 @@ class LateChunkingEncoder:
         revision: What tells this checkpoint from others of its name.
         source: What ``load_encoder`` finds the model by; None for the spec's name.
         backend: Name of the runtime.
+        dtype: In what it multiplies, such as "bfloat16"; None where it does not tell.
         query_model: Runs queries, where the model has an encoder of their own; None for `token_model`.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         batch_tokens: Tokens of a batch, padding included; bounds memory. None for the runtime's choice.
@@ -113,6 +114,7 @@ class LateChunkingEncoder:
         revision: str | None = None,
         source: str | None = None,
         backend: str = "torch",
+        dtype: str | None = None,
         query_model: TokenModel | None = None,
         min_context: int | None = None,
         batch_tokens: int | None = None,
@@ -130,6 +132,7 @@ class LateChunkingEncoder:
             )
         self._reload = reload
         self._backend = backend
+        self._dtype = dtype
         self._revision = revision
         self._source = source or spec.name
         self._separator_id = None if spec.separator is None else tokenizer.token_id(spec.separator)
@@ -172,6 +175,7 @@ class LateChunkingEncoder:
             source=self._source,
             squared_norm=self.spec.squared_norm,
             backend=self._backend,
+            dtype=self._dtype,
         )
 
     def encode_documents(self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None) -> list[Codes]:
@@ -346,6 +350,19 @@ class LateChunkingEncoder:
 
     def _no_vectors(self) -> Vectors:
         return np.zeros((0, self.spec.dimension), dtype=np.float32)
+
+
+def check_options(*, context_weight: float | None, **counts: int | None) -> None:
+    """Refuse what is no number, before anything is loaded.
+
+    Raises:
+        InvalidInputError: Names it.
+    """
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+            raise InvalidInputError(f"{name} must be a whole number or None, not {count!r}")
+    if context_weight is not None and not isinstance(context_weight, (int, float)):
+        raise InvalidInputError(f"context_weight must be a number or None, not {context_weight!r}")
 
 
 def with_options(

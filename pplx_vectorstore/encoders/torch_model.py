@@ -50,6 +50,11 @@ class TorchTokenModel:
         return int(self._model.config.hidden_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the products."""
+        return self._model.dtype  # type: ignore[no-any-return]
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of token embeddings: ids must be below it."""
         return int(self._model.get_input_embeddings().num_embeddings)

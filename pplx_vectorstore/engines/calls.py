@@ -20,9 +20,11 @@ from typing import Any, Protocol, TypeVar, cast
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import GLANCE, Retries, operation, require_wanted
+from pplx_vectorstore.engines.server import is_qdrants
 from pplx_vectorstore.engines.turns import Turn, TurnLock
 from pplx_vectorstore.engines.upserts import upsert
 from pplx_vectorstore.errors import StoreError
+from pplx_vectorstore.qdrant.conversion import as_clients
 
 T = TypeVar("T")
 
@@ -190,7 +192,15 @@ class AsyncCalls:
 
 
 def _function_of(client: Any, verb: str) -> Callable[..., Any]:
-    return partial(upsert, client) if verb == "upsert" else cast("Callable[..., Any]", getattr(client, verb))
+    if verb == "upsert":
+        return partial(upsert, client)
+    function = cast("Callable[..., Any]", getattr(client, verb))
+    return partial(_in_its_words, function) if is_qdrants(client) else function
+
+
+def _in_its_words(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a verb of Qdrant's client, or what returns an awaitable of it, with models of its own for ours."""
+    return function(*arguments, **{name: as_clients(value) for name, value in options.items()})
 
 
 def _is_ours(turn: Turn) -> bool:

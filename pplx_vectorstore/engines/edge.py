@@ -25,10 +25,9 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import qdrant_edge as edge
-from qdrant_client import models
 
 from pplx_vectorstore.collection import TEXT_FIELD
 from pplx_vectorstore.engines import shard_files
@@ -56,6 +55,8 @@ from pplx_vectorstore.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
+from pplx_vectorstore.qdrant import models
+from pplx_vectorstore.qdrant.conversion import as_ours
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -160,7 +161,7 @@ class EdgeClient:
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
         )
         settings = {
-            "vectors": {name: params.model_dump(mode="json") for name, params in vectors_config.items()},
+            "vectors": {name: as_ours(params).model_dump() for name, params in vectors_config.items()},
             "metadata": dict(metadata),
         }
         try:
@@ -183,7 +184,7 @@ class EdgeClient:
         """Return settings, metadata and the number of points."""
         settings = self._settings(collection_name)
         info = self._shard(collection_name).info()
-        return models.CollectionInfo.model_construct(
+        return models.CollectionInfo(
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
             segments_count=info.segments_count,
@@ -191,8 +192,8 @@ class EdgeClient:
                 field: models.PayloadIndexInfo(data_type=payload_schema_type(index.data_type), points=index.points)
                 for field, index in info.payload_schema.items()
             },
-            config=models.CollectionConfig.model_construct(
-                params=models.CollectionParams.model_construct(vectors=settings["vectors"]),
+            config=models.CollectionConfig(
+                params=models.CollectionParams(vectors=settings["vectors"]),
                 metadata=settings["metadata"],
             ),
         )
@@ -204,7 +205,7 @@ class EdgeClient:
             settings = self._settings(collection_name)
             path = self._path(collection_name) / _SETTINGS
             changed = {
-                "vectors": {name: params.model_dump(mode="json") for name, params in settings["vectors"].items()},
+                "vectors": {name: params.model_dump() for name, params in settings["vectors"].items()},
                 "metadata": {**settings["metadata"], **metadata},
             }
             new = path.with_suffix(f".{os.getpid()}.new")
@@ -280,17 +281,18 @@ class EdgeClient:
     def upsert(self, collection_name: str, points: Sequence[models.PointStruct]) -> None:
         """Write points; on return they are in the write-ahead log and survive a killed process."""
         shard = self._shard(collection_name, to_write=True)
-        converted = [edge.Point(point.id, point.vector, point.payload) for point in points]  # type: ignore[arg-type]
+        converted = [edge.Point(point.id, point.vector, point.payload) for point in points]
         payload_bytes = sum(len(str((point.payload or {}).get(TEXT_FIELD, ""))) for point in points)
         shard.write(edge.UpdateOperation.upsert_points(converted), new=len(converted), payload_bytes=payload_bytes)
 
     def delete(self, collection_name: str, points_selector: models.FilterSelector | models.PointIdsList) -> None:
         """Delete points by filter or by ids."""
         shard = self._shard(collection_name, to_write=True)
-        if isinstance(points_selector, models.FilterSelector):
-            pages = _matching(shard, edge_filter(points_selector.filter))
+        selector = as_ours(points_selector)
+        if isinstance(selector, models.FilterSelector):
+            pages = _matching(shard, edge_filter(selector.filter))
         else:
-            pages = _some_at_once(points_selector.points)
+            pages = _some_at_once(selector.points)
         for ids in pages:
             shard.write(edge.UpdateOperation.delete_points(ids))
 
@@ -306,16 +308,17 @@ class EdgeClient:
         update_operations: Sequence[models.UpsertOperation | models.DeleteOperation | models.SetPayloadOperation],
     ) -> None:
         """Write points, delete some by filter, or set payload fields of lots of points; one after the other."""
-        for operation in update_operations:
+        for given in update_operations:
+            operation = as_ours(given)
             if isinstance(operation, models.UpsertOperation):
-                self.upsert(collection_name, cast("models.PointsList", operation.upsert).points)
+                self.upsert(collection_name, operation.upsert.points)
                 continue
             if isinstance(operation, models.DeleteOperation):
-                self.delete(collection_name, cast("models.FilterSelector", operation.delete))
+                self.delete(collection_name, operation.delete)
                 continue
             change = operation.set_payload
             if change.filter is None:
-                self.set_payload(collection_name, payload=change.payload, points=cast("list[str]", change.points or []))
+                self.set_payload(collection_name, payload=change.payload, points=change.points or [])
                 continue
             shard = self._shard(collection_name, to_write=True)
             for ids in _matching(shard, edge_filter(change.filter)):
@@ -476,7 +479,7 @@ class EdgeClient:
             raise StoreNotFoundError(f"there is no collection {collection_name!r} in {self.folder}") from error
         try:
             settings = json.loads(text)
-            vectors = {name: models.VectorParams(**params) for name, params in settings["vectors"].items()}
+            vectors = {name: _read_vector_params(params) for name, params in settings["vectors"].items()}
             settings = {"vectors": vectors, "metadata": dict(settings["metadata"])}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error).splitlines()[0]
@@ -530,7 +533,30 @@ def _matching(shard: Shard, condition: edge.Filter) -> Iterator[list[Any]]:
 
 
 def _record(point: edge.Record) -> models.Record:
-    return models.Record.model_construct(id=str(point.id), payload=point.payload or {}, vector=point.vector)
+    return models.Record(id=str(point.id), payload=point.payload or {}, vector=point.vector)
+
+
+def _read_vector_params(recorded: Mapping[str, Any]) -> models.VectorParams:
+    """Read what `model_dump` wrote, ours or the client's.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is nothing of the kind.
+    """
+    size, memory, datatype = recorded["size"], recorded.get("memory"), recorded.get("datatype")
+    if type(size) is not int or size < 1:
+        raise ValueError(f"a size of {size!r}")
+    graph, quantization = recorded.get("hnsw_config"), recorded.get("quantization_config")
+    return models.VectorParams(
+        size=size,
+        distance=models.Distance(recorded["distance"]),
+        hnsw_config=None if graph is None else models.HnswConfigDiff(**graph),
+        quantization_config=None
+        if quantization is None
+        else models.BinaryQuantization(binary=models.BinaryQuantizationConfig(**quantization["binary"])),
+        on_disk=recorded.get("on_disk"),
+        memory=None if memory is None else models.Memory(memory),
+        datatype=None if datatype is None else models.Datatype(datatype),
+    )
 
 
 def _leave_later(shards: dict[str, Shard]) -> None:

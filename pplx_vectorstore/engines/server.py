@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import warnings
 from typing import Any
 from urllib.parse import urlsplit
@@ -118,9 +119,7 @@ def describe(client: Any) -> str | None:
 
     It is the same however it was written: with a slash at its end or without, with Qdrant's port or without.
     """
-    from qdrant_client import AsyncQdrantClient, QdrantClient
-
-    if not isinstance(client, (QdrantClient, AsyncQdrantClient)):
+    if not is_qdrants(client):
         return None
     options = client.init_options
     location = options.get("location")
@@ -162,14 +161,22 @@ def _check_header(key: object) -> None:
 
 def is_emulation(client: Any) -> bool:
     """Tell whether a client emulates the engine in numpy."""
-    from qdrant_client import AsyncQdrantClient, QdrantClient
-
-    return isinstance(client, (QdrantClient, AsyncQdrantClient)) and describe(client) is None
+    return is_qdrants(client) and describe(client) is None
 
 
 def speaks_grpc(client: Any) -> bool:
     """Tell whether a client sends points over gRPC, with the verbs that it has of Qdrant: another's may do more."""
-    from qdrant_client import AsyncQdrantClient, QdrantClient
+    own = type(client) in _qdrants_clients()
+    return own and bool(client.init_options.get("prefer_grpc")) and describe(client) is not None
 
-    is_qdrants = type(client) in (QdrantClient, AsyncQdrantClient)
-    return is_qdrants and bool(client.init_options.get("prefer_grpc")) and describe(client) is not None
+
+def is_qdrants(client: Any) -> bool:
+    """Tell whether a client is Qdrant's own: of a server, or the emulation."""
+    return isinstance(client, _qdrants_clients())
+
+
+def _qdrants_clients() -> tuple[type, ...]:
+    """Return their classes; none where the package, which takes most of a second, was not imported to make one."""
+    package = sys.modules.get("qdrant_client")
+    found = (getattr(package, name, None) for name in ("QdrantClient", "AsyncQdrantClient"))
+    return tuple(one for one in found if one is not None)

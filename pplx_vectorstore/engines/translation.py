@@ -1,4 +1,4 @@
-"""``qdrant_client.models`` → ``qdrant_edge`` types: filters, queries, collection settings.
+"""Our words for Qdrant's requests, and its client's → ``qdrant_edge`` types: filters, queries, collection settings.
 
 Only what the store sends is translated; anything else is refused by name.
 """
@@ -11,38 +11,39 @@ from uuid import UUID
 
 import numpy as np
 import qdrant_edge as edge
-from qdrant_client import models
 
 from pplx_vectorstore.errors import UnsupportedFilterError
+from pplx_vectorstore.qdrant import models
+from pplx_vectorstore.qdrant.conversion import as_ours
 
 _PAYLOAD_TYPES = {
-    models.PayloadSchemaType.KEYWORD: edge.PayloadSchemaType.Keyword,
-    models.PayloadSchemaType.INTEGER: edge.PayloadSchemaType.Integer,
-    models.PayloadSchemaType.FLOAT: edge.PayloadSchemaType.Float,
-    models.PayloadSchemaType.BOOL: edge.PayloadSchemaType.Bool,
-    models.PayloadSchemaType.DATETIME: edge.PayloadSchemaType.Datetime,
-    models.PayloadSchemaType.UUID: edge.PayloadSchemaType.Uuid,
-    models.PayloadSchemaType.TEXT: edge.PayloadSchemaType.Text,
-    models.PayloadSchemaType.GEO: edge.PayloadSchemaType.Geo,
+    "keyword": edge.PayloadSchemaType.Keyword,
+    "integer": edge.PayloadSchemaType.Integer,
+    "float": edge.PayloadSchemaType.Float,
+    "bool": edge.PayloadSchemaType.Bool,
+    "datetime": edge.PayloadSchemaType.Datetime,
+    "uuid": edge.PayloadSchemaType.Uuid,
+    "text": edge.PayloadSchemaType.Text,
+    "geo": edge.PayloadSchemaType.Geo,
 }
-_INDEXES: dict[models.PayloadSchemaType, Any] = {
-    models.PayloadSchemaType.KEYWORD: edge.KeywordIndexParams,
-    models.PayloadSchemaType.INTEGER: edge.IntegerIndexParams,
-    models.PayloadSchemaType.FLOAT: edge.FloatIndexParams,
-    models.PayloadSchemaType.BOOL: edge.BoolIndexParams,
-    models.PayloadSchemaType.DATETIME: edge.DatetimeIndexParams,
-    models.PayloadSchemaType.UUID: edge.UuidIndexParams,
-    models.PayloadSchemaType.TEXT: edge.TextIndexParams,
-    models.PayloadSchemaType.GEO: edge.GeoIndexParams,
+_INDEXES: dict[str, Any] = {
+    "keyword": edge.KeywordIndexParams,
+    "integer": edge.IntegerIndexParams,
+    "float": edge.FloatIndexParams,
+    "bool": edge.BoolIndexParams,
+    "datetime": edge.DatetimeIndexParams,
+    "uuid": edge.UuidIndexParams,
+    "text": edge.TextIndexParams,
+    "geo": edge.GeoIndexParams,
 }
 _TOKENIZERS = {
-    models.TokenizerType.PREFIX: edge.TokenizerType.Prefix,
-    models.TokenizerType.WHITESPACE: edge.TokenizerType.Whitespace,
-    models.TokenizerType.WORD: edge.TokenizerType.Word,
-    models.TokenizerType.MULTILINGUAL: edge.TokenizerType.Multilingual,
-    models.TokenizerType.CODE: edge.TokenizerType.Code,
+    "prefix": edge.TokenizerType.Prefix,
+    "whitespace": edge.TokenizerType.Whitespace,
+    "word": edge.TokenizerType.Word,
+    "multilingual": edge.TokenizerType.Multilingual,
+    "code": edge.TokenizerType.Code,
 }
-_QUERY_ENCODINGS = {
+_QUERY_ENCODINGS: dict[str, edge.BinaryQuantizationQueryEncoding] = {
     models.BinaryQuantizationQueryEncoding.BINARY: edge.BinaryQuantizationQueryEncoding.Binary,
     models.BinaryQuantizationQueryEncoding.SCALAR8BITS: edge.BinaryQuantizationQueryEncoding.Scalar8Bits,
 }
@@ -52,18 +53,18 @@ _RRF_K = 2
 _HNSW_M = 16
 _EF_CONSTRUCT = 100
 _FULL_SCAN_KB = 10_000
-_DISTANCES = {
+_DISTANCES: dict[str, edge.Distance] = {
     models.Distance.COSINE: edge.Distance.Cosine,
     models.Distance.EUCLID: edge.Distance.Euclid,
     models.Distance.DOT: edge.Distance.Dot,
     models.Distance.MANHATTAN: edge.Distance.Manhattan,
 }
-_DATATYPES = {
+_DATATYPES: dict[str, edge.VectorStorageDatatype] = {
     models.Datatype.FLOAT32: edge.VectorStorageDatatype.Float32,
     models.Datatype.FLOAT16: edge.VectorStorageDatatype.Float16,
     models.Datatype.UINT8: edge.VectorStorageDatatype.Uint8,
 }
-_MEMORY = {
+_MEMORY: dict[str, edge.Memory] = {
     models.Memory.COLD: edge.Memory.Cold,
     models.Memory.CACHED: edge.Memory.Cached,
     models.Memory.PINNED: edge.Memory.Pinned,
@@ -72,6 +73,7 @@ _MEMORY = {
 
 def edge_vector_params(params: models.VectorParams) -> edge.EdgeVectorParams:
     """Translate one vector's settings; the only quantization the store uses is binary."""
+    params = as_ours(params)
     quantization = None
     if params.quantization_config is not None:
         if not isinstance(params.quantization_config, models.BinaryQuantization):
@@ -106,6 +108,7 @@ def edge_payload_schema(schema: Any) -> Any:
     Where these do not say, it stays on disk and is mapped: reading such indexes into memory took most of the time to
     open a collection (400 ms of 470 at 100,000 chunks), and searches and filters by them were measured no slower.
     """
+    schema = as_ours(schema)
     if isinstance(schema, models.KeywordIndexParams):
         return edge.KeywordIndexParams(
             is_tenant=schema.is_tenant, enable_hnsw=schema.enable_hnsw, memory=_index_memory(schema.memory)
@@ -118,16 +121,17 @@ def edge_payload_schema(schema: Any) -> Any:
         return _text_index(schema)
     if not isinstance(schema, str):
         raise TypeError(f"payload index {type(schema).__name__} is not translated")
-    return _INDEXES[models.PayloadSchemaType(schema)](memory=edge.Memory.Cold)
+    return _INDEXES[schema](memory=edge.Memory.Cold)
 
 
-def payload_schema_type(type_: edge.PayloadSchemaType) -> models.PayloadSchemaType:
+def payload_schema_type(type_: edge.PayloadSchemaType) -> str:
     """Translate the type of a payload index back."""
     return next(ours for ours, theirs in _PAYLOAD_TYPES.items() if theirs == type_)
 
 
 def edge_query(request: models.QueryRequest) -> edge.QueryRequest:
     """Translate a search as built by `pplx_vectorstore.query.build_query`."""
+    request = as_ours(request)
     return edge.QueryRequest(
         limit=request.limit or 10,
         query=_scoring_query(request.query, request.using),
@@ -142,7 +146,7 @@ def edge_query(request: models.QueryRequest) -> edge.QueryRequest:
 
 def edge_payload_selector(selector: Any) -> Any:
     """Translate which payload fields to return: all, none, or those of a list."""
-    if isinstance(selector, models.PayloadSelectorInclude):
+    if hasattr(selector, "include"):  # the client's
         return list(selector.include)
     return list(selector) if isinstance(selector, (list, tuple)) else bool(selector)
 
@@ -153,6 +157,7 @@ def edge_filter(filter: models.Filter) -> edge.Filter:  # noqa: A002 - Qdrant's 
     Raises:
         UnsupportedFilterError: A condition has no counterpart in the embedded engine.
     """
+    filter = as_ours(filter)  # noqa: A001
     min_should = filter.min_should
     return edge.Filter(
         must=_conditions(filter.must),
@@ -203,11 +208,11 @@ def _scoring_query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.FusionQuery) and query.fusion == models.Fusion.RRF:
         return edge.Fusion.Rrf(_RRF_K)
     if isinstance(query, models.RrfQuery):
-        return edge.Fusion.Rrf(query.rrf.k or _RRF_K, query.rrf.weights)
+        return edge.Fusion.Rrf(query.rrf.k or _RRF_K, None if query.rrf.weights is None else list(query.rrf.weights))
     raise TypeError(f"query {type(query).__name__} is not translated")
 
 
-def _each_apart(conditions: Sequence[models.Condition]) -> list[models.Condition]:
+def _each_apart(conditions: Sequence[Any]) -> list[Any]:
     """Wrap conditions on ids, of which the engine else counts one for the points of another."""
     return [
         models.Filter(must=[condition]) if isinstance(condition, models.HasIdCondition) else condition
@@ -308,11 +313,11 @@ def _text_index(schema: models.TextIndexParams) -> edge.TextIndexParams:
     )
 
 
-def _geo(point: models.GeoPoint) -> edge.GeoPoint:
+def _geo(point: Any) -> edge.GeoPoint:
     return edge.GeoPoint(point.lon, point.lat)
 
 
-def _line(line: models.GeoLineString) -> list[edge.GeoPoint]:
+def _line(line: Any) -> list[edge.GeoPoint]:
     return [_geo(point) for point in line.points]
 
 
@@ -320,11 +325,11 @@ def _point_id(point_id: Any) -> int | UUID:
     return point_id if isinstance(point_id, int) else UUID(str(point_id))
 
 
-def _memory(memory: models.Memory | None) -> edge.Memory | None:
+def _memory(memory: str | None) -> edge.Memory | None:
     return None if memory is None else _MEMORY[memory]
 
 
-def _index_memory(memory: models.Memory | None) -> edge.Memory:
+def _index_memory(memory: str | None) -> edge.Memory:
     return edge.Memory.Cold if memory is None else _MEMORY[memory]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import BM25_VECTOR, GENERATION_FIELD, VECTOR_NAME
 from pplx_vectorstore.engines.grpc_points import FLOAT_BYTES, complete_message, make_message, send_message
-from pplx_vectorstore.engines.server import speaks_grpc
+from pplx_vectorstore.engines.server import is_qdrants, speaks_grpc
 from pplx_vectorstore.points import Point
+from pplx_vectorstore.qdrant import models
+from pplx_vectorstore.qdrant.conversion import as_clients
 
 _JSON_BYTES = 6  # "255.0,"
 
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
     Attributes:
         points: As the library has them.
-        form: As the engine takes them: a message for gRPC, else a list of ``qdrant_client.models.PointStruct``.
+        form: As the engine takes them: a message for gRPC, else a list of PointStruct, the client's or ours.
     """
 
     points: Sequence[Point]
@@ -38,7 +38,10 @@ def make_batch(client: Any, points: Sequence[Point]) -> Batch:
     Raises:
         InvalidInputError: They cannot be sent.
     """
-    return Batch(points, make_message(client, points) if speaks_grpc(client) else [_struct(point) for point in points])
+    if speaks_grpc(client):
+        return Batch(points, make_message(client, points))
+    structs = [_struct(point) for point in points]
+    return Batch(points, as_clients(structs) if is_qdrants(client) else structs)
 
 
 def complete_batch(client: Any, batch: Batch, generation: int, words: Sequence[models.Document] | None) -> None:
@@ -50,13 +53,14 @@ def complete_batch(client: Any, batch: Batch, generation: int, words: Sequence[m
         generation: In which they are written.
         words: Of which the server is to make their vectors of words; None where they have none.
     """
+    documents = None if words is None else as_clients(list(words))
     if speaks_grpc(client):
-        complete_message(batch.form, generation, words)
+        complete_message(batch.form, generation, documents)
         return
     for i, struct in enumerate(batch.form):
         struct.payload[GENERATION_FIELD] = generation
-        if words is not None:
-            struct.vector[BM25_VECTOR] = words[i]
+        if documents is not None:
+            struct.vector[BM25_VECTOR] = documents[i]
 
 
 def upsert(client: Any, collection_name: str, *, batch: Batch, stale: models.Filter | None = None) -> Any:
@@ -69,18 +73,18 @@ def upsert(client: Any, collection_name: str, *, batch: Batch, stale: models.Fil
         stale: What to delete after that, in the same request.
     """
     if speaks_grpc(client):
-        return send_message(client, collection_name, batch.form, stale)
+        return send_message(client, collection_name, batch.form, as_clients(stale))
     if stale is None:
         return client.upsert(collection_name, points=batch.form)
-    points = models.PointsList.model_construct(points=batch.form, shard_key=None, update_filter=None)
-    operations = [
-        models.UpsertOperation.model_construct(upsert=points),
+    operations: list[Any] = [
+        models.UpsertOperation(upsert=models.PointsList(points=batch.form)),
         models.DeleteOperation(delete=models.FilterSelector(filter=stale)),
     ]
+    if is_qdrants(client):
+        operations = as_clients(operations)
     return client.batch_update_points(collection_name, update_operations=operations)
 
 
 def _struct(point: Point) -> models.PointStruct:
-    # Validation is skipped because it would cost more than the upsert; every value is ours.
     vector = {} if point.vector is None else {VECTOR_NAME: point.vector.tolist()}
-    return models.PointStruct.model_construct(id=point.id, vector=vector, payload=point.payload)
+    return models.PointStruct(id=point.id, vector=vector, payload=point.payload)

@@ -8,9 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
-
-from qdrant_client import models
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pplx_vectorstore.collection import (
     BM25_VECTOR,
@@ -41,7 +39,11 @@ from pplx_vectorstore.operations.server_indexing import (
 from pplx_vectorstore.operations.sizes import AnswerSizes
 from pplx_vectorstore.operations.word_vectors import WordVectors
 from pplx_vectorstore.points import Point
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.query import Ranking, is_lexical, map_stages
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.filters import FilterLike
 
 T = TypeVar("T")
 
@@ -148,7 +150,7 @@ class PointAccess:
 
     def condition(
         self,
-        filter: models.Filter | Mapping[str, Any] | None,  # noqa: A002 - Qdrant's own word for it
+        filter: FilterLike,  # noqa: A002 - Qdrant's own word for it
         *,
         to_delete: bool = False,
     ) -> models.Filter | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.operations.access import field_any
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import content_hash, is_of_piece
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.reports import StoredDocument
 
 # Engines take the square of the time for a condition of many values.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-from qdrant_client import models
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_vectorstore.collection import BM25_VECTOR, TEXT_FIELD, WORDS_FIELD
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import (
     QueryVector,
@@ -21,6 +20,9 @@ from pplx_vectorstore.query import (
     choose_candidates,
     fuse_ranks,
 )
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.filters import FilterLike
 
 _MOST_CONTEXT = 100
 # Searches of one question among points that others delete meanwhile.
@@ -46,7 +48,7 @@ class SearchOptions:
 
     k: int = 10
     candidates: int | None = None
-    filter: models.Filter | Mapping[str, Any] | None = None
+    filter: FilterLike = None
     score_threshold: float | None = None
     hybrid: bool = False
     lexical_weight: float = 0.5

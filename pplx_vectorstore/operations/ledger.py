@@ -9,11 +9,10 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import index_type, index_types
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.engines.turns import TurnLock
+from pplx_vectorstore.qdrant import models
 
 # Seconds for which a server's word on a collection is believed.
 _STATE_AGE = 1.0

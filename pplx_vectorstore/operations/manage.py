@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import chain
-from typing import Any
-
-from qdrant_client import models
+from typing import TYPE_CHECKING
 
 from pplx_vectorstore.collection import LOSS_FIELD
 from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
@@ -17,9 +15,12 @@ from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.documents import document_pages, read_documents
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import possible_point_ids, read_chunk, read_codes
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.reports import StoredDocument
 
-FilterLike = models.Filter | Mapping[str, Any] | None
+if TYPE_CHECKING:
+    from pplx_vectorstore.filters import FilterLike
+
 
 CLOSED_IN_BULK_LOAD = (
     "the store was closed within bulk_load(), so that the server's indexing is still held back; whatever opens or uses "

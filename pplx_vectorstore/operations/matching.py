@@ -6,13 +6,12 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import VECTOR_NAME
 from pplx_vectorstore.documents import Hit
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
+from pplx_vectorstore.qdrant import models
 
 _CONDITION_SIZE = 500
 _DOCUMENTS = 1000

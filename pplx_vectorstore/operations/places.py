@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from qdrant_client import models
-
 from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.operations.access import field_any
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import Places, possible_point_ids
+from pplx_vectorstore.qdrant import models
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from qdrant_client import models
 
 from pplx_vectorstore.diversity import order_by_diversity
 from pplx_vectorstore.errors import StoreError
@@ -20,6 +19,7 @@ from pplx_vectorstore.operations.access import Limits, in_batches
 from pplx_vectorstore.operations.finding import Question, Scored, SearchOptions, above, candidates_of, find
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_stored_codes
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes, cosine_similarity
 from pplx_vectorstore.query import CANDIDATES_PER_RESULT
 

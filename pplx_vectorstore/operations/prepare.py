@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import (
     BM25_VECTOR,
@@ -48,6 +46,7 @@ from pplx_vectorstore.operations.access import Limits, PointAccess
 from pplx_vectorstore.operations.ledger import Ledger, ledger_of
 from pplx_vectorstore.operations.server_indexing import restore_abandoned
 from pplx_vectorstore.operations.session import Session
+from pplx_vectorstore.qdrant import models
 
 _LEXICAL = (TEXT_FIELD, WORDS_FIELD)
 

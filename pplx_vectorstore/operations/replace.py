@@ -15,14 +15,13 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from qdrant_client import models
-
 from pplx_vectorstore.engines.retrying import give_up_unless
 from pplx_vectorstore.engines.upserts import Batch, component_bytes
 from pplx_vectorstore.errors import DuplicateDocumentError
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import Point, estimate_bytes
+from pplx_vectorstore.qdrant import models
 
 _UPSERT_POINTS = 256
 # A server refuses requests above 32 MB, and is kept waiting by large ones.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
 from pplx_vectorstore.documents import EncodedQuery, Hit, is_blank
 from pplx_vectorstore.engines.capabilities import Feature
@@ -20,6 +19,7 @@ from pplx_vectorstore.operations.matching import list_matching
 from pplx_vectorstore.operations.pools import choose_all
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import read_codes, read_hit
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import (
     QueryVector,

@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import GENERATION_FIELD
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.errors import ServerError, StoreError
 from pplx_vectorstore.operations.ledger import Ledger
+from pplx_vectorstore.qdrant import models
 
 # Keys of the collection's metadata. A change replaces all that is under a key, so what others may change at the same
 # time has a key of its own.

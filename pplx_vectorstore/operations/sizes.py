@@ -7,12 +7,12 @@ and into the time for one request.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import TEXT_FIELD, WORDS_FIELD
+from pplx_vectorstore.qdrant import models
 
 # Estimates may be wrong by a factor of two.
 _MOST_REQUEST = 16 * 2**20
@@ -92,18 +92,23 @@ class AnswerSizes:
             yield batch
 
 
+def _json_bytes(condition: models.Filter) -> int:
+    values = condition.model_dump(exclude_none=True)
+    return len(json.dumps(values, ensure_ascii=False, default=str).encode())
+
+
 def _query_bytes(stage: Any, of_filters: dict[int, int]) -> int:
     """Return the bytes of a search or a stage of one; filters that many share are measured once."""
     size = _FRAME
     if isinstance(stage.query, models.NearestQuery) and isinstance(stage.query.nearest, models.Document):
         size += len(stage.query.nearest.text.encode())
     elif isinstance(stage.query, models.NearestQuery):
-        size += _COMPONENT * len(stage.query.nearest)  # type: ignore[arg-type]
+        size += _COMPONENT * len(stage.query.nearest)
     elif isinstance(stage.query, models.TextQuery):
         size += len(str(stage.query.text).encode())
     if stage.filter is not None:
         if id(stage.filter) not in of_filters:
-            of_filters[id(stage.filter)] = len(stage.filter.model_dump_json(exclude_none=True).encode())
+            of_filters[id(stage.filter)] = _json_bytes(stage.filter)
         size += of_filters[id(stage.filter)]
     prefetch = stage.prefetch or []
     return size + sum(

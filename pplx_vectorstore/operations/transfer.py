@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from qdrant_client import models
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.engines.retrying import operation
@@ -19,6 +18,7 @@ from pplx_vectorstore.operations.replace import Claim, Version, find_holders, re
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.parquet import ExportedFile, ExportWriter, StoredRows
 from pplx_vectorstore.points import copy_points, equalize_codes, point_id_of, read_codes, stored_point_id
+from pplx_vectorstore.qdrant import models
 
 _CLAIMS = 1000
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qdrant_client import models
-
 from pplx_vectorstore.collection import TEXT_FIELD, bm25_document
 from pplx_vectorstore.engines.calls import Calls
 from pplx_vectorstore.lexical import count_words, normalize_words
 from pplx_vectorstore.operations.ledger import Ledger
 from pplx_vectorstore.points import Point
+from pplx_vectorstore.qdrant import models
 
 AVERAGE_KEY = "pplx_vectorstore_words"
 """Of the collection's metadata."""

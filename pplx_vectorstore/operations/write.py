@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
 from pplx_vectorstore.documents import Chunk, Document, is_blank
 from pplx_vectorstore.encoders.meter import Progress
@@ -53,6 +52,7 @@ from pplx_vectorstore.points import (
     point_id_of,
 )
 from pplx_vectorstore.progress import Advance, CountsBytes, show_progress
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes, Quantizer
 from pplx_vectorstore.reports import AddReport, SyncReport
 

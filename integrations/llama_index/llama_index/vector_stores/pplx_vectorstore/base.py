@@ -22,7 +22,6 @@ from llama_index.embeddings.pplx_vectorstore import PplxEmbedding
 from llama_index.vector_stores.pplx_vectorstore.conversion import to_documents, to_node
 from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
 from pydantic import PrivateAttr, SecretStr
-from qdrant_client import models
 
 import pplx_vectorstore as core
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
@@ -36,11 +35,14 @@ from pplx_vectorstore.filters import build_filter as build_core_filter
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.points import possible_point_ids
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.query import check_share, choose_candidates
 from pplx_vectorstore.shared_store import SharedStore, open_in_thread
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from pplx_vectorstore.filters import FilterLike
 
 _DEFAULT_ALPHA = 0.5
 _DEFAULT_MMR_THRESHOLD = 0.5
@@ -63,7 +65,7 @@ class QueryOptions(TypedDict, total=False):
     """
 
     candidates: int | None
-    filter: models.Filter | Mapping[str, Any] | None
+    filter: FilterLike
     group_by_document: bool | int
     score_threshold: float | None
     context: int

@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
-from qdrant_client import models
 
 from pplx_vectorstore.collection import metadata_path
 from pplx_vectorstore.engines.capabilities import Capabilities, Feature
 from pplx_vectorstore.errors import UnsupportedFilterError
 from pplx_vectorstore.filters import WHY_INEXACT, is_number, stands_for_several
+from pplx_vectorstore.qdrant import models
 
 Value = str | int | float
 Match = Callable[[str], models.Filter]
@@ -166,10 +166,10 @@ class _Translation:
     def _bound(self, path: str, one: MetadataFilter, value: Value) -> models.Filter:
         name, compare = _BOUNDS[one.operator]
         if isinstance(value, str):
-            bounds: Any = models.DatetimeRange.model_validate({name: _date(one, value)})
+            bounds: Any = models.DatetimeRange(**{name: _date(one, value)})
             truths = []
         else:
-            bounds = models.Range.model_validate({name: _finite(one, value)})
+            bounds = models.Range(**{name: _finite(one, value)})
             truths = [] if self._by_index_only else [truth for truth in (False, True) if compare(truth, value)]
 
         def within(at: str) -> models.Filter:

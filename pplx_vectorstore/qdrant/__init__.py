@@ -1,0 +1,1 @@
+"""Qdrant's vocabulary, without importing its client."""
