@@ -14,7 +14,8 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject
 	@# torch alone first: its pinned version may be installed already as a build for this machine.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev]' \
-		--editable './integrations/langchain[dev]' --editable ./integrations/llama_index
+		--editable './integrations/langchain[dev]' --editable ./integrations/llama_index \
+		--editable ./integrations/ray
 	@touch $(INSTALLED)
 
 # The tests that take seconds; `make check` runs the long ones too.
@@ -73,6 +74,7 @@ build: $(INSTALLED)
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m build --no-isolation --outdir dist integrations/langchain
 	$(BIN)/python -m build --no-isolation --outdir dist integrations/llama_index
+	$(BIN)/python -m build --no-isolation --outdir dist integrations/ray
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	build/smoke/bin/python .ci/smoke.py

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import langchain_pplx_vectorstore
 import numpy as np
+import ray_pplx_vectorstore
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core import MockEmbedding
 from llama_index.core.schema import TextNode
@@ -17,7 +18,13 @@ from llama_index.vector_stores import pplx_vectorstore as llama_index_store
 import pplx_vectorstore
 from pplx_vectorstore.errors import MissingExtraError
 
-for package in (pplx_vectorstore, langchain_pplx_vectorstore, llama_index_embedding, llama_index_store):
+for package in (
+    pplx_vectorstore,
+    langchain_pplx_vectorstore,
+    llama_index_embedding,
+    llama_index_store,
+    ray_pplx_vectorstore,
+):
     assert "build" in Path(package.__file__).parts, package.__file__
     assert (Path(package.__file__).parent / "py.typed").is_file()
 
@@ -53,4 +60,5 @@ with (
 with contextlib.suppress(MissingExtraError):
     _ = llama_index_embedding.PplxEmbedding(model_name="all-minilm-l6-v2").encoder
     raise AssertionError("the offline model loaded without its extra")
+assert ray_pplx_vectorstore.IngestionReport(documents=2, unchanged_documents=1).rows == 3
 print("the wheels work")

@@ -55,7 +55,7 @@ from pplx_vectorstore.collection import VECTOR_NAME
 from pplx_vectorstore.equal_norms import squared_norm_of
 from pplx_vectorstore.errors import PplxVectorStoreError
 from pplx_vectorstore.points import SHIFT, derive_point_id
-from pplx_vectorstore.qdrant.conversion import as_clients
+from pplx_vectorstore.qdrant.conversion import as_clients, as_ours
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import QueryVector, Ranking, build_query
 
@@ -250,8 +250,8 @@ def search_filtered(
         for name in np.random.default_rng(query).permutation(list(ACORN)):
             candidates, acorn = ACORN[name]
             ranking = Ranking(candidates=candidates, by_bits=by_bits)
-            request = as_clients(build_query(vector, ranking, k=K, filter=condition, with_payload=False))
-            params = request.params.model_copy(update={"acorn": acorn})  # type: ignore[union-attr]
+            request = as_clients(build_query(vector, ranking, k=K, filter=as_ours(condition), with_payload=False))
+            params = request.params.model_copy(update={"acorn": acorn})
             asked = [request.model_copy(update={"params": params})]
             start = time.perf_counter()
             points = store._client.query_batch_points(collection_name(store), asked)[0].points

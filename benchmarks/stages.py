@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import qdrant_edge as edge
 from harness import take_turns, write_results
-from qdrant_client import models
 from search import CONTENDERS, REAL, K, Request, Workload, build, latency_at, timed, true_cosines, workloads
 
 from pplx_vectorstore.engines.translation import edge_query
 from pplx_vectorstore.equal_norms import squared_norm_of
+from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.query import QueryVector, Ranking, build_query
 

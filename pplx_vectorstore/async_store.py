@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
@@ -323,11 +323,11 @@ class AsyncVectorStore:
         await manage.optimize(await self._open_session())
 
     @contextlib.asynccontextmanager
-    async def bulk_load(self) -> AsyncIterator[None]:
+    async def bulk_load(self) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
         """Have nothing indexed while much is written, and everything after it; see ``VectorStore.bulk_load``."""
         try:
-            async with manage.bulk_load(await self._open_session()):
-                yield
+            async with manage.bulk_load(await self._open_session()) as still_loading:
+                yield still_loading
         except StoreError:
             if self._closed:
                 raise StoreClosedError(CLOSED_IN_BULK_LOAD) from None

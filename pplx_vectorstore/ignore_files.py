@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class IgnoreRules:
         """Return what holds in a folder below."""
         layers = list(self.layers)
         git = folder / ".git"
-        if git.exists():  # a repository of its own, which those around it say nothing of
+        if os.path.lexists(git):  # a repository of its own, which those around it say nothing of
             layers = [layer for layer in layers if not layer.is_of_git]
             layers += _layer(folder, [_exclude_file(git)], is_of_git=True)
         layers += _layer(folder, [folder / _GIT], is_of_git=True)

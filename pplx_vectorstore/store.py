@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import Chunker
@@ -512,7 +512,7 @@ class VectorStore:
         run_now(manage.optimize(self._open_session()))
 
     @contextlib.contextmanager
-    def bulk_load(self) -> Iterator[None]:
+    def bulk_load(self) -> Iterator[Callable[[], None]]:
         """Have nothing indexed while much is written, and everything after it.
 
         A context manager::
@@ -527,12 +527,15 @@ class VectorStore:
 
         The embedded engine builds its index once, at the end. `QdrantClient(":memory:")` has none.
 
+        Where only other processes write meanwhile, this one has to tell that it lives, at least every few minutes: by
+        calling what the context manager returns. Its own writes tell it too.
+
         Raises:
             StoreError: The server does not get done, or could not build the index.
         """
         try:
-            with enter_now(manage.bulk_load(self._open_session())):
-                yield
+            with enter_now(manage.bulk_load(self._open_session())) as still_loading:
+                yield lambda: run_now(still_loading())
         except StoreError:
             if self._closed:
                 raise StoreClosedError(CLOSED_IN_BULK_LOAD) from None

@@ -162,7 +162,7 @@ class _Walker:
             reason = "hidden"
         elif is_folder and (real == self._skip or _is_index(real)):
             reason = "index"
-        elif self._options.ignore and is_folder and (name in _PACKAGES or (real / "pyvenv.cfg").exists()):
+        elif self._options.ignore and is_folder and (name in _PACKAGES or os.path.lexists(real / "pyvenv.cfg")):
             reason = "folder of packages"
         elif self._exclude.find(below, is_folder=is_folder):
             reason = "excluded"
@@ -188,9 +188,9 @@ class _Walker:
             if not real.resolve().is_relative_to(top):
                 self.found.skipped.append((path, "is a link that leads out of the folder; name it to have it"))
                 return
-            if stat.S_ISDIR(status.st_mode):  # what it leads to is walked where it is
-                self.found.leave_out(path, "link to a folder")
-                return
+            # What it leads to is taken where it is, or is unwanted there.
+            self.found.leave_out(path, "link within the folder")
+            return
         kind = None if self._include is not None else kind_by_name(real.name)
         if kind is not None:
             self.found.leave_out(path, kind)
@@ -203,4 +203,5 @@ class _Walker:
 
 
 def _is_index(folder: Path) -> bool:
-    return any((settings.parent / "shard").is_dir() for settings in folder.glob("*/collection.json"))
+    """Tell whether a folder holds collections of the embedded engine; one that cannot be read is told of later."""
+    return any(os.path.isdir(settings.parent / "shard") for settings in folder.glob("*/collection.json"))

@@ -26,7 +26,7 @@ def test_versions_move_in_lockstep(path):
 
 
 def test_there_are_integrations():
-    assert [path.parent.name for path in INTEGRATIONS] == ["langchain", "llama_index"]
+    assert [path.parent.name for path in INTEGRATIONS] == ["langchain", "llama_index", "ray"]
 
 
 @pytest.mark.parametrize("path", INTEGRATIONS, ids=lambda path: path.parent.name)

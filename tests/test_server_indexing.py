@@ -345,6 +345,38 @@ def test_an_error_ends_a_load_as_well(new_store, encoder, impatient, run_async):
 
 
 @http
+def test_who_lets_others_write_tells_that_it_lives(new_store, encoder, server, impatient, monkeypatch):
+    monkeypatch.setattr(server_indexing, "_RENEWAL", 0.0)
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    with VectorStore.connect(server.url, collection="c", encoder=encoder) as other, store.bulk_load() as still_loading:
+        told = [server.updates.metadata_of("c", {})[HOLD_KEY]["until"]]
+        still_loading()
+        told.append(server.updates.metadata_of("c", {})[HOLD_KEY]["until"])
+        assert told[0] < told[1]
+        with other.bulk_load() as joined:
+            joined()
+        assert server.updates.threshold_of("c") == 0
+        other.add(corpus.make(range(10)))
+    assert server.updates.threshold_of("c") == USUAL
+    corpus.check(store)
+
+
+def test_a_task_that_lets_others_write_tells_that_it_lives(server, encoder, impatient, run_async, monkeypatch):
+    monkeypatch.setattr(server_indexing, "_RENEWAL", 0.0)
+
+    async def scenario():
+        async with (
+            await AsyncVectorStore.connect(server.url, encoder=encoder) as store,
+            store.bulk_load() as still_loading,
+        ):
+            before = server.updates.metadata_of("documents", {})[HOLD_KEY]["until"]
+            await still_loading()
+            assert server.updates.metadata_of("documents", {})[HOLD_KEY]["until"] > before
+
+    run_async(scenario())
+
+
+@http
 def test_who_interrupts_a_load_waits_for_nothing(new_store, encoder, server, run_async, monkeypatch):
     store = new_store(encoder=encoder)
     monkeypatch.setattr(server.updates, "status_of", lambda name: "yellow")  # for ever

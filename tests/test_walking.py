@@ -1,6 +1,7 @@
 import os
 import random
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,46 @@ def test_what_cannot_be_taken_is_reported_and_the_rest_is_found(here, monkeypatc
         "locked": "is a folder that cannot be read (Permission denied)",
         "pipe": "is no regular file",
     }
-    assert left_out(found) == {"link to a folder": ["project/folder"]}
+    assert left_out(found) == {"link within the folder": ["project/folder", "project/inside.txt"]}
+
+
+def test_a_link_is_no_way_around_what_is_left_out(here):
+    make(here, "keys/secret.md", "notes/old.md", ".hidden/a.md", "b.md")
+    make(here, "keys/.gitignore", text="*\n")
+    for name, target in [
+        ("1.md", "keys/secret.md"),
+        ("2.md", "notes/old.md"),
+        ("3.md", ".hidden/a.md"),
+        ("4.md", "b.md"),
+    ]:
+        (here / name).symlink_to(target)
+    assert names_of(walk(["."], WalkOptions(exclude=("notes/",)))) == ["b.md"]
+    assert names_of(walk(["1.md"])) == ["1.md"]  # it was named
+
+
+MODES = (0o000, 0o100, 0o111, 0o400, 0o444, 0o600, 0o644)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_without_rights_is_reported_and_the_rest_is_found():
+    with tempfile.TemporaryDirectory() as outer:
+        top = Path(outer) / "top"
+        for mode in MODES:
+            (top / f"{mode:o}").mkdir(parents=True)
+            (top / f"{mode:o}" / "inner.txt").write_text("x")
+            (top / f"{mode:o}").chmod(mode)
+        (top / "good.txt").write_text("x")
+        for path in (Path(outer), top):
+            path.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            found = walk([top])
+        finally:
+            os.seteuid(0)
+        assert names_of(found) == [f"{top}/good.txt"]
+        told = {path.name if path.parent == top else path.parent.name: reason for path, reason in found.skipped}
+        assert told.keys() == {f"{mode:o}" for mode in MODES}
+        assert all("Permission denied" in reason for reason in told.values())
 
 
 def test_folders_nested_deep(here):

@@ -515,6 +515,10 @@ class PointAccess:
         else:
             yield False
 
+    async def renew_hold(self) -> None:
+        """Tell others that this process lives, if it holds indexing back and it is time to."""
+        await self._ledger.renew(self._calls)
+
     def _vectors(self, with_codes: Any) -> bool | list[str]:
         """Return which vectors to fetch: not those of words."""
         if with_codes and BM25_VECTOR in self.lexical_fields:

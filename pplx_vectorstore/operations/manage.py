@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.collection import LOSS_FIELD
 from pplx_vectorstore.documents import StoredChunk, has_lone_surrogate
@@ -124,14 +124,17 @@ async def optimize(session: Session) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bulk_load(session: Session) -> AsyncIterator[None]:
-    """Have nothing indexed within the block, and everything after it; who interrupts it waits for nothing."""
+async def bulk_load(session: Session) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """Have nothing indexed within the block, and everything after it; who interrupts it waits for nothing.
+
+    What is yielded tells others that the load goes on, as each write of this process does.
+    """
     failure: BaseException | None = None
     is_to_be_indexed = False
     try:
         async with session.points.indexing_held_back() as is_to_be_indexed:
             try:
-                yield
+                yield session.points.renew_hold
             except BaseException as error:  # noqa: BLE001 - raised below, whatever the end of the hold brings
                 failure = error
         if is_to_be_indexed and (failure is None or isinstance(failure, Exception)):

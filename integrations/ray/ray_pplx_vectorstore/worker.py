@@ -1,0 +1,219 @@
+"""What a worker does with a batch of documents: it syncs them, whatever became of the worker before it."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import ray
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from pplx_vectorstore import Document, SyncReport, VectorStore
+from pplx_vectorstore.errors import (
+    EncodingError,
+    InvalidInputError,
+    PplxVectorStoreError,
+    ServerError,
+    ServerUnavailableError,
+)
+from ray_pplx_vectorstore.ledger import Attempt
+from ray_pplx_vectorstore.place import MeteredEncoder, Place
+from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_counts, go_on_from
+from ray_pplx_vectorstore.rows import read_documents
+
+OnError = Literal["raise", "report"]
+T = TypeVar("T")
+
+WHOLE_ATTEMPTS = 2
+"""Attempts at a batch as a whole. Where each has ended with the worker's death, its documents go one by one."""
+MOST_DEATHS = 2
+"""Workers that may die at one document by itself before it is taken to be the reason."""
+
+# Seconds, beside the store's own tries, which take about a minute.
+_LONGEST_WAIT = 20.0
+# Of a server's refusals, those that are of what was sent: a bad request, too large, not to be processed.
+_OF_WHAT_WAS_SENT = (400, 413, 422)
+
+RESULT = pa.schema([("id", pa.string()), ("report", pa.binary())])
+"""Of the rows that a worker gives: one for each document that is stored, and one with the batch's report, pickled.
+
+A checkpoint remembers the ids, so those of failed documents, which are to be tried again, are not among them.
+"""
+# The id of a report, which no document has: a checkpoint needs one.
+_NO_DOCUMENT = "\0"
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of the documents of a batch."""
+
+    report: SyncReport = field(default_factory=SyncReport)
+    stored: list[str] = field(default_factory=list)
+    failed: list[FailedDocument] = field(default_factory=list)
+
+
+class SyncWorker:
+    """An actor's part of a job: batches of documents in, ids of what is stored and counts out.
+
+    The model is loaded and the store opened by the first batch: an error in the constructor would be the actor's death.
+
+    Args:
+        place: The store.
+        ledger: The actor that keeps the `Ledger`.
+        on_error: What becomes of a document that cannot be stored.
+        patience: Seconds for which a server that is away is waited for.
+    """
+
+    def __init__(self, place: Place, ledger: Any, on_error: OnError, patience: float) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._on_error = on_error
+        self._patience = patience
+        self._encoder: MeteredEncoder | None = None
+        self._store: VectorStore | None = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Sync a batch.
+
+        Args:
+            batch: Rows of documents; without columns where a checkpoint has left none of them.
+
+        Returns:
+            Rows of `RESULT`.
+        """
+        if not batch.num_rows:
+            return RESULT.empty_table()
+        name = _name_of(batch)
+        attempt: Attempt = ray.get(self._ledger.begin.remote(name))
+        try:
+            stored, report = self._sync(batch, name, attempt)
+        except PplxVectorStoreError as error:
+            # What Ray hands on is an error of its own, without the type and the report of this one.
+            ray.get(self._ledger.fail.remote(pickle.dumps(error)))
+            raise
+        ray.get(self._ledger.end.remote(name, report))
+        rows = [*stored, _NO_DOCUMENT], [*[None] * len(stored), pickle.dumps(report)]
+        return pa.table(list(rows), schema=RESULT)
+
+    def _sync(self, batch: pa.Table, name: str, attempt: Attempt) -> tuple[list[str], IngestionReport]:
+        encoder, store = self._open()
+        tokens, seconds = encoder.tokens, encoder.seconds
+        outcome = _Outcome()
+        documents = []
+        for document_id, read in read_documents(batch):
+            if isinstance(read, Document):
+                documents.append(read)
+            else:
+                self._refuse(document_id, read, outcome)
+        if attempt.number > WHOLE_ATTEMPTS:
+            self._sync_each(store, documents, outcome, name, attempt)
+        else:
+            self._sync_all(store, documents, outcome, name, attempt)
+        report = IngestionReport(
+            **{name: getattr(outcome.report, name) for name in SyncReport.__dataclass_fields__},
+            failed=tuple(outcome.failed),
+            tokens=encoder.tokens - tokens,
+            model_seconds=encoder.seconds - seconds,
+        )
+        return outcome.stored, report
+
+    def _open(self) -> tuple[MeteredEncoder, VectorStore]:
+        if self._encoder is None:
+            self._encoder = self._place.model.load()
+        if self._store is None:
+            self._store = self._insist(self._place.open, self._encoder)
+        return self._encoder, self._store
+
+    def _sync_all(
+        self, store: VectorStore, documents: Sequence[Document], outcome: _Outcome, name: str, attempt: Attempt
+    ) -> None:
+        """Sync documents together, and one by one only where one of them cannot be stored."""
+        try:
+            outcome.report = self._insist_on_sync(store, documents)
+        except PplxVectorStoreError as error:
+            if self._on_error == "raise" or not _is_of_a_document(error):
+                raise
+            before = error.report
+        else:
+            outcome.stored += [one.id for one in documents]
+            return
+        self._sync_each(store, documents, outcome, name, attempt)
+        if isinstance(before, SyncReport):
+            outcome.report = go_on_from(before, outcome.report)
+
+    def _sync_each(
+        self, store: VectorStore, documents: Sequence[Document], outcome: _Outcome, name: str, attempt: Attempt
+    ) -> None:
+        """Sync documents one by one, so that what goes wrong has the name of one of them."""
+        for document in documents:
+            deaths = attempt.deaths.get(document.id, 0)
+            if deaths >= MOST_DEATHS:
+                error = EncodingError(
+                    f"document {document.id!r} ended the process that embedded it, {deaths} times when it was embedded "
+                    "by itself: it may take more memory than there is"
+                )
+                self._refuse(document.id, error, outcome)
+                continue
+            ray.get(self._ledger.begin_alone.remote(name, document.id))
+            try:
+                report = self._insist_on_sync(store, [document])
+            except PplxVectorStoreError as error:
+                if not _is_of_a_document(error):
+                    raise
+                self._refuse(document.id, error, outcome)
+            else:
+                outcome.report = add_counts(outcome.report, report)
+                outcome.stored.append(document.id)
+
+    def _refuse(self, document_id: str | None, error: PplxVectorStoreError, outcome: _Outcome) -> None:
+        if self._on_error == "raise":
+            raise error
+        outcome.failed.append(FailedDocument(id=document_id, reason=str(error)))
+
+    def _insist_on_sync(self, store: VectorStore, documents: Sequence[Document]) -> SyncReport:
+        """Sync documents, and again while the server is away; what was written before that is counted once."""
+        before = SyncReport()
+
+        def sync() -> SyncReport:
+            nonlocal before
+            try:
+                return go_on_from(before, store.sync(documents))
+            except ServerUnavailableError as error:
+                if isinstance(error.report, SyncReport):
+                    before = go_on_from(before, error.report)
+                raise
+
+        return self._insist(sync)
+
+    def _insist(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function, and again while the server is away and patience lasts."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(ServerUnavailableError),
+            stop=stop_after_delay(self._patience),
+            wait=wait_random_exponential(max=_LONGEST_WAIT),
+            reraise=True,
+        )
+        return retrying(function, *arguments)
+
+
+def read_reports(result: pa.Table) -> list[IngestionReport]:
+    """Read the reports of batches from the rows that workers gave."""
+    if not result.num_rows:  # Ray's own, without columns, where a checkpoint has left no row at all
+        return []
+    return [pickle.loads(pickled) for pickled in result.column("report").drop_null().to_pylist()]
+
+
+def _name_of(batch: pa.Table) -> str:
+    """Name a batch, alike for each attempt at it."""
+    return hashlib.sha256(repr(batch.column("id").to_pylist()).encode("utf-8")).hexdigest()
+
+
+def _is_of_a_document(error: PplxVectorStoreError) -> bool:
+    """Tell whether an error is of what was to be stored, so that other documents may fare better."""
+    if isinstance(error, ServerError):
+        return error.status in _OF_WHAT_WAS_SENT
+    return isinstance(error, (InvalidInputError, EncodingError))
