@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pplx_vectorstore._version import __version__
+from pplx_vectorstore.agents import DEFAULT_HOST, DEFAULT_PORT
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, WEIGHTS_PREFIX
 from pplx_vectorstore.display import (
@@ -37,7 +38,7 @@ from pplx_vectorstore.files import Names, find_below, find_changed, find_gone, f
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL, find_spec
 from pplx_vectorstore.readers import ReaderOptions
 from pplx_vectorstore.redaction import without_password
-from pplx_vectorstore.terminal import busy, reported_errors, run_app, say, say_json
+from pplx_vectorstore.terminal import busy, complain, reported_errors, run_app, say, say_json
 from pplx_vectorstore.walking import DEFAULT_MAX_FILE_SIZE, WalkOptions, walk
 
 if TYPE_CHECKING:
@@ -489,6 +490,91 @@ def copy(
                 chunks += reader.copy_to(writer)
         _index_what_is_not(console, goal, to_collection or collection)
         say(f"copied {number(chunks, 'chunk')} to {without_password(target)}")
+
+
+@app.command()
+def mcp(
+    context: typer.Context,
+    store: StoreOption = _NEAREST,
+    grpc_port: GrpcPortOption = None,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    tenant: TenantOption = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose files hits are compared with, and, with --allow-write, that may be indexed.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    allow_write: Annotated[
+        bool, typer.Option("--allow-write", help="Also offer tools that write: index_folder, below --root.")
+    ] = False,
+    describe: Annotated[
+        list[str] | None, typer.Option(help="What agents read of a tool, in the place of ours.", metavar="TOOL=TEXT")
+    ] = None,
+    compat: Annotated[
+        bool,
+        typer.Option("--compat", help="Also offer the tools of mcp-server-qdrant, and heed its environment variables."),
+    ] = False,
+    http: Annotated[bool, typer.Option("--http", help="Serve by streamable HTTP, not by standard input.")] = False,
+    host: Annotated[str, typer.Option(help="With --http: where to listen.")] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option(help="With --http: where to listen; 0 for any free port.")] = DEFAULT_PORT,
+    key: Annotated[
+        str | None, typer.Option(help="With --http: what clients must send.", envvar="PPLX_VECTORSTORE_KEY")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the index's model is now, if it moved; or the model of a new index.")
+    ] = None,
+    backend: BackendOption = None,
+    onnx_file: OnnxFileOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Serve an index to agents, by the Model Context Protocol.
+
+    Offers the tools search, get_context, list_documents and index_info, and
+    nothing that writes unless --allow-write is given.
+    """
+    from pplx_vectorstore.agents.command import ServeOptions, parse_descriptions, serve_index
+    from pplx_vectorstore.agents.compat import QdrantSettings
+    from pplx_vectorstore.agents.index import LazyIndex, Place
+
+    def is_given(option: str) -> bool:
+        source = context.get_parameter_source(option)
+        return source is not None and source.name != "DEFAULT"
+
+    with reported_errors() as console:
+        settings = QdrantSettings.from_environment(os.environ) if compat else None
+        if settings is not None:
+            store = store if is_given("store") else settings.store or store
+            collection = collection if is_given("collection") else settings.collection or collection
+            model = model or settings.model
+        options = ServeOptions(
+            root=root,
+            allow_write=allow_write,
+            descriptions=parse_descriptions(describe or []),
+            compat=settings,
+            http=http,
+            host=host,
+            port=port,
+            key=key,
+        )
+        place = Place(
+            name=without_password(store),
+            collection=collection,
+            tenant=tenant,
+            folder=None if _is_url(store) else Path(store),
+            way_out="make one with index_folder, or with: pplx-vectorstore index PATH"
+            if allow_write and root is not None
+            else "make one with: pplx-vectorstore index PATH",
+        )
+        options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
+        index = LazyIndex(
+            place,
+            lambda: _connect(store, grpc_port),
+            lambda recorded: _load(console, model, recorded, options_of_model),
+        )
+        serve_index(index, options, lambda url: complain(console, f"serving {place.name} at {url}"))
 
 
 @app.command("export-onnx")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.documents import Hit
 from pplx_vectorstore.file_ids import locate_file
+from pplx_vectorstore.hit_places import describe_place, line_range
 from pplx_vectorstore.progress import duration
-from pplx_vectorstore.readers import LINE_KEY
 from pplx_vectorstore.terminal import complain, printable, say
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _EXCERPT = 240
-# What chunks know of where in the file they are.
-_NUMBERED = ("page", "slide", "row", "cell")
 
 
 def print_skipped(console: Console, walk: Walk, reading: Reading | None, *, verbose: bool) -> None:
@@ -150,7 +148,7 @@ def print_hits(hits: list[Hit], *, full: bool) -> None:
     for hit in hits:
         shown = hit.text if hit.context is None else hit.context
         text = printable(shown, multiline=True) if full else _excerpt(shown)
-        where = f"{printable(_name(hit))}\n{printable(_place(hit))}"
+        where = f"{printable(_name(hit))}\n{printable(describe_place(hit))}"
         table.add_row(f"{hit.score:.3f}", Text(where), Text(text + "\n"))
     Console().print(table)
 
@@ -164,32 +162,6 @@ def _name(hit: Hit) -> str:
     if file.anchor == Path.cwd().anchor:
         names.append(Path(os.path.relpath(file)).as_posix())
     return min(names, key=len)
-
-
-def _lines(hit: Hit) -> tuple[int, int] | None:
-    """Return the first and last line that a hit had in its file when that was indexed, from 1."""
-    first = hit.metadata.get(LINE_KEY)
-    if locate_file(hit.document_id, hit.metadata) is None or type(first) is not int:
-        return None
-    return first, first + hit.text.count("\n")
-
-
-def _place(hit: Hit) -> str:
-    lines = _lines(hit)
-    if lines is not None:
-        return _range("line", *lines)
-    sheet = hit.metadata.get("sheet")
-    for key in _NUMBERED if locate_file(hit.document_id, hit.metadata) is not None else ():
-        first, last = hit.metadata.get(key), hit.metadata.get(f"{key}_end")
-        if type(first) is int and type(last) is int:
-            return f"{sheet}, {_range(key, first, last)}" if isinstance(sheet, str) else _range(key, first, last)
-    if hit.start is not None:
-        return f"characters {hit.start}-{hit.end}"
-    return f"chunk {hit.chunk_index + 1} of {hit.chunk_count}"
-
-
-def _range(what: str, first: int, last: int) -> str:
-    return f"{what}s {first}-{last}" if first != last else f"{what} {first}"
 
 
 def _excerpt(text: str) -> str:
@@ -206,7 +178,7 @@ def hit_as_json(hit: Hit) -> dict[str, Any]:
         "file": None if file is None else file.as_posix(),
         "start": hit.start,
         "end": hit.end,
-        "lines": _lines(hit),
+        "lines": line_range(hit),
         "metadata": hit.metadata,
         "text": hit.text,
         **({} if hit.context is None else {"context": hit.context}),
