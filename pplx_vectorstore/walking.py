@@ -30,6 +30,7 @@ class WalkOptions:
             one are taken, and these of any kind.
         exclude: Patterns of what is left out.
         max_file_size: Bytes of the largest file that is taken.
+        links: Whether links to files are taken, where they stay within the folder.
     """
 
     ignore: bool = True
@@ -37,6 +38,7 @@ class WalkOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_file_size: int = DEFAULT_MAX_FILE_SIZE
+    links: bool = True
 
     def __post_init__(self) -> None:
         if self.max_file_size < 1:
@@ -177,6 +179,9 @@ class _Walker:
         return True
 
     def _take_found(self, path: Path, real: Path, top: Path) -> None:
+        if not self._options.links and real.is_symlink():
+            self.found.leave_out(path, "link")
+            return
         try:
             status = real.stat()
         except OSError as error:

@@ -85,17 +85,10 @@ class FolderTool:
 
     def _walk(self, target: Path) -> Walk:
         """Find the documents below a path as they are found from the root, whatever is hidden or ignored above them."""
-        from pplx_vectorstore.walking import Walk, walk
+        from pplx_vectorstore.walking import Walk, WalkOptions, walk
 
-        found = Walk()
-        everything = walk([self.root], skip=self.index.place.folder)
-        for file in everything.files:
-            if not file.path.is_relative_to(target):
-                continue
-            if file.path.is_symlink():
-                found.leave_out(file.path, "link")
-            else:
-                found.files.append(file)
+        everything = walk([self.root], WalkOptions(links=False), skip=self.index.place.folder)
+        found = Walk(files=[file for file in everything.files if file.path.is_relative_to(target)])
         for reason, paths in everything.left_out.items():
             for path in paths:
                 if path.is_relative_to(target) or target.is_relative_to(path):
