@@ -518,7 +518,9 @@ def mcp(
     ] = False,
     http: Annotated[bool, typer.Option("--http", help="Serve by streamable HTTP, not by standard input.")] = False,
     host: Annotated[str, typer.Option(help="With --http: where to listen.")] = DEFAULT_HOST,
-    port: Annotated[int, typer.Option(help="With --http: where to listen; 0 for any free port.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(help="With --http: where to listen; 0 for any free port.", min=0, max=65535)
+    ] = DEFAULT_PORT,
     key: Annotated[
         str | None, typer.Option(help="With --http: what clients must send.", envvar="PPLX_VECTORSTORE_KEY")
     ] = None,

@@ -132,7 +132,7 @@ def _serve_stdio(server: ToolServer) -> None:
 
 
 def _serve_http(server: ToolServer, options: ServeOptions, announce: Callable[[str], None]) -> None:
-    from pplx_vectorstore.agents.http import PATH, bind, check_binding, make_app, serve
+    from pplx_vectorstore.agents.http import PATH, bind, check_binding, make_app, make_http_server
 
     check_binding(options.host, options.key)
     with bind(options.host, options.port) as listening:
@@ -140,7 +140,8 @@ def _serve_http(server: ToolServer, options: ServeOptions, announce: Callable[[s
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
         # What uvicorn has caught, it raises again at its end; then the index is to be closed.
         signal.signal(signal.SIGTERM, lambda *_: _end())
-        asyncio.run(serve(make_app(server.server, host=options.host, port=port, key=options.key), listening))
+        app = make_app(server.server, host=options.host, port=port, key=options.key)
+        asyncio.run(make_http_server(app).serve(sockets=[listening]))
 
 
 def _end() -> None:

@@ -52,7 +52,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise StoreError(f"{host}:{port} cannot be served: {error}; give another --host or --port") from error
 
 
@@ -77,16 +77,17 @@ def make_app(server: Server[Any], *, host: str, port: int, key: str | None) -> A
     return app if key is None else _Guard(app, key)
 
 
-async def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Serve until the process is told to end."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+def make_http_server(app: ASGIApp) -> uvicorn.Server:
+    """Make what serves an application until the process is told to end."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
     )
-    await uvicorn.Server(config).serve(sockets=[listening])
 
 
 class _Guard:
