@@ -562,7 +562,8 @@ def mcp(
             key=key,
         )
         place = Place(
-            name=without_password(store),
+            # Absolute: an agent does not know the current folder.
+            name=without_password(store) if _is_url(store) else str(Path(store).resolve()),
             collection=collection,
             tenant=tenant,
             folder=None if _is_url(store) else Path(store),

@@ -1,0 +1,127 @@
+"""The server of agents as a program, over standard input and output."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from agent_client import ask, refused
+from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from typer.testing import CliRunner
+
+from pplx_vectorstore.cli import app
+
+COMMAND = str(Path(sys.executable).with_name("pplx-vectorstore"))
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+
+
+@pytest.fixture
+def project(folder):
+    root = (folder / "project").resolve()
+    (root / "docs").mkdir(parents=True)
+    (root / "docs" / "cats.md").write_text("# Cats\n\nCats purr when they are happy.\n")
+    return root
+
+
+@pytest.fixture
+def program(project, tests_folder):
+    """The command line of a server of the project, without a model."""
+    return [sys.executable, str(tests_folder / "agent_program.py"), str(project / "index"), str(project)]
+
+
+def client_of(command, project, mode="auto"):
+    parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=project)
+    return Client(stdio_client(parameters), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_conversation(program, project, mode):
+    async with client_of(program, project, mode) as client:
+        assert "there is no index" in await refused(client, "search", query="x")
+        assert (await ask(client, "index_folder"))["new"] == 1
+        (hit,) = (await ask(client, "search", query="cats"))["hits"]
+        assert (hit["file"], hit["lines"]) == (str(project / "docs" / "cats.md"), [1, 3])
+    async with client_of(program, project, mode) as client:  # another process
+        assert (await ask(client, "index_folder"))["unchanged"] == 1
+
+
+def test_nothing_but_protocol_on_standard_output(program):
+    call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "index_folder", "arguments": {}}}
+    ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        for message in (INITIALIZE, ready, call):
+            running.stdin.write(json.dumps(message).encode() + b"\n")
+        running.stdin.write(b"this is no message\n")
+        running.stdin.flush()
+        answers = []
+        while not any(answer.get("id") == 2 for answer in answers):
+            answers.append(json.loads(running.stdout.readline()))
+        running.stdin.close()  # the client has left
+        rest, errors = running.stdout.read(), running.stderr.read()
+        assert running.wait(20) == 0
+    assert [json.loads(line) for line in rest.splitlines()] == []
+    assert all(answer["jsonrpc"] == "2.0" for answer in answers)
+    assert b"what a library prints" in errors
+
+
+def test_http_ends_when_told_to(program, project):
+    with subprocess.Popen([*program, "--http"], stderr=subprocess.PIPE, text=True) as running:
+        url = json.loads(running.stderr.readline())["url"]
+
+        async def talk():
+            async with Client(url) as client:
+                assert (await ask(client, "index_folder"))["new"] == 1
+
+        asyncio.run(talk())
+        running.send_signal(signal.SIGTERM)
+        running.stderr.read()
+        assert running.wait(20) == 0
+
+
+def run(*arguments, **environment):
+    return CliRunner(env=environment).invoke(app, ["mcp", *arguments])
+
+
+def test_the_command_refuses_what_does_not_go_together(project):
+    assert "lets other machines in" in run("--http", "--host", "0.0.0.0", PPLX_VECTORSTORE_KEY="").stderr
+    assert "--allow-write needs --root FOLDER" in run("--allow-write").stderr
+    assert "--root must be a folder" in run("--root", str(project / "none")).stderr
+    assert "--describe must be TOOL=TEXT" in run("--describe", "search").stderr
+    assert "'find', which is none of the tools" in run("--describe", "find=x").stderr
+    assert "both set" in run("--compat", QDRANT_URL="http://x", QDRANT_LOCAL_PATH="y").stderr
+    assert run("--port", "70000").exit_code == 2
+
+
+@pytest.mark.slow
+async def test_the_command_with_a_model(project):
+    """By the real command line, with the real model, in the environment of mcp-server-qdrant, too."""
+    environment = os.environ | {
+        "COLLECTION_NAME": "memories",
+        "EMBEDDING_MODEL": "sentence-transformers/all-MiniLM-L6-v2",
+    }
+    parameters = StdioServerParameters(
+        command=COMMAND, args=["mcp", "--compat", "--allow-write", "--root", "."], env=environment, cwd=project
+    )
+    async with Client(stdio_client(parameters)) as client:
+        assert (await ask(client, "index_folder"))["new"] == 1
+        await ask(client, "qdrant-store", information="The sun is a star.")
+        facts = await ask(client, "index_info")
+        assert (facts["collection"], facts["model"], facts["chunks"]) == ("memories", "all-minilm-l6-v2", 2)
+        assert facts["store"] == str(project / ".pplx-vectorstore")
+        (first, second) = (await ask(client, "search", query="What do happy cats do?"))["hits"]
+        assert (first["document_id"], first["file"]) == ("docs/cats.md", str(project / "docs" / "cats.md"))
+        assert first["score"] > 0.4 > second["score"]
