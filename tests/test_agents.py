@@ -150,7 +150,7 @@ async def test_what_is_refused_says_why_and_what_to_do(index, project, encoder):
         assert "both came" in await refused(client, "get_context", id="x", document_id="y")
         assert "none came" in await refused(client, "get_context")
         assert "list_documents names those there are" in await refused(client, "get_context", document_id="two")
-        assert "has 1 chunks, numbered from 0; 7 is past its end" in await refused(
+        assert "has 1 chunk, numbered from 0; 7 is past its end" in await refused(
             client, "get_context", document_id="one", first=7
         )
         assert "there are: search, get_context" in await refused(client, "index_folder")

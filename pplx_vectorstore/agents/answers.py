@@ -90,7 +90,7 @@ def _details(chunk: StoredChunk, place: FilePlace) -> str:
     own = {key: value for key, value in chunk.metadata.items() if key not in _SHOWN}
     if own:
         lines.append(f"metadata: {json.dumps(own, ensure_ascii=False)}")
-    lines.append(f"id: {chunk.id}  chunk {chunk.chunk_index} of {chunk.chunk_count} of {chunk.document_id}")
+    lines.append(f"id: {chunk.id}  ({chunk.document_id}, chunk {chunk.chunk_index} of 0 to {chunk.chunk_count - 1})")
     return "\n".join(lines)
 
 

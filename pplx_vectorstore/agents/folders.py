@@ -13,6 +13,7 @@ from pydantic import Field
 from pplx_vectorstore.agents.answers import Answer
 from pplx_vectorstore.agents.index import LazyIndex
 from pplx_vectorstore.agents.tools import Arguments, Progress, Tool
+from pplx_vectorstore.display import number
 from pplx_vectorstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -146,23 +147,24 @@ def _answer(
         "deleted": len(gone) if pruned else 0,
     }
     said = [
-        f"embedded {report.documents:,} documents ({report.new_documents:,} new), {report.chunks:,} chunks",
+        f"embedded {number(report.documents, 'document')} ({report.new_documents:,} new), "
+        f"{number(report.chunks, 'chunk')}",
         f"{report.unchanged_documents:,} unchanged",
     ]
     if gone:
         said.append(
             f"{len(gone):,} deleted, whose files are gone"
             if pruned
-            else f"{len(gone):,} indexed files are gone (prune=true deletes them from the index)"
+            else f"{number(len(gone), 'indexed file')} gone (prune=true deletes what is indexed of them)"
         )
-    lines = [f"{'; '.join(said)}; the index now holds {chunks:,} chunks"]
+    lines = [f"{'; '.join(said)}; the index now holds {number(chunks, 'chunk')}"]
     problems = [
         *((path, f"skipped: {reason}") for path, reason in found.skipped),
         *((path, f"read in part: {loss}") for path, loss in reading.losses),
     ]
     lines += [f"{path}: {problem}" for path, problem in problems[:_MOST_NAMED]]
     if len(problems) > _MOST_NAMED:
-        lines.append(f"and {len(problems) - _MOST_NAMED:,} more files that were skipped or read in part")
+        lines.append(f"and {number(len(problems) - _MOST_NAMED, 'more file')}, skipped or read in part")
     left_out = _why(found)
     if left_out:
         lines.append(left_out.removeprefix("; "))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pplx_vectorstore.agents.answers import Answer, render_chunks, render_hits
 from pplx_vectorstore.agents.index import LazyIndex, OpenIndex
+from pplx_vectorstore.display import number
 from pplx_vectorstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -222,9 +223,9 @@ class ReadingTools:
             page = heapq.nsmallest(arguments.limit + 1, matching(), key=lambda document: document.id)
         shown = page[: arguments.limit]
         following = shown[-1].id if len(page) > len(shown) else None
-        lines = [f"{total:,} documents" + (f" that begin with {arguments.prefix}" if arguments.prefix else "")]
+        lines = [number(total, "document") + (f" with the prefix {arguments.prefix}" if arguments.prefix else "")]
         lines += [
-            f"{document.id}  ({document.chunks:,} chunks"
+            f"{document.id}  ({number(document.chunks, 'chunk')}"
             + ("" if document.chunks == document.chunk_count else f" of {document.chunk_count:,}; to be indexed again")
             + ")"
             for document in shown
@@ -281,7 +282,7 @@ def _read_range(index: OpenIndex, document_id: str, first: int, stop: int) -> li
 def _why_nothing(index: OpenIndex, document_id: str, first: int) -> str:
     start = _read_range(index, document_id, 0, 1)
     if start and first:
-        return f"{document_id} has {start[0].chunk_count} chunks, numbered from 0; {first} is past its end"
+        return f"{document_id} has {number(start[0].chunk_count, 'chunk')}, numbered from 0; {first} is past its end"
     return f"there is no document {document_id!r}; list_documents names those there are"
 
 
