@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -125,3 +127,14 @@ async def test_the_command_with_a_model(project):
         (first, second) = (await ask(client, "search", query="What do happy cats do?"))["hits"]
         assert (first["document_id"], first["file"]) == ("docs/cats.md", str(project / "docs" / "cats.md"))
         assert first["score"] > 0.4 > second["score"]
+
+
+@pytest.mark.slow
+def test_the_conversation_in_the_docs_is_what_is_said():
+    docs = Path(__file__).parent.parent / "docs"
+    held = runpy.run_path(str(docs / "agent_conversation.py"))["main"]()
+    (shown,) = re.findall(r"```text\n(> search .*?)\n```", (docs / "agents.md").read_text("utf-8"), re.DOTALL)
+    score = re.compile(r"score (\d\.\d{3})")
+    assert score.sub("score", held) == score.sub("score", shown)
+    # Hardware with and without bfloat16 differs in the second decimal.
+    assert list(map(float, score.findall(held))) == pytest.approx(list(map(float, score.findall(shown))), abs=0.02)
