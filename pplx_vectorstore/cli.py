@@ -561,15 +561,15 @@ def mcp(
             port=port,
             key=key,
         )
+        # Absolute: an agent does not know the current folder.
+        name = without_password(store) if _is_url(store) else str(Path(store).resolve())
         place = Place(
-            # Absolute: an agent does not know the current folder.
-            name=without_password(store) if _is_url(store) else str(Path(store).resolve()),
+            name=name,
             collection=collection,
             tenant=tenant,
             folder=None if _is_url(store) else Path(store),
-            way_out="make one with index_folder, or with: pplx-vectorstore index PATH"
-            if allow_write and root is not None
-            else "make one with: pplx-vectorstore index PATH",
+            way_out=f"make one {'with index_folder, or ' if allow_write and root is not None else ''}with: "
+            f"pplx-vectorstore index PATH --store {name}",
         )
         options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
         index = LazyIndex(
@@ -577,7 +577,7 @@ def mcp(
             lambda: _connect(store, grpc_port),
             lambda recorded: _load(console, model, recorded, options_of_model),
         )
-        serve_index(index, options, lambda url: complain(console, f"serving {place.name} at {url}"))
+        serve_index(index, options, lambda where: complain(console, f"serving {name} {where}"))
 
 
 @app.command("export-onnx")

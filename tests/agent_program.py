@@ -24,5 +24,5 @@ if __name__ == "__main__":
     serve_index(
         lazy_index(Path(folder), load),
         options,
-        lambda url: print(json.dumps({"url": url}), file=sys.stderr, flush=True),
+        lambda where: print(json.dumps({"url": where.removeprefix("at ")}), file=sys.stderr, flush=True),
     )

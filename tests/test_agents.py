@@ -191,6 +191,7 @@ async def test_a_model_that_fails_to_load_is_told_and_tried_again(index, project
         return encoder
 
     async with talking(lazy_index(index.place.folder, load), preload=True) as client:
+        await client.list_tools()
         assert (await ask(client, "index_info"))["chunks"] == 1  # needs no model
         for _ in range(2):
             assert "name its folder with --model" in await refused(client, "search", query="one")
@@ -211,8 +212,11 @@ async def test_the_model_is_loaded_once_for_all_who_wait(index, project, encoder
         return encoder
 
     async with talking(lazy_index(index.place.folder, load), preload=True) as client:
+        assert not loads  # not before it is asked for
+        await client.list_tools()
         searches = [asyncio.create_task(ask(client, "search", query=f"text {n}", k=1)) for n in range(20)]
         assert (await ask(client, "list_documents", prefix="d1"))["total"] == 11  # while the model loads
+        assert loads
         assert not any(search.done() for search in searches)
         goes_on.set()
         found = [(await search)["hits"][0]["document_id"] for search in searches]
@@ -259,7 +263,8 @@ async def test_progress_is_told(index, project, encoder, monkeypatch):
 
     async def note(done, total, message):
         reports.append((done, total))
-        told.set()
+        if done == total:
+            told.set()
 
     async with talking(index, **writing(project)) as client:
         await client.call_tool("index_folder", {}, progress_callback=note)

@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,12 @@ def client_of(command, project, mode="auto"):
     return Client(stdio_client(parameters), mode=mode)
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_conversation(program, project, mode):
-    async with client_of(program, project, mode) as client:
+async def test_a_conversation(program, project):
+    async with client_of(program, project, mode="legacy") as client:
         assert "there is no index" in await refused(client, "search", query="x")
         assert (await ask(client, "index_folder"))["new"] == 1
         (hit,) = (await ask(client, "search", query="cats"))["hits"]
         assert (hit["file"], hit["lines"]) == (str(project / "docs" / "cats.md"), [1, 3])
-    async with client_of(program, project, mode) as client:  # another process
-        assert (await ask(client, "index_folder"))["unchanged"] == 1
 
 
 def test_nothing_but_protocol_on_standard_output(program):
@@ -92,6 +90,29 @@ def test_http_ends_when_told_to(program, project):
         running.send_signal(signal.SIGTERM)
         running.stderr.read()
         assert running.wait(20) == 0
+
+
+def test_a_client_that_goes_away_in_the_midst(program, project):
+    for n in range(40):
+        (project / f"file{n}.txt").write_text(f"File {n}. " * 2000)
+    call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "index_folder", "arguments": {}}}
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        for message in (INITIALIZE, {"jsonrpc": "2.0", "method": "notifications/initialized"}, call):
+            running.stdin.write(json.dumps(message).encode() + b"\n")
+        running.stdin.flush()
+        running.stdout.readline()
+        while not (project / "index" / "documents").exists():
+            time.sleep(0.01)
+        running.stdin.close()
+        running.stdout.read()
+        assert running.wait(20) == 0
+
+    async def again():
+        async with client_of(program, project) as client:
+            done = await ask(client, "index_folder")
+            return done["unchanged"] + done["embedded"], (await ask(client, "list_documents"))["total"]
+
+    assert asyncio.run(again()) == (41, 41)
 
 
 def run(*arguments, **environment):

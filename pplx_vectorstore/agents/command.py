@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def serve_index(index: LazyIndex, options: ServeOptions, announce: Callable[[str
     Args:
         index: The index; closed at the end.
         options: How.
-        announce: Says where it is served, by HTTP.
+        announce: Says where it is served, to a person.
 
     Raises:
         MissingExtraError: The extra ``mcp`` is not installed.
@@ -113,6 +114,10 @@ def serve_index(index: LazyIndex, options: ServeOptions, announce: Callable[[str
         if options.http:
             _serve_http(server, options, announce)
         else:
+            if sys.stdin.isatty():
+                announce(
+                    "over standard input and output; it is a client of the Model Context Protocol that starts this"
+                )
             _serve_stdio(server)
     finally:
         server.close()
@@ -137,7 +142,7 @@ def _serve_http(server: ToolServer, options: ServeOptions, announce: Callable[[s
     check_binding(options.host, options.key)
     with bind(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        announce(f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
+        announce(f"at http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
         # What uvicorn has caught, it raises again at its end; then the index is to be closed.
         signal.signal(signal.SIGTERM, lambda *_: _end())
         app = make_app(server.server, host=options.host, port=port, key=options.key)

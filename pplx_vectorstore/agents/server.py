@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 import mcp_types as types
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 
 from pplx_vectorstore._version import __version__
@@ -39,7 +39,8 @@ class ToolServer:
 
     Args:
         tools: What it offers.
-        preload: Called once, when the first client has introduced itself.
+        preload: Called when a client asks for the tools, which it does once it has introduced itself: to load the model
+            before that would only hold up the answer.
 
     Attributes:
         server: The SDK's server, for its transports.
@@ -48,7 +49,6 @@ class ToolServer:
     def __init__(self, tools: Sequence[Tool], *, preload: Callable[[], None] = lambda: None) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._preload = preload
-        self._is_preloaded = False
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pplx-vectorstore tool")
         self.server: Server[Any] = Server(
             "pplx-vectorstore",
@@ -57,21 +57,13 @@ class ToolServer:
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
-        self.server.middleware.append(self._notice)
 
     def close(self) -> None:
         """Let go of the threads; calls that are under way end first."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def _notice(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """Have the model loaded once a client has introduced itself: before, that would only hold up the answer."""
-        result = await call_next(ctx)
-        if not self._is_preloaded and ctx.method != "initialize":
-            self._is_preloaded = True
-            self._preload()
-        return result
-
     async def _list_tools(self, _: Context, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        self._preload()
         return types.ListToolsResult(
             tools=[
                 types.Tool(
