@@ -123,6 +123,9 @@ async def test_pages_of_browsers_are_kept_out(index):
         for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
             answer = await plain.post(url, headers={"Host": host}, json=INITIALIZE)
             assert answer.status_code == 200, host
+        for method in ("GET", "DELETE", "PUT"):
+            assert (await plain.request(method, url)).status_code == 405
+        assert (await plain.post(url.removesuffix("mcp"), json=INITIALIZE)).status_code == 404
         large = await plain.post(url, content=b" " * 5_000_000, headers={"Content-Type": "application/json"})
         assert large.status_code == 413
 

@@ -74,7 +74,7 @@ def make_app(server: Server[Any], *, host: str, port: int, key: str | None) -> A
     app = server.streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, transport_security=security, host=host
     )
-    return app if key is None else _Guard(app, key)
+    return _Guard(app, key)
 
 
 def make_http_server(app: ASGIApp) -> uvicorn.Server:
@@ -91,24 +91,33 @@ def make_http_server(app: ASGIApp) -> uvicorn.Server:
 
 
 class _Guard:
-    """Lets nobody in without the key, whatever they ask for."""
+    """Lets nobody in without the key, whatever they ask for, and nobody wait for messages that never come.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    Args:
+        app: What answers.
+        key: None where nobody needs one.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
-        self._key = key.encode("ascii")
+        self._key = None if key is None else key.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: ASGIApp = self._app
         if scope["type"] == "http" and not self._is_known(scope):
             response = JSONResponse(
                 {"error": "unauthorized: send the server's key as 'Authorization: Bearer KEY'"},
                 status_code=401,
                 headers={"WWW-Authenticate": "Bearer"},
             )
-            await response(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] != "POST":
+            # With GET, clients ask for a stream of what a server has to say unasked; this one has nothing.
+            response = JSONResponse({"error": "only POST is served"}, status_code=405, headers={"Allow": "POST"})
+        await response(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
+        if self._key is None:
+            return True
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, credentials = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
         return hmac.compare_digest(credentials.strip(), self._key) and scheme.lower() == b"bearer"
