@@ -31,7 +31,7 @@ from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.dry_run import estimate
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError, UnknownModelError
-from pplx_vectorstore.file_ids import name_file
+from pplx_vectorstore.file_ids import as_text, name_file
 from pplx_vectorstore.file_reading import Reading
 from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
 from pplx_vectorstore.files import Names, find_below, find_changed, find_gone, find_names, find_recorded
@@ -562,7 +562,7 @@ def mcp(
             key=key,
         )
         # Absolute: an agent does not know the current folder.
-        name = without_password(store) if _is_url(store) else str(Path(store).resolve())
+        name = without_password(store) if _is_url(store) else as_text(Path(store).resolve())
         place = Place(
             name=name,
             collection=collection,

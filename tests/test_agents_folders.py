@@ -90,6 +90,19 @@ async def test_what_is_hidden_or_ignored_stays_out_also_where_it_is_named(projec
         assert done["problems"][0]["file"] == str(project / "docs" / "broken.docx")
 
 
+async def test_names_that_are_no_unicode(project, hash_encoder):
+    nameless = os.fsencode(project) + b"/docs/caf\xe9"
+    Path(os.fsdecode(nameless + b".md")).write_text("Coffee.")
+    Path(os.fsdecode(nameless + b".docx")).write_bytes(b"nothing")
+    index = lazy_index(project / ".pplx-vectorstore", hash_encoder())
+    async with talking(index, mode="legacy", allow_write=True, root=project) as client:
+        done = await ask(client, "index_folder", path="docs")
+        assert [problem["file"] for problem in done["problems"]] == [f"{project}/docs/caf\\xe9.docx"]
+        (hit, *_) = (await ask(client, "search", query="Coffee."))["hits"]
+        assert (hit["file"], hit["change"]) == (f"{project}/docs/caf\\xe9.md", None)
+        assert "there is no file or folder" in await refused(client, "index_folder", path="docs/caf\\xe9")
+
+
 async def test_files_have_the_ids_that_the_command_line_gives_them(project, hash_encoder, minilm, monkeypatch):
     monkeypatch.chdir(project)
     model = ["--model", "all-minilm-l6-v2", "--dtype", "float32", "--chunk-tokens", "64"]

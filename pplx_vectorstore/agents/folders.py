@@ -15,6 +15,7 @@ from pplx_vectorstore.agents.index import LazyIndex
 from pplx_vectorstore.agents.tools import Arguments, Progress, Tool
 from pplx_vectorstore.display import number
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.file_ids import as_text
 
 if TYPE_CHECKING:
     from pplx_vectorstore.agents.index import OpenIndex
@@ -49,8 +50,8 @@ class FolderTool:
         return [
             Tool(
                 name="index_folder",
-                description=f"Index the documents in {self.root}, or in a folder or file below it, so that they can be "
-                "searched. What has not changed is skipped, so call it again after edits. Ignore files are heeded.",
+                description=f"Index the documents in {as_text(self.root)}, or in a folder or file below it, so that they "
+                "can be searched. What has not changed is skipped, so call it again after edits. Ignore files are heeded.",
                 arguments=FolderArguments,
                 run=self.index_folder,
                 writes=True,
@@ -159,8 +160,8 @@ def _answer(
         )
     lines = [f"{'; '.join(said)}; the index now holds {number(chunks, 'chunk')}"]
     problems = [
-        *((path, f"skipped: {reason}") for path, reason in found.skipped),
-        *((path, f"read in part: {loss}") for path, loss in reading.losses),
+        *((as_text(path), f"skipped: {reason}") for path, reason in found.skipped),
+        *((as_text(path), f"read in part: {loss}") for path, loss in reading.losses),
     ]
     lines += [f"{path}: {problem}" for path, problem in problems[:_MOST_NAMED]]
     if len(problems) > _MOST_NAMED:
@@ -172,7 +173,7 @@ def _answer(
         **counts,
         "chunks": chunks,
         "gone": list(gone),
-        "problems": [{"file": str(path), "reason": reason} for path, reason in problems],
+        "problems": [{"file": path, "reason": reason} for path, reason in problems],
         "left_out": {reason: len(paths) for reason, paths in found.left_out.items()},
         "usage": asdict(report.usage),
     }

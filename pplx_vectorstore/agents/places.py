@@ -94,7 +94,8 @@ class FilePlaces:
             if not any(real.is_relative_to(folder) for folder in self._folders):
                 return None
             if not real.exists():
-                return GONE
+                # A name that is no Unicode is recorded with escapes, by which it cannot be found.
+                return None if "\\" in file.as_posix() else GONE
             if not has_lines:
                 return None
             if not real.is_file():
