@@ -50,8 +50,9 @@ class FolderTool:
         return [
             Tool(
                 name="index_folder",
-                description=f"Index the documents in {as_text(self.root)}, or in a folder or file below it, so that they "
-                "can be searched. What has not changed is skipped, so call it again after edits. Ignore files are heeded.",
+                description=f"Index the documents in {as_text(self.root)}, or in a folder or file below it, so that "
+                "they can be searched. What has not changed is skipped, so call it again after edits. Ignore files are "
+                "heeded.",
                 arguments=FolderArguments,
                 run=self.index_folder,
                 writes=True,
