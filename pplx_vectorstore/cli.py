@@ -543,9 +543,12 @@ def mcp(
 
     def is_given(option: str) -> bool:
         source = context.get_parameter_source(option)
-        return source is not None and source.name != "DEFAULT"
+        return source is not None and source.name == "COMMANDLINE"
 
     with reported_errors() as console:
+        for option in ("host", "port", "key"):
+            if is_given(option) and not http:
+                raise InvalidInputError(f"--{option} is of --http; give that too, or leave --{option} out")
         settings = QdrantSettings.from_environment(os.environ) if compat else None
         if settings is not None:
             store = store if is_given("store") else settings.store or store

@@ -127,6 +127,14 @@ def test_the_command_refuses_what_does_not_go_together(project):
     assert "'find', which is none of the tools" in run("--describe", "find=x").stderr
     assert "both set" in run("--compat", QDRANT_URL="http://x", QDRANT_LOCAL_PATH="y").stderr
     assert run("--port", "70000").exit_code == 2
+    assert "--port is of --http" in run("--port", "8000").stderr
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pplx_vectorstore.agents.server", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    monkeypatch.setitem(sys.modules, "mcp_types", None)
+    assert "pip install 'pplx-vectorstore[mcp]'" in run().stderr
 
 
 @pytest.mark.slow
