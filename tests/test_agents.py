@@ -101,6 +101,7 @@ async def test_search_and_what_is_said(index, project, encoder):
     ]
     with VectorStore.open(index.place.folder, encoder=encoder) as store:
         store.add(notes)
+        fused = [hit.score for hit in store.search("Note 2, part 1.", k=9, hybrid=True)]
     async with talking(index) as client:
         tools = (await client.list_tools()).tools
         assert [tool.name for tool in tools] == ["search", "get_context", "list_documents", "index_info"]
@@ -109,11 +110,12 @@ async def test_search_and_what_is_said(index, project, encoder):
         hits = (await ask(client, "search", query="part", k=50, filter={"lang": "en"}))["hits"]
         assert {hit["document_id"] for hit in hits} == {"note-0", "note-2"}
         assert len(hits) == 6
+        assert (await ask(client, "search", query="part", k=50, filter='{"lang": "en"}'))["hits"] == hits
         best = (await ask(client, "search", query="part", k=50, group_by_document=True, context=1))["hits"]
         assert sorted(hit["document_id"] for hit in best) == ["note-0", "note-1", "note-2"]
         assert all(len(hit["context"]) > len(hit["text"]) for hit in best)
-        (lexical, *_) = (await ask(client, "search", query="Note 2, part 1.", hybrid=True))["hits"]
-        assert lexical["document_id"] == "note-2"
+        hybrid = (await ask(client, "search", query="Note 2, part 1.", k=9, hybrid=True))["hits"]
+        assert [hit["score"] for hit in hybrid] == pytest.approx(fused)
         result = await client.call_tool("search", {"query": "Note", "filter": {"lang": "fr"}})
         assert said(result) == "nothing found; index_info names the fields that a filter may ask for"
         shown = said(await client.call_tool("search", {"query": "Note", "k": 1, "filter": {"lang": "de"}}))
@@ -147,6 +149,10 @@ async def test_what_is_refused_says_why_and_what_to_do(index, project, encoder):
         assert "query: Field required" in await refused(client, "search")
         assert "must not be blank" in await refused(client, "search", query=" ")
         assert "$between" in await refused(client, "search", query="x", filter={"n": {"$between": 1}})
+        for no_object in ("lang = en", "[1]", "[" * 100_000, 5):
+            assert "filter: Input should be a valid dict" in await refused(
+                client, "search", query="x", filter=no_object
+            )
         assert "both came" in await refused(client, "get_context", id="x", document_id="y")
         assert "none came" in await refused(client, "get_context")
         assert "list_documents names those there are" in await refused(client, "get_context", document_id="two")

@@ -1,5 +1,7 @@
 """The names of mcp-server-qdrant."""
 
+import json
+
 import pytest
 from agent_client import ask, lazy_index, refused, said, talking
 
@@ -23,8 +25,8 @@ async def test_what_was_stored_is_found(index):
         assert tools["qdrant-store"].input_schema["required"] == ["information"]
         assert "query_filter" not in tools["qdrant-find"].input_schema["properties"]
         stored = {"information": "Cats purr.", "metadata": {"lang": "en", "tags": ["a"]}}
-        for _ in range(2):
-            assert await ask(client, "qdrant-store", **stored) == "Remembered: Cats purr."
+        for metadata in (stored["metadata"], json.dumps(stored["metadata"])):
+            assert await ask(client, "qdrant-store", **stored | {"metadata": metadata}) == "Remembered: Cats purr."
         await ask(client, "qdrant-store", information="Cats purr.", metadata=None, collection_name="memories")
         assert (await ask(client, "index_info"))["chunks"] == 2
         result = await client.call_tool("qdrant-find", {"query": "Cats purr."})

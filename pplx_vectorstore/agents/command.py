@@ -14,7 +14,8 @@ from pplx_vectorstore.agents import DEFAULT_HOST, DEFAULT_PORT
 from pplx_vectorstore.agents.compat import QdrantSettings, QdrantTools
 from pplx_vectorstore.agents.folders import FolderTool
 from pplx_vectorstore.agents.index import LazyIndex
-from pplx_vectorstore.agents.tools import ReadingTools, Tool
+from pplx_vectorstore.agents.reading import ReadingTools
+from pplx_vectorstore.agents.tools import Tool
 from pplx_vectorstore.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from pplx_vectorstore.agents.answers import Answer
 from pplx_vectorstore.agents.index import LazyIndex
-from pplx_vectorstore.agents.tools import MOST_HITS, Arguments, Progress, Tool
+from pplx_vectorstore.agents.reading import MOST_HITS
+from pplx_vectorstore.agents.tools import Arguments, JsonObject, Progress, Tool
 from pplx_vectorstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FindArguments(Arguments):
 class FilteredFindArguments(FindArguments):
     """Of `qdrant-find`, where filters are allowed."""
 
-    query_filter: dict[str, Any] = Field(
+    query_filter: JsonObject = Field(
         default_factory=dict, description='A filter of Qdrant\'s, whose keys begin with "metadata."; empty for none.'
     )
 
@@ -99,7 +100,7 @@ class StoreArguments(Arguments):
     """Of `qdrant-store`."""
 
     information: str = Field(min_length=1, description="The text to remember.")
-    metadata: dict[str, Any] | None = Field(None, description="Any JSON to keep with it.")
+    metadata: JsonObject | None = Field(None, description="Any JSON to keep with it.")
     collection_name: str = Field("", description="The collection that this server serves; may be left out.")
 
 
