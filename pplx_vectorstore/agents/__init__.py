@@ -1,8 +1,8 @@
 """An index as a tool of agents: a server of the Model Context Protocol.
 
-``index`` opens the index and its model when they are first asked for; ``reading``, ``folders`` and
-``compat`` have the ``tools`` that an agent may call, and know nothing of the protocol; ``server`` speaks it, over
-standard input and output or by ``http``.
+``index`` and ``model`` are opened and loaded when they are first asked for; ``reading``, ``folders`` and ``compat``
+have the ``tools`` that an agent may call, and know nothing of the protocol; ``server`` speaks it, over standard input
+and output or by ``http``; ``command`` puts them together.
 """
 
 DEFAULT_HOST = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""An index that is opened, and whose model is loaded, when somebody first asks for it."""
+"""An index that is opened when somebody first asks for it, and again when another one takes its place."""
 
 from __future__ import annotations
 
@@ -6,30 +6,24 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pplx_vectorstore.agents.model import LazyModel
 from pplx_vectorstore.errors import PplxVectorStoreError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from pplx_vectorstore.agents.model import Load, LoadedEncoder
     from pplx_vectorstore.collection import Fingerprint
-    from pplx_vectorstore.encoders import ApiEncoder, LateChunkingEncoder
     from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.file_settings import FileSettings
     from pplx_vectorstore.store import VectorStore
 
-    LoadedEncoder = LateChunkingEncoder | ApiEncoder
     Connect = Callable[[], AbstractContextManager[Any]]
-    Load = Callable[[Fingerprint | None], LoadedEncoder]
-
-# How often who waits for the model looks whether the answer is still wanted.
-_GLANCE = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +61,7 @@ class LazyIndex:
     def __init__(self, place: Place, connect: Connect, load: Load) -> None:
         self.place = place
         self._connect = connect
-        self._model = _Model(load)
+        self._model = LazyModel(load)
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._current: _Opened | None = None
@@ -279,53 +273,6 @@ class _Opened:
         from pplx_vectorstore.store import VectorStore
 
         return VectorStore(self._client, self.place.collection, encoder=encoder, tenant=self.place.tenant, create=False)
-
-
-class _Model:
-    """Loads a model once for all who ask for it; again after a failure, and for an index of another model.
-
-    It is loaded in a thread that nobody is bound to: whoever gives up does not wait for it, and neither does the
-    process when it ends.
-    """
-
-    def __init__(self, load: Load) -> None:
-        self._load = load
-        self._lock = threading.Lock()
-        self._of: Fingerprint | None = None
-        self._future: Future[LoadedEncoder] | None = None
-
-    def get(self, recorded: Fingerprint | None) -> LoadedEncoder:
-        """Return the model of an index, or of None that of a new one."""
-        from pplx_vectorstore.engines.retrying import require_wanted
-
-        with self._lock:
-            future = self._future
-            if future is None or self._of != recorded or (future.done() and future.exception() is not None):
-                future = self._future = Future()
-                self._of = recorded
-                threading.Thread(
-                    target=self._run, args=(future, recorded), name="pplx-vectorstore model", daemon=True
-                ).start()
-        while True:
-            try:
-                return future.result(timeout=_GLANCE)
-            except FutureTimeoutError:
-                if future.done():  # the load itself has timed out
-                    raise
-                require_wanted()
-
-    def keep(self, recorded: Fingerprint | None, encoder: LoadedEncoder) -> None:
-        """Note that a model is that of an index, too, which was made with it."""
-        future: Future[LoadedEncoder] = Future()
-        future.set_result(encoder)
-        with self._lock:
-            self._of, self._future = recorded, future
-
-    def _run(self, future: Future[LoadedEncoder], recorded: Fingerprint | None) -> None:
-        try:
-            future.set_result(self._load(recorded))
-        except BaseException as error:  # noqa: BLE001 - it is raised where the model is needed
-            future.set_exception(error)
 
 
 def _calls(client: Any) -> BlockingCalls:
