@@ -1,6 +1,7 @@
 """An index that is opened when it is asked for, and again when another takes its place."""
 
 import asyncio
+import contextlib
 import shutil
 import threading
 
@@ -8,7 +9,9 @@ import pytest
 from agent_client import ask, lazy_index, talking
 
 from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.agents.index import LazyIndex, Place
 from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.engines.server import make_client
 from pplx_vectorstore.errors import StoreClosedError, StoreError, StoreNotFoundError
 
 
@@ -62,6 +65,25 @@ def test_what_is_in_use_stays_open_when_another_takes_its_place(folder, encoder)
         assert again.store.count() == 2
     with pytest.raises(StoreClosedError):
         again.store.count()
+
+
+def test_a_collection_of_another_model_on_a_server(server, hash_encoder):
+    def connect():
+        return contextlib.closing(
+            make_client(server.url, api_key=None, prefer_grpc=False, timeout=10, asynchronous=False)
+        )
+
+    place = Place(name=server.url, collection="docs", tenant=None, folder=None, way_out="make one")
+    index = LazyIndex(place, connect, lambda recorded: hash_encoder(recorded.dimension))
+    for dimension in (64, 32):
+        with VectorStore.connect(server.url, collection="docs", encoder=hash_encoder(dimension)) as store:
+            store.add([Document(id="one", chunks=["one"])])
+        with index.searching() as searching:
+            (hit,) = searching.store.search("one", with_codes=True)
+            assert (hit.codes.shape, hit.score) == ((dimension,), pytest.approx(1, abs=1e-3))
+        with connect() as client:
+            client.delete_collection("docs")
+    index.close()
 
 
 def test_a_folder_that_tells_of_its_removal(folder, encoder):
