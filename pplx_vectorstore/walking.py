@@ -29,6 +29,7 @@ class WalkOptions:
             one are taken, and these of any kind.
         exclude: Patterns of what is left out.
         max_file_size: Bytes of the largest file that is taken.
+        links: Whether links to files are taken, where they stay within the folder.
     """
 
     ignore: bool = True
@@ -36,6 +37,7 @@ class WalkOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_file_size: int = DEFAULT_MAX_FILE_SIZE
+    links: bool = True
 
     def __post_init__(self) -> None:
         if self.max_file_size < 1:
@@ -179,6 +181,9 @@ class _Walker:
         # Readers take their time to be imported, and a command's help needs nothing of this module but a number.
         from pplx_vectorstore.readers import kind_by_name
 
+        if not self._options.links and real.is_symlink():
+            self.found.leave_out(path, "link")
+            return
         try:
             status = real.stat()
         except OSError as error:

@@ -66,6 +66,7 @@ ORDER = [
     ["operations"],
     ["store", "async_store", "display"],
     ["shared_store", "files", "rebuilding"],
+    ["agents"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -100,6 +101,17 @@ def test_loading_a_store_and_the_command_line_loads_no_torch():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_agents_are_answered_before_anything_heavy_is_loaded():
+    code = (
+        "import sys, pplx_vectorstore.cli; before = set(sys.modules); "
+        "import pplx_vectorstore.agents.command, pplx_vectorstore.agents.server; "
+        "heavy = {'torch', 'transformers', 'qdrant_client', 'qdrant_edge'}; "
+        "print(sorted({'mcp', 'pydantic'} & before), sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[] []"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -129,6 +129,11 @@ class EdgeClient:
         """Tell whether the collection was created; a creation cut short does not count."""
         return (self._path(collection_name) / _SETTINGS).is_file()
 
+    def is_gone(self, collection_name: str) -> bool:
+        """Tell whether the collection was removed, or another one put in its place, since this client opened it."""
+        shard = self._open.get(collection_name)
+        return shard is not None and shard.is_gone()
+
     def create_collection(
         self,
         collection_name: str,
