@@ -58,7 +58,7 @@ def serve_model(console: Console, options: ServeOptions) -> None:
     """
     try:
         from pplx_vectorstore.serving.app import make_app
-        from pplx_vectorstore.serving.server import bind, choose_access, run_server
+        from pplx_vectorstore.serving.server import Server, bind, choose_access
         from pplx_vectorstore.serving.service import EmbeddingService
         from pplx_vectorstore.serving.wire import ENCODINGS
     except ModuleNotFoundError as error:
@@ -85,7 +85,10 @@ def serve_model(console: Console, options: ServeOptions) -> None:
     url = f"http://{host}:{listener.getsockname()[1]}"
     _log_to(console)
     complain(console, f"listening on {url}; loading {options.model}")
-    run_server(service, app, listener, on_ready=lambda: complain(console, f"serving {service.model.name} on {url}"))
+    server = Server(
+        service, app, on_ready=lambda: complain(console, f"serving {service.model.name} on {url}; Ctrl-C ends it")
+    )
+    server.serve_on(listener)
     complain(console, "all requests are answered; ended")
 
 

@@ -80,76 +80,77 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run_server(
-    service: EmbeddingService, app: Gate, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None
-) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was taken on; a second signal ends that too.
+class Server(uvicorn.Server):
+    """Serves until SIGTERM, SIGINT or `stop`; then answers what was taken on, while it refuses what comes.
+
+    A second signal ends it at once.
 
     Args:
-        service: Started here, and closed.
+        service: Started by `serve_on`, and closed.
         app: In front of it.
-        listener: From `bind`.
         on_ready: Called when the model is loaded.
-
-    Raises:
-        BaseException: Whatever loading the model raised.
     """
-    _allow_many_connections()
-    config = uvicorn.Config(
-        app,
-        http=GuardedProtocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        # Its loggers show tracebacks with what errors say, and warn of each request that is none.
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
-    server = _Server(config, service, app, on_ready)
-    service.start()
-    try:
-        server.run(sockets=[listener])
-    finally:
-        listener.close()
-        if not server.force_exit:
-            service.close()
-    if service.failure is not None:
-        raise service.failure
 
-
-class _Server(uvicorn.Server):
-    """Keeps listening while it drains, so that whoever comes then is told so."""
-
-    def __init__(
-        self, config: uvicorn.Config, service: EmbeddingService, app: Gate, on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, service: EmbeddingService, app: Gate, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
+        )
+        # Its loggers show what errors say, and warn of each request that is none.
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         super().__init__(config)
         self._service = service
         self._app = app
         self._on_ready: Callable[[], None] | None = on_ready
-        self._is_draining = False
+        self._is_stopping = False
         self._quiet_since: float | None = None
 
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve on a socket from `bind`, which is closed in the end.
+
+        Raises:
+            BaseException: Whatever loading the model raised.
+        """
+        _allow_many_connections()
+        self._service.start()
+        try:
+            self.run(sockets=[listener])
+        finally:
+            listener.close()
+            if not self.force_exit:
+                self._service.close()
+        if self._service.failure is not None:
+            raise self._service.failure
+
+    def stop(self) -> None:
+        """Begin to end; any thread may."""
+        self._is_stopping = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or end at once."""
-        if self._is_draining:
+        """Take a signal."""
+        if self._is_stopping:
             self.should_exit = self.force_exit = True
-        self._is_draining = True
+        self.stop()
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second for what has changed."""
         if self._on_ready is not None and self._service.state == "ready":
             self._on_ready()
             self._on_ready = None
-        if self._is_draining and self._service.state != "failed":
-            self._service.drain()
-        if self._service.state == "failed" or (self._is_draining and self._is_quiet()):
+        if self._service.state == "failed":
             self.should_exit = True
+        elif self._is_stopping:
+            self._service.drain()
+            self.should_exit = self.should_exit or self._is_quiet()
         return await super().on_tick(counter)
 
     def _is_quiet(self) -> bool:

@@ -17,7 +17,12 @@ from pplx_vectorstore.quantization import Codes, Floats, norms, pack_bits
 DEFAULT_ENCODING = "base64_int8"
 
 _FIELDS = {"input", "model", "dimensions", "encoding_format", "user"}
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
 _TOKEN_IDS = (
     "input must be text, not token ids: the ids are of another model's tokenizer. In langchain-openai, set "
     "check_embedding_ctx_length=False"
