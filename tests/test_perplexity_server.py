@@ -178,7 +178,7 @@ def test_tokens_are_counted_as_it_is_told(server):
     assert ask(server, ["abc", "de"])[1]["usage"]["total_tokens"] == 5
 
 
-# --- it refuses what the hosted service does, and other servers may answer ---------------------------------------------------------
+# --- it refuses what other servers answer ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer other"}, {"Authorization": "test-key"}])

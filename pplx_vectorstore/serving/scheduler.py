@@ -3,12 +3,15 @@
 A job is what one request has the model do: rows of known lengths, of which any may share a batch with rows of other
 jobs. Short jobs (queries) and the others (documents) wait in lanes of their own, which take turns, so that neither
 starves the other. Within a lane jobs take turns as well: the one that has waited longest begins a batch, and what room
-it leaves goes to those behind it, one row each, in turn. Nothing here knows HTTP, text or a model.
+it leaves goes to those behind it, one row each, in turn. Who says how long they will wait, and has waited half of that,
+goes before the others; no more of these are taken on than can be done in the other half. Nothing here knows HTTP, text
+or a model.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from bisect import bisect_right
@@ -26,7 +29,7 @@ SHORT_TOKENS = 512
 MOST_SECONDS = 600.0
 """Most work that may wait, as the time that it takes."""
 
-# Jobs that come later take turns with those that wait: who has so long is promised an answer in half of that.
+# After half of it a job goes before those that came later, and all that go before it are done in the other half.
 _SHARE_OF_PATIENCE = 0.5
 # Jobs that are looked at to fill a batch; there may be thousands.
 _LOOKED_AT = 64
@@ -64,6 +67,7 @@ class Job:
         self.tokens = sum(lengths)
         self.lane: Lane = "short" if self.tokens <= SHORT_TOKENS else "bulk"
         self.waiting_tokens = self.tokens
+        self.urgent_from = math.inf
         self.is_cancelled = False
         self._unfinished = len(lengths)
         self._waiting = sorted((length, row) for row, length in enumerate(lengths))  # the longest last
@@ -109,18 +113,24 @@ class Batch:
         parts: Each job's rows, by index.
         tokens: Of all rows, without padding.
         size: Number of rows.
+        longest: Tokens of the longest of them.
+        shortest: And of the shortest.
     """
 
     lane: Lane
     parts: dict[Job, list[int]] = field(default_factory=dict)
     tokens: int = 0
     size: int = 0
+    longest: int = 0
+    shortest: int = sys.maxsize
 
     def add(self, job: Job, length: int) -> None:
         """Move a row of this length from a job into the batch."""
         self.parts.setdefault(job, []).append(job.take(length))
         self.tokens += length
         self.size += 1
+        self.longest = max(self.longest, length)
+        self.shortest = min(self.shortest, length)
 
 
 class Scheduler:
@@ -183,6 +193,8 @@ class Scheduler:
         """
         with self._changed:
             self._check(job.lane, job.tokens, patience)
+            if patience is not None:
+                job.urgent_from = self._clock() + _SHARE_OF_PATIENCE * patience
             self._queues[job.lane].append(job)
             self._waiting_tokens[job.lane] += job.tokens
             self._changed.notify_all()
@@ -227,16 +239,21 @@ class Scheduler:
             return  # whatever it takes: nobody else waits
         bound = MOST_SECONDS if patience is None else min(MOST_SECONDS, _SHARE_OF_PATIENCE * patience)
         excess = max(
-            self._estimate(lane, tokens) - bound,
+            self._estimate(lane, tokens, patience) - bound,
             self._seconds(lane, self._waiting_tokens[lane] + tokens) - MOST_SECONDS,
         )
         if excess > 0:
             raise QueueFullError(min(60, max(1, math.ceil(excess))))
 
-    def _estimate(self, lane: Lane, tokens: int) -> float:
+    def _estimate(self, lane: Lane, tokens: int, patience: float | None) -> float:
         """Return the seconds after which a job of so many tokens would be done, if no other came."""
-        # Jobs take turns: until one of so many tokens is done, each of the others has had as many at most.
-        ahead = sum(min(job.waiting_tokens, tokens) for job in self._queues[lane])
+        # Jobs take turns: until one of so many tokens is done, each of the others has had as many at most, but for
+        # those that may go before it.
+        until = math.inf if patience is None else self._clock() + patience
+        ahead = sum(
+            job.waiting_tokens if job.urgent_from < until else min(job.waiting_tokens, tokens)
+            for job in self._queues[lane]
+        )
         others: tuple[Lane, ...] = (lane,) if self._apart else LANES
         running = sum(
             self._seconds_left(batch, started) for batch, started in self._running.values() if batch.lane in others
@@ -265,32 +282,44 @@ class Scheduler:
         return batch
 
     def _fill(self, lane: Lane) -> Batch:
-        """Make a batch; the first in the queue gets its longest row in, and who got any goes behind the others."""
-        queue = self._queues[lane]
-        first = queue[0]
+        """Make a batch; the first job gets its longest row in, and who got any goes behind the others."""
+        queue, now = self._queues[lane], self._clock()
+        urgent = sorted((job for job in queue if job.urgent_from <= now), key=lambda job: job.urgent_from)
+        first = urgent[0] if urgent else queue[0]
         batch = Batch(lane)
-        shortest = longest = first.longest()
-        batch.add(first, longest)
-        most = max(longest, _PADDING_TOKENS)
-        rotation = deque(job for job in islice(queue, _LOOKED_AT) if job.model == first.model)
-        rotation.rotate(-1)  # the first has had its turn
+        batch.add(first, first.longest())
+        for job in urgent:
+            while self._add_one(batch, job):
+                pass
+        rotation = deque(job for job in islice(queue, _LOOKED_AT) if job not in batch.parts)
+        rotation.append(first)  # which has had its turn
         while rotation:
             job = rotation.popleft()
-            length = job.longest(most if self._pads else self._turn_tokens - batch.tokens)
-            if not length:
-                continue
-            low, high = min(shortest, length), max(longest, length)
-            if self._pads and (
-                (batch.size + 1) * high > self._turn_tokens or high - low > max(high // _PADDING_SHARE, _PADDING_TOKENS)
-            ):
-                continue
-            batch.add(job, length)
-            shortest, longest = low, high
-            rotation.append(job)
+            if self._add_one(batch, job):
+                rotation.append(job)
         for job in batch.parts:
             queue.remove(job)
         queue.extend(job for job in batch.parts if job.is_waiting)
         return batch
+
+    def _add_one(self, batch: Batch, job: Job) -> bool:
+        """Add the longest of a job's rows that fits a batch; tell whether there is one."""
+        if job.model != next(iter(batch.parts)).model:
+            return False
+        if not self._pads:
+            length = job.longest(self._turn_tokens - batch.tokens)
+        else:
+            length = job.longest(max(batch.longest, _PADDING_TOKENS))
+            longest = max(batch.longest, length)
+            padding = longest - min(batch.shortest, length)
+            if (batch.size + 1) * longest > self._turn_tokens or padding > max(
+                longest // _PADDING_SHARE, _PADDING_TOKENS
+            ):
+                return False
+        if not length:
+            return False
+        batch.add(job, length)
+        return True
 
 
 class _Rate:
