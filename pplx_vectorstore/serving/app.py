@@ -88,9 +88,6 @@ class Gate:
         service: Counts refusals.
         access: Who may ask.
         log_requests: Whether to log a line for each.
-
-    Attributes:
-        under_way: Requests that have not been answered yet.
     """
 
     def __init__(self, router: ASGIApp, service: EmbeddingService, access: Access, *, log_requests: bool) -> None:
@@ -99,7 +96,6 @@ class Gate:
         self._key = None if access.api_key is None else access.api_key.encode()
         self._hosts = access.hosts
         self._log_requests = log_requests
-        self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""
@@ -114,11 +110,9 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        self.under_way += 1
         try:
             await self._answer(scope, receive, send_on)
         finally:
-            self.under_way -= 1
             seconds = time.monotonic() - started
             self._count(scope["path"], status, seconds)
             if self._log_requests:

@@ -109,7 +109,6 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         super().__init__(config)
         self._service = service
-        self._app = app
         self._on_ready: Callable[[], None] | None = on_ready
         self._is_stopping = False
         self._quiet_since: float | None = None
@@ -155,7 +154,7 @@ class Server(uvicorn.Server):
 
     def _is_quiet(self) -> bool:
         now = time.monotonic()
-        if self._app.under_way:
+        if not self._service.is_idle:
             self._quiet_since = None
         elif self._quiet_since is None:
             self._quiet_since = now

@@ -121,6 +121,11 @@ class EmbeddingService:
         return self._state
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no request being received, worked on or answered."""
+        return not self._held_bytes
+
+    @property
     def model(self) -> ServedModel:
         """What is served.
 
@@ -173,7 +178,6 @@ class EmbeddingService:
             RefusalError: 400 for too many tokens, 429 for too much work.
             ModelFailureError: The model failed.
         """
-        self._require_ready()
         characters = request.characters
         pool = self._quick if characters <= _QUICK_CHARACTERS else self._slow
         held.grow(request.answer_bytes)
