@@ -54,6 +54,7 @@ ORDER = [
     ["models", "windows", "reports"],
     ["chunking", "tokenization", "collection"],
     ["encoders"],
+    ["serving"],
     ["points", "readers", "progress", "diversity"],
     ["query", "filters", "parquet", "ignore_files"],
     ["walking"],

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pplx_vectorstore.encoders.served import DIGEST_HEADER
 from pplx_vectorstore.serving.metrics import CONTENT_TYPE
 from pplx_vectorstore.serving.service import EmbeddingService, Held, ModelFailureError, log_failure
 from pplx_vectorstore.serving.wire import DEFAULT_ENCODING, RefusalError, read_request, write_answer, write_model
@@ -28,9 +29,6 @@ logger = logging.getLogger("pplx_vectorstore.serving")
 EMBEDDINGS = "/v1/embeddings"
 CONTEXTUALIZED = "/v1/contextualizedembeddings"
 HEALTH = "/health"
-DIGEST_HEADER = "x-pplx-vectorstore-digest"
-"""Clients that know the model by its fingerprint send its short form along, and are refused by another model."""
-
 _MOST_HEADERS = 64
 # Of HTTP, for a client that hung up: nobody sees it but the log.
 _HUNG_UP = 499
