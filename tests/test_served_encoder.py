@@ -138,6 +138,15 @@ class TestTheServedModel:
         assert load().fingerprint == replace(local.fingerprint, source=local.spec.name, backend="api")
         assert load(window_tokens=64, min_context=8, revision=local.fingerprint.revision).spec.window_tokens == 64
 
+    def test_its_address_may_end_as_openais_clients_want_it(self, load, server):
+        assert load(base_url=f"{server.url}/v1/").encode_queries(["A question."]).any()
+
+    def test_requests_are_small_enough_for_a_cpu(self, load, server, monkeypatch):
+        monkeypatch.setattr("pplx_vectorstore.encoders.api._SERVED_REQUEST_TOKENS", 100)
+        served = load()
+        served.encode_documents([["As we grow, curiosity drives us to explore new ideas."]] * 20)
+        assert served.usage.requests >= 2
+
     @pytest.mark.parametrize(
         ("option", "value", "own"),
         [("window_tokens", 128, "64"), ("min_context", 5, "8"), ("revision", "abc", "sha256:")],

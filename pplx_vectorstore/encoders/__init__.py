@@ -184,7 +184,7 @@ def load_encoder(
             model,
             base_url=base_url,
             api_key=api_key,
-            options=api or ApiOptions(),
+            options=api,
             revision=revision,
             dimensions=dimensions,
             window_tokens=window_tokens,

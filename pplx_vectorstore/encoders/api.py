@@ -50,6 +50,9 @@ SERVED_KEY_VARIABLE = "PPLX_VECTORSTORE_API_KEY"
 _BASE_URL_VARIABLE = "PERPLEXITY_BASE_URL"
 # The SDK must have one, and a server without a key does not look at it.
 _NO_KEY = "none"
+# A server of one's own may run on a CPU, where the hosted service's largest request takes minutes.
+_SERVED_REQUEST_TOKENS = 16_384
+_SERVED_TIMEOUT = 600.0
 _A_CONTEXTUAL_MODEL, _ANOTHER_MODEL = "pplx-embed-context-v1-0.6b", "pplx-embed-v1-0.6b"
 
 # The SDK tries again what the network or the service failed at, but takes any body for an answer.
@@ -108,6 +111,7 @@ class _Route:
 
     contextual: bool
     planner: ItemPlanner
+    request_tokens: int | None = None
 
 
 class ApiEncoder:
@@ -168,7 +172,8 @@ class ApiEncoder:
         self._documents = self._queries = _Route(spec.context_weight > 0, planner)
         if served is not None:  # whose texts without a document are queries
             alone = ItemPlanner(tokenizer, None, capacity=MOST_DOCUMENT_TOKENS, min_context=0, contextual=False)
-            self._queries = _Route(False, alone)
+            self._documents = replace(self._documents, request_tokens=_SERVED_REQUEST_TOKENS)
+            self._queries = _Route(False, alone, _SERVED_REQUEST_TOKENS)
         self._query_cache = QueryCache(query_cache, spec.dimension)
         self._usage = Usage()
         self._lock = threading.Lock()
@@ -318,7 +323,7 @@ class ApiEncoder:
             items += route.planner.plan(document, slot)
             slot += len(document)
         meter.plan(documents, sum(item.tokens for item in items))
-        return pack_requests(items)
+        return pack_requests(items, route.request_tokens)
 
     def _merge(self, documents: Sequence[Sequence[str]], answers: Sequence[list[Piece]]) -> list[Codes]:
         stops = np.cumsum([0, *map(len, documents)]).tolist()
@@ -418,7 +423,7 @@ def load_served_encoder(
     *,
     base_url: str,
     api_key: str | None,
-    options: ApiOptions,
+    options: ApiOptions | None,
     revision: str | None,
     dimensions: int | None,
     window_tokens: int | None,
@@ -426,13 +431,15 @@ def load_served_encoder(
     query_cache: int,
 ) -> ApiEncoder:
     """Make an encoder of a model that ``pplx-vectorstore serve`` serves; see ``load_encoder``."""
+    options = ApiOptions(timeout=_SERVED_TIMEOUT) if options is None else options
     if not isinstance(options, ApiOptions):
         raise InvalidInputError(f"api must be ApiOptions, not {type(options).__name__}")
     if options.base_url is not None:
         raise InvalidInputError(
             "base_url= is of `pplx-vectorstore serve`, ApiOptions(base_url=...) of another service; give one of them"
         )
-    options = replace(options, base_url=base_url)
+    _require_plain("base_url", base_url)
+    options = replace(options, base_url=base_url.rstrip("/").removesuffix("/v1"))
     key = _find_served_key(api_key)
     client = _make_client(key, options, asynchronous=False)
     try:

@@ -113,6 +113,7 @@ class EmbeddingService:
         # One thread each: the tokenizer has threads of its own, and more would take turns with the event loop.
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="texts-short")
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="texts-long")
+        self._loader = threading.Thread(target=self._load_and_serve, name="model-loader", daemon=True)
         self._threads: list[threading.Thread] = []
 
     @property
@@ -137,15 +138,15 @@ class EmbeddingService:
 
     def start(self) -> None:
         """Load the model, in a thread; requests are refused until then."""
-        thread = threading.Thread(target=self._load_and_serve, name="model-loader", daemon=True)
-        thread.start()
+        self._loader.start()
 
     def drain(self) -> None:
         """Refuse requests from now on; those that were taken on are still answered."""
         self._state = "draining"
 
     def close(self) -> None:
-        """End the threads; to be called when nothing is under way."""
+        """End the threads; to be called when nothing is under way. A model that is being loaded is waited for."""
+        self._loader.join()
         if self._threads:
             self._scheduler.close()
             for thread in self._threads:
@@ -225,7 +226,8 @@ class EmbeddingService:
     def _load_and_serve(self) -> None:
         try:
             encoder = self._load()
-            self._serve(encoder)
+            if self._state == "loading":  # and not draining already
+                self._serve(encoder)
         except BaseException as error:  # noqa: BLE001 - whoever runs the server reports it
             self.failure = error
             self._state = "failed"
@@ -244,7 +246,7 @@ class EmbeddingService:
             thread = threading.Thread(target=self._work, args=(lanes,), name=f"model-{'-'.join(lanes)}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        if self._state == "loading":  # and not draining already
+        if self._state == "loading":
             self._state = "ready"
 
     async def _prepare(self, request: EmbeddingRequest, pool: ThreadPoolExecutor) -> tuple[_Work, int]:
@@ -296,6 +298,9 @@ class EmbeddingService:
                 [work.plan.spans[row] for work, rows in works for row in rows],
                 queries=works[0][0].queries,
             )
+            sizes = [sum(len(work.plan.spans[row]) for row in rows) for work, rows in works]
+            for (work, rows), of_work in zip(works, np.split(pooled, np.cumsum(sizes)[:-1]), strict=True):
+                work.plan.place(work.pieces, rows, of_work)
         except Exception as error:  # noqa: BLE001 - the requests fail, the server does not
             if len(parts) > 1:
                 for job, rows in parts.items():
@@ -305,10 +310,6 @@ class EmbeddingService:
             (job,) = parts
             self._scheduler.cancel(job)
             _resolve(job.payload.done, ModelFailureError(is_final=isinstance(error, ModelError)))
-            return
-        sizes = [sum(len(work.plan.spans[row]) for row in rows) for work, rows in works]
-        for (work, rows), of_work in zip(works, np.split(pooled, np.cumsum(sizes)[:-1]), strict=True):
-            work.plan.place(work.pieces, rows, of_work)
 
 
 class Held:
