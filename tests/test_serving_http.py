@@ -641,3 +641,32 @@ def test_what_was_taken_on_is_answered_before_the_end(encoder, model):
     assert not running.thread.is_alive()
     assert set(statuses) <= {200, 503}
     assert refused
+
+
+def test_a_request_that_is_half_there_when_the_end_begins_is_answered(encoder):
+    running = served_model.RunningServer(lambda: encoder).start()
+    whole = request_bytes()
+    with connection(running) as sock:
+        sock.sendall(whole[:-5])
+        assert settles(lambda: not running.service.is_idle)
+        running.server.stop()
+        assert settles(lambda: running.service.state == "draining")
+        sock.sendall(whole[-5:])
+        assert read_answer(sock)[0] == 200
+    running.thread.join(30)
+    assert not running.thread.is_alive()
+
+
+def test_an_end_while_the_model_is_being_loaded(encoder):
+    go_on = threading.Event()
+
+    def load():
+        go_on.wait(10)
+        return encoder
+
+    running = served_model.RunningServer(load).start(wait=False)
+    running.server.stop()
+    assert settles(lambda: running.service.state == "draining")
+    go_on.set()
+    running.stop()
+    assert running.error is None
