@@ -16,7 +16,8 @@ import numpy as np
 from harness import write_results
 
 from pplx_vectorstore import load_encoder
-from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder, Vectors
+from pplx_vectorstore.encoders.late_chunking import LateChunkingEncoder
+from pplx_vectorstore.encoders.rows import Vectors
 
 MODEL = "all-minilm-l6-v2"
 FIRST = "Ada Lovelace was born in London in 1815 and studied mathematics."

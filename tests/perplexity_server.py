@@ -335,7 +335,7 @@ class PerplexityServer:
         """Refuse the request or fill its record in; return its dimensions and its encoding_format."""
         try:
             content = json.loads(body.decode())
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # a ValueError too for whole numbers of thousands of digits
             raise _RefusalError(400, "The body is not valid JSON") from None
         _require(422, type(content) is dict, "The body must be a JSON object")
         unknown = sorted(content.keys() - {"input", "model", "dimensions", "encoding_format"})
@@ -577,7 +577,8 @@ def _shuffle(entries, chance):
 
 def _error(status, message, headers=()):
     type_ = _TYPES.get(status, "invalid_request_error" if status < 500 else "internal_server_error")
-    return _Reply(status, _to_json({"error": {"message": message, "type": type_, "code": status}}), dict(headers))
+    error = {"message": message, "type": type_, "code": status, "param": None}
+    return _Reply(status, _to_json({"error": error}), dict(headers))
 
 
 def _to_json(value):

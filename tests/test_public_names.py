@@ -55,6 +55,7 @@ ORDER = [
     ["models", "windows", "reports"],
     ["chunking", "tokenization", "collection"],
     ["encoders"],
+    ["serving"],
     ["points", "readers", "progress", "diversity"],
     ["query", "filters", "parquet", "ignore_files", "hit_places", "excerpts"],
     ["walking"],

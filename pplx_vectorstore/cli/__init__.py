@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from pplx_vectorstore._version import __version__
-from pplx_vectorstore.cli import copy, delete, documents, export, export_onnx, import_, index, info, mcp, search
+from pplx_vectorstore.cli import copy, delete, documents, export, export_onnx, import_, index, info, mcp, search, serve
 from pplx_vectorstore.cli.config import read_defaults
 from pplx_vectorstore.terminal import reported_errors, run_app, say
 
@@ -34,6 +34,7 @@ app.command()(delete.delete)
 app.command()(export.export)
 app.command("import")(import_.import_)
 app.command()(copy.copy)
+app.command()(serve.serve)
 app.command()(mcp.mcp)
 app.command("export-onnx")(export_onnx.export_onnx)
 

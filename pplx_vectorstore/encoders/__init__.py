@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, overload
 
 from pplx_vectorstore.collection import Fingerprint
-from pplx_vectorstore.encoders.api import ApiEncoder, ApiOptions, load_api_encoder
+from pplx_vectorstore.encoders.api import ApiEncoder, ApiOptions, load_api_encoder, load_served_encoder
 from pplx_vectorstore.encoders.checkpoints import (
     Checkpoint,
     join_revisions,
@@ -101,6 +101,7 @@ def load_encoder(
     min_context: int | None = None,
     query_cache: int = 0,
     api_key: str | None = None,
+    base_url: str | None = None,
     api: ApiOptions | None = None,
 ) -> ApiEncoder: ...
 
@@ -121,6 +122,7 @@ def load_encoder(
     query_cache: int = 0,
     onnx_file: str | None = None,
     api_key: str | None = None,
+    base_url: str | None = None,
     api: ApiOptions | None = None,
 ) -> LateChunkingEncoder | ApiEncoder:
     """Load a model.
@@ -128,7 +130,7 @@ def load_encoder(
     Args:
         model: A known name in any letter case (``pplx-embed-context-v1-0.6b``, ``all-minilm-l6-v2``),
             a hub id, or the path of a checkpoint folder.
-        backend: "torch", "onnx" (ONNX Runtime) or "api" (the hosted service).
+        backend: "torch", "onnx" (ONNX Runtime) or "api" (the hosted service, or a server of your own).
         device: "auto" (cuda, then mps, then cpu) or a torch device such as "cuda:1"; for ONNX Runtime
             "auto", "cpu", "cuda" or "cuda:1".
         dtype: "auto" (bfloat16 where the hardware multiplies it natively, else float32), "bfloat16",
@@ -144,8 +146,11 @@ def load_encoder(
         query_cache: Queries whose codes are remembered; 0 for none.
         onnx_file: "model", "model_quantized", "model_q4" or another name in the checkpoint's onnx folder;
             None for the first of these that there is.
-        api_key: Of the hosted service; None for the environment's PERPLEXITY_API_KEY or PPLX_API_KEY.
-        api: How the hosted service is asked.
+        api_key: Of the hosted service; None for the environment's PERPLEXITY_API_KEY or PPLX_API_KEY. With `base_url`,
+            of that server; None for PPLX_VECTORSTORE_API_KEY, or for no key.
+        base_url: Of a ``pplx-vectorstore serve`` that runs the model, as ``http://127.0.0.1:8090``; the settings are
+            its own, and others are refused. None for the hosted service.
+        api: How the service is asked.
 
     Returns:
         An encoder; see `LateChunkingEncoder`, and `ApiEncoder` for backend="api".
@@ -167,8 +172,13 @@ def load_encoder(
         batch_tokens=batch_tokens,
     )
     not_its_own: dict[str, dict[str, object]] = {
-        "torch": {"onnx_file": onnx_file, "api_key": api_key, "api": api},
-        "onnx": {"dtype": None if dtype == "auto" else dtype, "api_key": api_key, "api": api},
+        "torch": {"onnx_file": onnx_file, "api_key": api_key, "base_url": base_url, "api": api},
+        "onnx": {
+            "dtype": None if dtype == "auto" else dtype,
+            "api_key": api_key,
+            "base_url": base_url,
+            "api": api,
+        },
         "api": {
             "device": None if device == "auto" else device,
             "dtype": None if dtype == "auto" else dtype,
@@ -181,6 +191,18 @@ def load_encoder(
     for name, value in not_its_own[backend].items():
         if value is not None:
             raise InvalidInputError(f"{name} is not an option of backend={backend!r}; leave it out")
+    if base_url is not None:
+        return load_served_encoder(
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            options=api,
+            revision=revision,
+            dimensions=dimensions,
+            window_tokens=window_tokens,
+            min_context=min_context,
+            query_cache=query_cache,
+        )
     if backend == "api":
         return load_api_encoder(
             model,

@@ -1,4 +1,4 @@
-"""The hosted pplx-embed models, through Perplexity's SDK."""
+"""Models behind the embeddings API, hosted or served by oneself, through Perplexity's SDK."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ from pplx_vectorstore.encoders.api_requests import (
     read_answer,
 )
 from pplx_vectorstore.encoders.batching import group_by_characters
-from pplx_vectorstore.encoders.checkpoints import fetch_tokenizer
+from pplx_vectorstore.encoders.checkpoints import fetch_tokenizer, find_tokenizer
 from pplx_vectorstore.encoders.late_chunking import check_documents, check_texts, with_options
 from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
+from pplx_vectorstore.encoders.served import DIGEST_HEADER, ServedModel
 from pplx_vectorstore.encoders.unfinished import Unfinished, key_of
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
@@ -46,7 +47,14 @@ from pplx_vectorstore.tokenization import ChunkTokenizer
 T = TypeVar("T")
 
 KEY_VARIABLES = ("PERPLEXITY_API_KEY", "PPLX_API_KEY")
+SERVED_KEY_VARIABLE = "PPLX_VECTORSTORE_API_KEY"
 _BASE_URL_VARIABLE = "PERPLEXITY_BASE_URL"
+# The SDK must have one, and a server without a key does not look at it.
+_NO_KEY = "none"
+# A server of one's own may run on a CPU, where the hosted service's largest request takes minutes.
+_SERVED_REQUEST_TOKENS = 16_384
+_SERVED_TIMEOUT = 600.0
+_A_CONTEXTUAL_MODEL, _ANOTHER_MODEL = "pplx-embed-context-v1-0.6b", "pplx-embed-v1-0.6b"
 
 # The SDK tries again what the network or the service failed at, but takes any body for an answer.
 _TRIES_FOR_A_SOUND_ANSWER = 3
@@ -98,12 +106,22 @@ class ApiOptions:
             _require_plain("base_url", self.base_url)
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Where texts go, and how they are cut for that."""
+
+    contextual: bool
+    planner: ItemPlanner
+    request_tokens: int | None = None
+
+
 class ApiEncoder:
-    """Embeds by the hosted service. Threads and event loops may share one.
+    """Embeds by the hosted service, or by a server of one's own. Threads and event loops may share one.
 
     Documents are cut into the windows that a local model would see, so that the vectors are those of the same
     model run locally, but for the rounding of its arithmetic; where a chunk is longer than a window, its
-    parts are separate texts to the service. Blank chunks are never sent. The key is kept by the SDK's client
+    parts are separate texts to the service. A server of one's own (``pplx-vectorstore serve``) cuts them itself, and
+    gets them whole, up to 32,000 tokens. Blank chunks are never sent. The key is kept by the SDK's client
     alone: it is not pickled, and an unpickled encoder takes its key from the environment.
 
     Args:
@@ -113,6 +131,7 @@ class ApiEncoder:
         options: How the service is asked.
         min_context: Tokens of context on each side of a chunk; None for an eighth of the window.
         query_cache: Queries whose codes are remembered.
+        served: The model as a server of one's own describes it; None for the hosted service.
 
     Attributes:
         unfinished: Where to keep what the service answered until it is stored; None for nowhere.
@@ -131,28 +150,34 @@ class ApiEncoder:
         options: ApiOptions | None = None,
         min_context: int | None = None,
         query_cache: int = 0,
+        served: ServedModel | None = None,
     ) -> None:
         self._options = options or ApiOptions()
+        self._served = served
         self.spec = replace(spec, quantizer="sign") if self._options.encoding == "binary" else spec
         self.tokenizer = tokenizer
         if spec.query_prefix or spec.document_prefix or spec.query_model:
             raise InvalidInputError(
                 f"{spec.name} has prefixes or an encoder of queries, which the service does not take"
             )
-        if not 1 <= spec.window_tokens <= MOST_DOCUMENT_TOKENS:
+        if not 1 <= spec.window_tokens <= MOST_DOCUMENT_TOKENS and served is None:
             raise InvalidInputError(
                 f"window_tokens of the hosted {spec.name} must be from 1 to {MOST_DOCUMENT_TOKENS}, "
                 f"not {spec.window_tokens}"
             )
-        self._contextual = spec.context_weight > 0
         self._min_context = spec.window_tokens // 8 if min_context is None else min_context
-        self._planner = ItemPlanner(
+        planner = ItemPlanner(
             tokenizer,
             None if spec.separator is None else tokenizer.token_id(spec.separator),
-            capacity=spec.window_tokens,
+            capacity=spec.window_tokens if served is None else MOST_DOCUMENT_TOKENS,
             min_context=self._min_context,
-            contextual=self._contextual,
+            contextual=spec.context_weight > 0,
         )
+        self._documents = self._queries = _Route(spec.context_weight > 0, planner)
+        if served is not None:  # whose texts without a document are queries
+            alone = ItemPlanner(tokenizer, None, capacity=MOST_DOCUMENT_TOKENS, min_context=0, contextual=False)
+            self._documents = replace(self._documents, request_tokens=_SERVED_REQUEST_TOKENS)
+            self._queries = _Route(False, alone, _SERVED_REQUEST_TOKENS)
         self._query_cache = QueryCache(query_cache, spec.dimension)
         self._usage = Usage()
         self._lock = threading.Lock()
@@ -161,7 +186,11 @@ class ApiEncoder:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Everything that the vectors depend on; the service does not tell its weights' revision."""
+        """Everything that the vectors depend on; the hosted service does not tell its weights' revision."""
+        if self._served is not None:
+            spec = self.spec
+            told = replace(self._served.fingerprint, dimension=spec.dimension, quantizer=spec.quantizer)
+            return replace(told, squared_norm=spec.squared_norm)
         return Fingerprint(
             model=self.spec.name,
             revision=None,
@@ -200,7 +229,7 @@ class ApiEncoder:
             ApiError: The service refused, or could not be reached.
             EncodingError: It answered something that must not be stored.
         """
-        return run_now(self._encode(documents, self._blocking, progress))
+        return run_now(self._encode(documents, self._documents, self._blocking, progress))
 
     def encode_queries(self, queries: Sequence[str]) -> Codes:
         """Embed search queries, each a document of one chunk.
@@ -222,7 +251,7 @@ class ApiEncoder:
         self, documents: Sequence[Sequence[str]], *, progress: Progress | None = None
     ) -> list[Codes]:
         """`encode_documents` without blocking the event loop."""
-        return await self._encode(documents, self._awaiting(), progress)
+        return await self._encode(documents, self._documents, self._awaiting(), progress)
 
     async def aencode_queries(self, queries: Sequence[str]) -> Codes:
         """`encode_queries` without blocking the event loop."""
@@ -251,24 +280,9 @@ class ApiEncoder:
         self._connect(None)
 
     def _connect(self, api_key: str | None) -> None:
-        self._blocking = _Blocking(self._make_client(_find_key(api_key), asynchronous=False), self._options)
+        key = _find_key(api_key) if self._served is None else _find_served_key(api_key)
+        self._blocking = _Blocking(_make_client(key, self._options, asynchronous=False), self._options)
         self._of_loops: dict[asyncio.AbstractEventLoop, _Awaiting] = {}
-
-    def _make_client(self, key: str, *, asynchronous: bool) -> Any:
-        try:
-            import httpx
-            import perplexity
-        except ImportError as error:
-            raise MissingExtraError("backend='api'", "api") from error
-        if self._options.base_url is None and _BASE_URL_VARIABLE in os.environ:
-            _require_plain(_BASE_URL_VARIABLE, os.environ[_BASE_URL_VARIABLE])
-        kind = perplexity.AsyncPerplexity if asynchronous else perplexity.Perplexity
-        return kind(
-            api_key=key,
-            base_url=self._options.base_url,
-            timeout=httpx.Timeout(self._options.timeout, connect=_CONNECT_SECONDS),
-            max_retries=self._options.max_retries,
-        )
 
     def _awaiting(self) -> _Awaiting:
         """Return the transport of the running event loop: connections cannot pass from one to another."""
@@ -278,30 +292,30 @@ class ApiEncoder:
             for other in [other for other in self._of_loops if other.is_closed()]:
                 del self._of_loops[other]
             if loop not in self._of_loops:
-                client = self._make_client(self._blocking.client.api_key, asynchronous=True)
+                client = _make_client(self._blocking.client.api_key, self._options, asynchronous=True)
                 self._of_loops[loop] = _Awaiting(client, self._options)
             return self._of_loops[loop]
 
     async def _encode_queries(self, queries: Sequence[str], transport: _Transport) -> Codes:
         check_texts(queries, "queries")
         found, missing = self._query_cache.lookup(queries)
-        codes = await self._encode([[query] for query in missing], transport, None)
+        codes = await self._encode([[query] for query in missing], self._queries, transport, None)
         empty = np.zeros((0, self.spec.dimension), dtype=np.int8)
         return self._query_cache.join(queries, found, missing, np.concatenate([empty, *codes]))
 
     async def _encode(
-        self, documents: Sequence[Sequence[str]], transport: _Transport, progress: Progress | None
+        self, documents: Sequence[Sequence[str]], route: _Route, transport: _Transport, progress: Progress | None
     ) -> list[Codes]:
         check_documents(documents)
         encoded: list[Codes] = []
         meter = Meter(progress, documents)
         for group in group_by_characters(documents, self.group_characters):
-            requests = await transport.run(self._plan, group, meter)
+            requests = await transport.run(self._plan, group, route, meter)
             if self.unfinished is not None:
                 self.unfinished.begin()
 
             async def ask(request: list[Item]) -> list[Piece]:
-                pieces = await self._ask_once(request, transport)
+                pieces = await self._ask_once(request, route, transport)
                 meter.advance(sum(item.tokens for item in request))
                 return pieces
 
@@ -309,14 +323,14 @@ class ApiEncoder:
             encoded += await transport.run(self._merge, group, answers)
         return encoded
 
-    def _plan(self, documents: Sequence[Sequence[str]], meter: Meter) -> list[list[Item]]:
+    def _plan(self, documents: Sequence[Sequence[str]], route: _Route, meter: Meter) -> list[list[Item]]:
         items: list[Item] = []
         slot = 0
         for document in documents:
-            items += self._planner.plan(document, slot)
+            items += route.planner.plan(document, slot)
             slot += len(document)
         meter.plan(documents, sum(item.tokens for item in items))
-        return pack_requests(items)
+        return pack_requests(items, route.request_tokens)
 
     def _merge(self, documents: Sequence[Sequence[str]], answers: Sequence[list[Piece]]) -> list[Codes]:
         stops = np.cumsum([0, *map(len, documents)]).tolist()
@@ -324,15 +338,15 @@ class ApiEncoder:
         codes = merge_codes(pieces, stops[-1], self.spec.dimension, self._options.encoding)
         return [codes[start:stop] for start, stop in pairwise(stops)]
 
-    async def _ask_once(self, items: list[Item], transport: _Transport) -> list[Piece]:
+    async def _ask_once(self, items: list[Item], route: _Route, transport: _Transport) -> list[Piece]:
         """Ask for one request's vectors, unless an interrupted run has paid for them already."""
         if self.unfinished is None:
-            return await self._ask(items, transport)
+            return await self._ask(items, route, transport)
         slots = [-1 if slot is None else slot for item in items for slot in item.slots]
-        key = key_of(str(self.fingerprint), json.dumps(self._arguments(items)), np.array(slots, np.int64))
+        key = key_of(str(self.fingerprint), json.dumps(self._arguments(items, route)), np.array(slots, np.int64))
         kept = self.unfinished.find(key)
         if kept is None:
-            pieces = await self._ask(items, transport)
+            pieces = await self._ask(items, route, transport)
             kept = [
                 np.array([(piece.slot, piece.tokens) for piece in pieces], np.int64),
                 np.stack([piece.codes for piece in pieces]),
@@ -340,32 +354,32 @@ class ApiEncoder:
         self.unfinished.keep(key, *kept)  # found ones, too: the file that they are in will go
         return [Piece(int(slot), int(tokens), codes) for (slot, tokens), codes in zip(*kept, strict=True)]
 
-    async def _ask(self, items: list[Item], transport: _Transport) -> list[Piece]:
+    async def _ask(self, items: list[Item], route: _Route, transport: _Transport) -> list[Piece]:
         """Ask for one request's vectors; in parts, if the service finds it too large."""
         for tries_left in reversed(range(_TRIES_FOR_A_SOUND_ANSWER)):
             try:
-                answer = await transport.post(self._contextual, self._arguments(items))
+                answer = await transport.post(route.contextual, self._arguments(items, route))
                 self._count(answer, items)
                 return read_answer(
                     getattr(answer, "data", None),
                     items,
-                    contextual=self._contextual,
+                    contextual=route.contextual,
                     dimension=self.spec.dimension,
                     encoding=self._options.encoding,
                 )
             except _TooLargeError as refusal:
-                halves = self._planner.halve(items)
+                halves = route.planner.halve(items)
                 if not halves:
                     raise ApiError(str(refusal)) from refusal
-                return [piece for half in halves for piece in await self._ask(half, transport)]
+                return [piece for half in halves for piece in await self._ask(half, route, transport)]
             except EncodingError as error:
                 if not tries_left:
                     error.add_note(f"Asked {_TRIES_FOR_A_SOUND_ANSWER} times; nothing of this answer was stored.")
                     raise
         raise AssertionError("unreachable")
 
-    def _arguments(self, items: list[Item]) -> dict[str, Any]:
-        if self._contextual:
+    def _arguments(self, items: list[Item], route: _Route) -> dict[str, Any]:
+        if route.contextual:
             texts: list[Any] = [list(item.texts) for item in items]
         else:
             texts = [text for item in items for text in item.texts]
@@ -374,7 +388,13 @@ class ApiEncoder:
             "input": texts,
             "encoding_format": ENCODING_FORMATS[self._options.encoding],
         }
-        if self.spec.dimension != KNOWN_MODELS[self.spec.name].dimension:
+        if self._served is not None:
+            # The SDK lets no other names through than the hosted models'; what is beside the arguments, it passes on.
+            arguments["model"] = _A_CONTEXTUAL_MODEL if route.contextual else _ANOTHER_MODEL
+            arguments["extra_body"] = {"model": self._served.name}
+            arguments["extra_headers"] = {DIGEST_HEADER: self._served.digest}
+        told = KNOWN_MODELS[self.spec.name] if self._served is None else self._served.fingerprint
+        if self.spec.dimension != told.dimension:
             arguments["dimensions"] = self.spec.dimension
         return arguments
 
@@ -418,6 +438,77 @@ def load_api_encoder(
     tokenizer = ChunkTokenizer.from_folder(folder)
     return ApiEncoder(
         spec, tokenizer, api_key=api_key, options=options, min_context=min_context, query_cache=query_cache
+    )
+
+
+def load_served_encoder(
+    model: str,
+    *,
+    base_url: str,
+    api_key: str | None,
+    options: ApiOptions | None,
+    revision: str | None,
+    dimensions: int | None,
+    window_tokens: int | None,
+    min_context: int | None,
+    query_cache: int,
+) -> ApiEncoder:
+    """Make an encoder of a model that ``pplx-vectorstore serve`` serves; see ``load_encoder``."""
+    options = ApiOptions(timeout=_SERVED_TIMEOUT) if options is None else options
+    if not isinstance(options, ApiOptions):
+        raise InvalidInputError(f"api must be ApiOptions, not {type(options).__name__}")
+    if options.base_url is not None:
+        raise InvalidInputError(
+            "base_url= is of `pplx-vectorstore serve`, ApiOptions(base_url=...) of another service; give one of them"
+        )
+    _require_plain("base_url", base_url)
+    options = replace(options, base_url=base_url.rstrip("/").removesuffix("/v1"))
+    key = _find_served_key(api_key)
+    client = _make_client(key, options, asynchronous=False)
+    try:
+        listed = _list_models(client, options)
+    finally:
+        client.close()
+    served = ServedModel.read(listed, model, base_url)
+    served.require(base_url, revision=revision, window_tokens=window_tokens, min_context=min_context)
+    given = options.tokenizer
+    folder = find_tokenizer(model, served.fingerprint.revision) if given is None else Path(given).expanduser()
+    return ApiEncoder(
+        with_options(served.spec, dimensions=dimensions),
+        ChunkTokenizer.from_folder(folder),
+        api_key=key,
+        options=options,
+        min_context=served.fingerprint.min_context,
+        query_cache=query_cache,
+        served=served,
+    )
+
+
+def _list_models(client: Any, options: ApiOptions) -> Any:
+    """Ask a server what it serves."""
+    try:
+        return client.get("/v1/models", cast_to=object)
+    except Exception as error:
+        ours = _translate(error, client, options)
+        if ours is None:
+            raise
+    raise ours  # out here, as in the transports
+
+
+def _make_client(key: str, options: ApiOptions, *, asynchronous: bool) -> Any:
+    try:
+        import httpx
+        import perplexity
+    except ImportError as error:
+        raise MissingExtraError("backend='api'", "api") from error
+    if options.base_url is None and _BASE_URL_VARIABLE in os.environ:
+        _require_plain(_BASE_URL_VARIABLE, os.environ[_BASE_URL_VARIABLE])
+    kind = perplexity.AsyncPerplexity if asynchronous else perplexity.Perplexity
+    return kind(
+        api_key=key,
+        base_url=options.base_url,
+        timeout=httpx.Timeout(options.timeout, connect=_CONNECT_SECONDS),
+        max_retries=options.max_retries,
     )
 
 
@@ -531,7 +622,7 @@ def _translate(error: Exception, client: Any, options: ApiOptions) -> Exception 
     status = error.status_code
     if status in (401, 403):
         return ApiError(
-            f"{where} refused the key ({status}: {message}); give api_key=, or set {KEY_VARIABLES[0]}, to a valid one"
+            f"{where} refused the key ({status}: {message}); give a valid one as api_key= or in the environment"
         )
     if status == 413 or (status in (400, 422) and is_of_size(message)):
         return _TooLargeError(f"{where} finds a request too large that cannot be made smaller ({status}: {message})")
@@ -552,7 +643,17 @@ def _find_key(given: str | None) -> str:
         raise InvalidInputError(
             f"the hosted service needs a key: give api_key=, or set {' or '.join(KEY_VARIABLES)} in the environment"
         )
-    key = found.strip()
+    return _check_key(found.strip())
+
+
+def _find_served_key(given: str | None) -> str:
+    """Return the key of a server of one's own: never that of the hosted service, which is nobody else's business."""
+    if given is not None and (not isinstance(given, str) or not given.strip()):
+        raise InvalidInputError("api_key must be a str that is not blank")
+    return _check_key((given or os.environ.get(SERVED_KEY_VARIABLE, "")).strip() or _NO_KEY)
+
+
+def _check_key(key: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidInputError(
             "the key holds white space or characters that no key has; was more pasted than the key?"

@@ -171,11 +171,15 @@ class _Cutter:
         return text[starts[start - first] : starts[stop - first]]
 
 
-def pack_requests(items: Sequence[Item]) -> list[list[Item]]:
+def pack_requests(items: Sequence[Item], most_tokens: int | None = None) -> list[list[Item]]:
     """Put items into as few requests as first-fit makes of them, the largest first, within the service's limits.
 
     Each item goes into the first request that has room for it, of the latest 256 that have room for any: so the
     time grows as the number of items does.
+
+    Args:
+        items: In any order.
+        most_tokens: Of a request, unless one item alone has more; None for the service's limit.
 
     >>> one = Item(("a",), (0,), (70_000,), 70_000)
     >>> other = Item(("b",), (1,), (40_000,), 40_000)
@@ -191,7 +195,7 @@ def pack_requests(items: Sequence[Item]) -> list[list[Item]]:
                 request, _, _ = open_.pop(i)
                 break
         else:
-            i, request, tokens, texts = len(open_), [], MOST_REQUEST_TOKENS, MOST_CHUNKS
+            i, request, tokens, texts = len(open_), [], most_tokens or MOST_REQUEST_TOKENS, MOST_CHUNKS
             requests.append(request)
         request.append(item)
         tokens, texts = tokens - item.tokens, texts - len(item.texts)

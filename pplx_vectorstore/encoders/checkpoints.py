@@ -166,6 +166,26 @@ def fetch_tokenizer(model: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def find_tokenizer(model: str, revision: str | None = None) -> Path:
+    """Return the folder of a model's tokenizer, without its weights: a checkpoint's, the bundled model's, or fetched.
+
+    Args:
+        model: As for `locate_checkpoint`.
+        revision: As a fingerprint has it.
+
+    Raises:
+        UnknownModelError: The hub cannot be reached.
+        MissingExtraError: A package is needed to get at it.
+    """
+    folder, known = _folder_of(model), find_spec(model)
+    if folder is not None:
+        return folder
+    if known is not None and known.sha256 is not None:
+        return _bundled_folder()
+    on_hub = revision is not None and not revision.startswith(WEIGHTS_PREFIX)
+    return fetch_tokenizer(model if known is None else known.name, str(revision).partition("+")[0] if on_hub else None)
+
+
 def _folder_of(model: str) -> Path | None:
     """Return the folder that a name means: the table comes first, and Path('') is the current folder."""
     if not model or find_spec(model) is not None:

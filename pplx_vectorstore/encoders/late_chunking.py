@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from pplx_vectorstore.collection import Fingerprint
 from pplx_vectorstore.encoders.batching import group_by_characters, plan_batches
 from pplx_vectorstore.encoders.meter import Meter, Progress
 from pplx_vectorstore.encoders.query_cache import QueryCache
+from pplx_vectorstore.encoders.rows import RowPlan, RowPlanner, Vectors
 from pplx_vectorstore.encoders.unfinished import Unfinished
 from pplx_vectorstore.equal_norms import crest_factor_for, quantize, squared_norm_of
 from pplx_vectorstore.errors import AlignmentError, EncodingError, InvalidInputError
 from pplx_vectorstore.models import ModelSpec
-from pplx_vectorstore.pooling import Span, blend, merge_pieces
+from pplx_vectorstore.pooling import Span
 from pplx_vectorstore.quantization import Codes, truncate
 from pplx_vectorstore.tokenization import ChunkTokenizer
-from pplx_vectorstore.windows import Layout, TokenIds, Window, lay_out, plan_windows
+from pplx_vectorstore.windows import TokenIds
 
-Vectors = npt.NDArray[np.float32]
 # What is tokenized at once, while what came before goes through the model: about eight batches, so that
 # rows of similar length meet, and what is held stays small however many documents one call brings.
 _CHARACTERS_PER_BATCH_TOKEN = 32
@@ -70,15 +69,6 @@ class TokenModel(Protocol):
             float32, shape (total number of spans, dimension), rows in order.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    """A layout with its windows, and the first of the slots that its chunks' vectors go to."""
-
-    layout: Layout
-    windows: list[Window]
-    first_slot: int
 
 
 class LateChunkingEncoder:
@@ -135,12 +125,17 @@ class LateChunkingEncoder:
         self._dtype = dtype
         self._revision = revision
         self._source = source or spec.name
-        self._separator_id = None if spec.separator is None else tokenizer.token_id(spec.separator)
         self._document_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.document_prefix])])
         self._query_prefix = np.concatenate([tokenizer.prefix_ids, *tokenizer.encode([spec.query_prefix])])
-        self._capacity = self._window_capacity()
-        self._min_context = self._capacity // 8 if min_context is None else min_context
-        plan_windows([], 0, capacity=self._capacity, min_context=self._min_context)
+        capacity = self._window_capacity()
+        self._min_context = capacity // 8 if min_context is None else min_context
+        self._planner = RowPlanner(
+            None if spec.separator is None else tokenizer.token_id(spec.separator),
+            tokenizer.suffix_ids,
+            capacity=capacity,
+            min_context=self._min_context,
+            context_weight=spec.context_weight,
+        )
         if batch_tokens is not None and batch_tokens < 1:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         self._batch_tokens = batch_tokens or token_model.batch_tokens
@@ -235,6 +230,70 @@ class LateChunkingEncoder:
         check_documents(documents)
         return list(self._encode(documents, self._model, self._document_prefix, progress))
 
+    # --- the same in steps, for a server, whose batches hold rows of several callers ---
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch, padding included."""
+        return self._batch_tokens
+
+    @property
+    def pads(self) -> bool:
+        """Whether every row of a batch costs as much as its longest."""
+        return self._model.pads
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the model shares the processor's cores with the rest; a runtime that does not say is taken to."""
+        return bool(getattr(self._model, "runs_on_cpu", True))
+
+    @property
+    def has_query_model(self) -> bool:
+        """Whether queries are run by an encoder of their own."""
+        return self._query_model is not self._model
+
+    def plan_rows(self, counts: Sequence[int], chunk_ids: Sequence[TokenIds], *, queries: bool = False) -> RowPlan:
+        """Plan the rows of documents that are tokenized already.
+
+        Args:
+            counts: Chunks of each document.
+            chunk_ids: What ``tokenizer.encode`` gave for all chunks, documents in order.
+            queries: Whether they are queries, each of one chunk.
+        """
+        return self._planner.plan(counts, chunk_ids, self._query_prefix if queries else self._document_prefix)
+
+    def new_pieces(self, plan: RowPlan) -> Vectors:
+        """Return room for what `run_rows` pools of a plan, to be filled by ``plan.place``."""
+        return plan.new_pieces(self._model.dimension)
+
+    def run_rows(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]], *, queries: bool = False) -> Vectors:
+        """Run rows of one plan or of several as one batch; see ``TokenModel.pool``.
+
+        Raises:
+            EncodingError: What came is not of the model's shape.
+            AlignmentError: It is not one vector per span.
+        """
+        return _pool(self._query_model if queries else self._model, rows, spans)
+
+    def finish_rows(self, plan: RowPlan, pieces: Vectors, *, dimensions: int | None = None) -> list[Codes]:
+        """Merge and quantize what was pooled of all rows of a plan.
+
+        Args:
+            plan: From `plan_rows`.
+            pieces: From `new_pieces`, every piece in its place.
+            dimensions: Cut vectors to so many components; None for the encoder's own number.
+
+        Returns:
+            One int8 array per document, shape (n_chunks, dimensions).
+
+        Raises:
+            EncodingError: The model gave NaN or infinity.
+            InvalidInputError: The model cannot be cut to so few dimensions, or has not so many.
+        """
+        spec = with_options(self.spec, dimensions=dimensions)
+        vectors = [truncate(of, spec.dimension) for of in plan.merge(pieces, spec.context_weight)]
+        return [quantize(of, spec.quantizer, spec.squared_norm) for of in vectors]
+
     def _encode(
         self, documents: Sequence[Sequence[str]], model: TokenModel, prefix: TokenIds, progress: Progress | None
     ) -> Iterator[Vectors]:
@@ -259,77 +318,18 @@ class LateChunkingEncoder:
         prefix: TokenIds,
         meter: Meter,
     ) -> list[Vectors]:
-        counts = [len(document) for document in documents]
-        n_chunks = sum(counts)
-        if len(chunk_ids) != n_chunks:
-            raise AlignmentError(f"the tokenizer gave {len(chunk_ids)} results for {n_chunks} chunks")
-        weight = self.spec.context_weight
-        sequences: list[_Sequence] = []
-        independent_slots = np.arange(n_chunks, 2 * n_chunks)
-        first = 0
-        for count in counts:
-            ids = chunk_ids[first : first + count]
-            if weight > 0:
-                sequences.append(self._plan(lay_out(ids, self._separator_id), first))
-            if weight == 1 or (weight > 0 and count == 1):
-                # Alone in its document, a chunk's contextual vector is its independent one.
-                independent_slots[first : first + count] = range(first, first + count)
-            else:
-                sequences.extend(self._plan(lay_out([one], None), n_chunks + first + i) for i, one in enumerate(ids))
-            first += count
-        slots = self._run(documents, sequences, n_chunks if weight == 1 else 2 * n_chunks, model, prefix, meter)
-        vectors = slots[:n_chunks]
-        if weight < 1:
-            vectors = blend(vectors, slots[independent_slots], weight)
-        vectors = truncate(vectors, self.spec.dimension)
-        return np.split(vectors, np.cumsum(counts)[:-1]) if counts else []
-
-    def _plan(self, layout: Layout, first_slot: int) -> _Sequence:
-        windows = plan_windows(
-            layout.chunk_spans, len(layout.ids), capacity=self._capacity, min_context=self._min_context
-        )
-        return _Sequence(layout, windows, first_slot)
-
-    def _run(
-        self,
-        documents: Sequence[Sequence[str]],
-        sequences: Sequence[_Sequence],
-        n_slots: int,
-        model: TokenModel,
-        prefix: TokenIds,
-        meter: Meter,
-    ) -> Vectors:
-        """Run all windows, longest first, and merge their pieces into one vector per slot."""
-        rows: list[TokenIds] = []
-        spans: list[list[Span]] = []
-        first_piece: list[int] = []
-        piece_slots: list[int] = []
-        piece_tokens: list[int] = []
-        for sequence in sequences:
-            for window in sequence.windows:
-                inner = sequence.layout.ids[window.start : window.stop]
-                rows.append(np.concatenate([prefix, inner, self.tokenizer.suffix_ids]))
-                shift = len(prefix) - window.start
-                spans.append([(piece.start + shift, piece.stop + shift) for piece in window.pieces])
-                first_piece.append(len(piece_slots))
-                piece_slots.extend(sequence.first_slot + piece.chunk for piece in window.pieces)
-                piece_tokens.extend(piece.stop - piece.start for piece in window.pieces)
-        pieces = np.empty((len(piece_slots), model.dimension), dtype=np.float32)
-        lengths = [len(row) for row in rows]
+        """Run all rows, longest first, and merge what is pooled of them."""
+        plan = self._planner.plan([len(document) for document in documents], chunk_ids, prefix)
+        pieces = plan.new_pieces(model.dimension)
+        lengths = plan.lengths
         meter.plan(documents, sum(lengths))
         batches = plan_batches(lengths, self._batch_tokens, pads=model.pads)
         if self.unfinished is not None and len(batches) >= _MANY_BATCHES:
             model = self.unfinished.around(model, str(self.fingerprint))
         for batch in batches:
-            pooled = model.pool([rows[i] for i in batch], [spans[i] for i in batch])
-            targets = [first_piece[i] + j for i in batch for j in range(len(spans[i]))]
-            if len(pooled) != len(targets):
-                raise AlignmentError(f"the model gave {len(pooled)} vectors for {len(targets)} spans")
-            if pooled.shape[1:] != pieces.shape[1:]:
-                raise EncodingError(f"the model gave vectors of shape {pooled.shape[1:]}; {pieces.shape[1:]} is needed")
-            pieces[targets] = pooled
+            plan.place(pieces, batch, _pool(model, [plan.rows[i] for i in batch], [plan.spans[i] for i in batch]))
             meter.advance(sum(lengths[i] for i in batch))
-        return merge_pieces(pieces, np.array(piece_tokens, np.int64), np.array(piece_slots, np.int64), n_slots)
+        return [truncate(vectors, self.spec.dimension) for vectors in plan.merge(pieces, self.spec.context_weight)]
 
     def _window_capacity(self) -> int:
         spec = self.spec
@@ -422,6 +422,17 @@ def check_texts(texts: object, what: str) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInputError(f"{what} must be a list of str; it holds a {type(text).__name__}")
+
+
+def _pool(model: TokenModel, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> Vectors:
+    """Run rows as one batch; see ``TokenModel.pool``. What comes is checked."""
+    pooled = model.pool(rows, spans)
+    n_spans = sum(map(len, spans))
+    if len(pooled) != n_spans:
+        raise AlignmentError(f"the model gave {len(pooled)} vectors for {n_spans} spans")
+    if pooled.shape[1:] != (model.dimension,):
+        raise EncodingError(f"the model gave vectors of shape {pooled.shape[1:]}; {(model.dimension,)} is needed")
+    return pooled
 
 
 def _join(documents: Sequence[Sequence[str]]) -> list[str]:

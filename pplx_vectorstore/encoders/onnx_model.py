@@ -72,7 +72,12 @@ class OnnxTokenModel:
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch: enough to fill the device, few enough that short rows are scored together."""
-        return 4096 if self._session.get_providers()[0] == "CPUExecutionProvider" else 32768
+        return 4096 if self.runs_on_cpu else 32768
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether it shares the processor's cores with the rest."""
+        return bool(self._session.get_providers()[0] == "CPUExecutionProvider")
 
     def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
         """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""

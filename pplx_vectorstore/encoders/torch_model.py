@@ -62,7 +62,12 @@ class TorchTokenModel:
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch: enough to fill the device, few enough to stay in a CPU's caches."""
-        return 4096 if self._model.device.type == "cpu" else 65536
+        return 4096 if self.runs_on_cpu else 65536
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether it shares the processor's cores with the rest."""
+        return bool(self._model.device.type == "cpu")
 
     def pool(self, rows: Sequence[TokenIds], spans: Sequence[Sequence[Span]]) -> npt.NDArray[np.float32]:
         """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""
