@@ -82,18 +82,24 @@ def complete_replacing(client: EdgeClient | QdrantClient, collection: str) -> No
             client.replace_collection(collection, by=new)
 
 
-def replace_collection(client: EdgeClient, collection: str, may_go: Collection[str]) -> None:
+def replace_collection(
+    client: EdgeClient, collection: str, *, made_of: Collection[str], may_go: Collection[str]
+) -> None:
     """Put the new index, which is complete, in the place of the old one.
 
     Args:
         client: The engine.
         collection: The old one.
+        made_of: Ids of all documents that the new one is to have; others, which an interrupted run left, go.
         may_go: Ids of documents that the new one need not have.
 
     Raises:
         InvalidInputError: The new one lacks documents of the old one; both stay.
     """
     new = name_of_new(collection)
+    stale = _ids(client, new) - set(made_of)
+    if stale:
+        _open(client, new).delete(document_ids=sorted(stale))
     pinned: list[Shard] = []
     client.pin(collection, pinned=pinned)  # nobody adds anything from here on
     try:
@@ -115,8 +121,11 @@ def replace_collection(client: EdgeClient, collection: str, may_go: Collection[s
 
 
 def _ids(client: EdgeClient, collection: str) -> set[str]:
+    return {document.id for document in _open(client, collection).documents()}
+
+
+def _open(client: EdgeClient, collection: str) -> VectorStore:
     recorded = run_now(read_fingerprint(BlockingCalls(client, Retries.of(client)), collection))
     assert recorded is not None
     encoder = PrecomputedEncoder.of_collection(recorded)
-    opened = VectorStore(client, collection, encoder=encoder, create=False)
-    return {document.id for document in opened.documents()}
+    return VectorStore(client, collection, encoder=encoder, create=False)

@@ -133,6 +133,24 @@ def test_what_a_killed_process_had_not_renamed_yet_is(run, tmp_path):
     assert folders(tmp_path) == [COLLECTION]
 
 
+def test_what_an_interrupted_rebuild_left_does_not_come_back(run, tmp_path):
+    docs = tmp_path / "docs"
+    (docs / "new.md").write_text("Ships sail.")
+    run("index", "docs")
+    (docs / "new.md").write_bytes(b"\0binary")
+    refused = run("index", "docs", *OTHER, "--rebuild", code=1)
+    assert "lacks 1 documents of the old one, such as docs/new.md" in refused.stderr
+    assert facts(run) == (512, 3)
+    (docs / "cats.md").unlink()
+    run("index", "docs", "--prune")
+    (docs / "new.md").write_text("Ships sail again.")
+    run("index", "docs", *OTHER, "--rebuild")
+    assert facts(run) == (64, 2)
+    assert [one["id"] for one in json.loads(run("documents", "--json").stdout)] == ["docs/new.md", "docs/stars.md"]
+    run("index", "docs", "--window-tokens", "128", "--rebuild")
+    assert facts(run) == (128, 2)
+
+
 def test_what_came_meanwhile_is_not_lost(run, tmp_path, minilm, monkeypatch):
     written = write._write_group
 

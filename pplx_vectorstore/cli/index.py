@@ -227,7 +227,7 @@ def index(
             assert opened is not None
             gone = find_gone(before or opened, paths, files, base) if prune else []
             if target != collection:
-                replace_collection(client, collection, may_go=gone)
+                replace_collection(client, collection, made_of=_ids_of(files, names), may_go=gone)
                 opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
             elif gone:
                 opened.delete(document_ids=gone)
@@ -255,10 +255,9 @@ def _require_all(
 ) -> None:
     """Refuse to change the settings of an index for some of its files alone."""
     from pplx_vectorstore.display import number
-    from pplx_vectorstore.file_ids import name_file
     from pplx_vectorstore.files import find_gone, find_recorded
 
-    spared = {name_file(file, names.roots[file]) for file in files}
+    spared = _ids_of(files, names)
     if prune:
         spared.update(find_gone(opened, paths, files, base))
     others = [document_id for document_id in find_recorded(opened) if document_id not in spared]
@@ -267,6 +266,12 @@ def _require_all(
             f"--rebuild is of all files of an index, and it also holds {number(len(others), 'document')} of others, "
             f"such as {others[0]}. Give their paths too, or delete them (--prune deletes those whose files are gone)"
         )
+
+
+def _ids_of(files: list[Path], names: Names) -> set[str]:
+    from pplx_vectorstore.file_ids import name_file
+
+    return {name_file(file, names.roots[file]) for file in files}
 
 
 def _choose_root(given: Path | None, store: str, paths: list[Path]) -> Path | None:
