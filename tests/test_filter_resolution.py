@@ -18,6 +18,7 @@ from pplx_vectorstore.filter_resolution import FIELDS, resolve_filter
 from pplx_vectorstore.filters import build_filter
 from pplx_vectorstore.points import derive_point_id, point_id_of
 from pplx_vectorstore.qdrant import models as ours
+from pplx_vectorstore.qdrant.conversion import as_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -278,7 +279,7 @@ INDEXES = {"metadata.n": "float", "metadata.i": "integer", "metadata.u": "uuid",
 
 def resolve(given_filter, *, indexes=INDEXES, by_index_only=True, tenant=None, warned=None):
     options = {"indexes": indexes, "by_index_only": by_index_only, "tenant": tenant}
-    return resolve_filter(given_filter, warned=set() if warned is None else warned, **options)
+    return resolve_filter(as_ours(given_filter), warned=set() if warned is None else warned, **options)
 
 
 def test_where_a_server_filters_by_index_alone_conditions_are_those_that_an_index_answers():
@@ -292,13 +293,13 @@ def test_where_a_server_filters_by_index_alone_conditions_are_those_that_an_inde
         ({"u": ID}, build_filter({"u": ID}).must),
         ({"k": ID}, build_filter({"k": ID}).must),
     ):
-        assert resolve(build_filter(given_filter)).must == expected
+        assert resolve(build_filter(given_filter)).must == as_ours(expected)
     with pytest.raises(UnsupportedFilterError, match=r"2\*\*53 or more, .*strict mode.* 'keyword'"):
         resolve(build_filter({"n": 2**60}))
     with pytest.raises(UnsupportedFilterError, match="it would leave out"):
         resolve(build_filter({"i": {"$gt": 2}}))
     excepted = models.Filter(must=[field("metadata.k", match=models.MatchExcept(**{"except": ["a"]}))])
-    assert resolve(excepted) == excepted
+    assert resolve(excepted) == as_ours(excepted)
 
 
 # --- ids -------------------------------------------------------------------------------------------------------
