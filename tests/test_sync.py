@@ -4,12 +4,12 @@ import contextlib
 
 import numpy as np
 import pytest
-from qdrant_client import models
 
 from pplx_vectorstore import Chunk, Document, StoredDocument, SyncReport, VectorStore
 from pplx_vectorstore.errors import DuplicateDocumentError, EncodingError, InvalidDocumentError, InvalidInputError
 from pplx_vectorstore.operations import replace, write
 from pplx_vectorstore.points import derive_point_id
+from pplx_vectorstore.qdrant import models as ours
 
 
 def corpus(n, version=1, **metadata):
@@ -149,8 +149,8 @@ def test_what_an_interrupted_write_left_is_completed(new_store, state, left, mon
     async def some_labels(self, changes):
         for fields, condition in changes:
             ids, content = condition.must
-            some = models.HasIdCondition(has_id=ids.has_id[:4])
-            await set_payloads(self, [(fields, models.Filter(must=[some, content]))])
+            some = ours.HasIdCondition(has_id=ids.has_id[:4])
+            await set_payloads(self, [(fields, ours.Filter(must=[some, content]))])
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
