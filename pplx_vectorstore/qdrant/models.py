@@ -536,12 +536,14 @@ class PayloadIndexInfo(Model):
 
     data_type: str
     points: int
+    params: Any = None
 
 
 class CollectionParams(Model):
     """A collection's vectors."""
 
     vectors: Any = None
+    sparse_vectors: Any = None
     sparse_vectors: Any = None
 
 
