@@ -544,7 +544,6 @@ class CollectionParams(Model):
 
     vectors: Any = None
     sparse_vectors: Any = None
-    sparse_vectors: Any = None
 
 
 class CollectionConfig(Model):
