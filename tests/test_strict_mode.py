@@ -160,7 +160,7 @@ class StrictMode:
         if self.server.strict_mode.get(f"unindexed_filtering_{kind}") is not False:
             return
         index = self.server.client.get_collection(collection).payload_schema.get(key)
-        if index is None or not needed & CAPABILITIES[index.data_type.value]:
+        if index is None or not needed & CAPABILITIES[index.data_type]:
             types = sorted(name for name, good_for in CAPABILITIES.items() if good_for & needed)
             raise Forbidden(
                 f'Index required but not found for "{key}" of one of the following types: [{", ".join(types)}]. '
