@@ -66,6 +66,7 @@ def test_a_file_beside_the_index_goes_before_the_project_and_the_nearest_before_
         (f'{TABLE}password = "x"', "sets 'password'"),
         (f"{TABLE}json = true", "sets 'json'"),
         (f'{TABLE}store = "http://127.0.0.1:1"', "sets 'store' to a URL"),
+        (f'{TABLE}store = ""', "sets 'store' to an empty text"),
         (f'{TABLE}backend = "api"', "give --backend api"),
         (f"{TABLE}search = 1", "the options of a command are a table"),
         (f"{TABLE}[tool.pplx-vectorstore.search]\nchunk-tokens = 1", "sets 'chunk-tokens' of 'search'"),

@@ -289,6 +289,32 @@ def test_delete_what_is_below_a_folder(run):
     assert "not in the index: docs" in run("delete", "--under", "docs", code=1).stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["delete", "--under", ""],
+        ["delete", "docs/cat.py", "--under", ""],
+        ["delete", "docs/cat.py", "--store", ""],
+        ["index", ""],
+        ["index", "docs", "--root", ""],
+        ["index", "docs", "--store", ""],
+        ["export", ""],
+        ["import", ""],
+        ["copy", "", "to"],
+        ["copy", ".pplx-vectorstore", ""],
+        ["mcp", "--root", ""],
+        ["export-onnx", "all-minilm-l6-v2", ""],
+    ],
+)
+def test_an_empty_text_is_no_path(run, tmp_path, arguments):
+    """As in --under "$UNSET"; it must not mean the current folder."""
+    before = sorted(tmp_path.iterdir())
+    refused = run(*arguments, code=1 if "copy" in arguments else 2)
+    assert "an empty text is no path" in " ".join(refused.stderr.split())
+    assert len(json.loads(run("documents", "--json").stdout)) == 4
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_help_is_there_at_once():
     code = (
         "import sys; from pplx_vectorstore.cli import main; sys.argv[1:] = sys.argv[1:]\n"

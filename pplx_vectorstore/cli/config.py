@@ -106,6 +106,8 @@ def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, va
 
 def _beside(file: Path, key: str, value: Any) -> str:
     """Return a path as it is meant: from the folder of the project."""
+    if value == "":
+        raise InvalidInputError(f"{file} sets {key!r} to an empty text; the folder of the file is written .")
     if is_url(str(value)):
         raise InvalidInputError(
             f"{file} sets {key!r} to a URL. Where questions and keys are sent to is for you to choose: give --store, "

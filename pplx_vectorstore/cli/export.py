@@ -14,6 +14,7 @@ from pplx_vectorstore.cli.options import (
     QuietOption,
     StoreOption,
     TenantOption,
+    read_path,
 )
 from pplx_vectorstore.cli.stores import connect, open_reader, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
@@ -21,7 +22,7 @@ from pplx_vectorstore.terminal import busy, reported_errors, say
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(parser=read_path, help="The Parquet file to write.", metavar="FILE")],
     store: StoreOption = NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,

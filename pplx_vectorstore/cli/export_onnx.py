@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from pplx_vectorstore.cli.options import read_path
 from pplx_vectorstore.terminal import busy, reported_errors, say
 
 
 def export_onnx(
     model: Annotated[str, typer.Argument(help="Model name, hub id or folder.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(parser=read_path, help="Folder to write.", metavar="FOLDER")],
     quantize: Annotated[
         bool, typer.Option("--quantize", help="Weights of matrix products as int8: smaller, nearly the same vectors.")
     ] = False,

@@ -15,6 +15,7 @@ from pplx_vectorstore.cli.options import (
     QuietOption,
     StoreOption,
     TenantOption,
+    read_path,
 )
 from pplx_vectorstore.cli.stores import bulk_load, connect, index_what_is_not, open_reader
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
@@ -23,7 +24,7 @@ from pplx_vectorstore.terminal import busy, reported_errors, say
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A Parquet file that `export` wrote.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(parser=read_path, help="A Parquet file that `export` wrote.", metavar="FILE")],
     store: StoreOption = NEAREST,
     grpc_port: GrpcPortOption = None,
     collection: CollectionOption = DEFAULT_COLLECTION,

@@ -23,6 +23,7 @@ from pplx_vectorstore.cli.options import (
     StoreOption,
     TenantOption,
     is_url,
+    read_path,
 )
 from pplx_vectorstore.cli.stores import (
     bulk_load,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", metavar="PATH")],
+    paths: Annotated[list[Path], typer.Argument(parser=read_path, help="Files and folders.", metavar="PATH")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +65,7 @@ def index(
     root: Annotated[
         Path | None,
         typer.Option(
+            parser=read_path,
             help="Folder that ids are relative to; by default the one that holds the index's folder. On a server, ids "
             "are absolute paths.",
             metavar="FOLDER",

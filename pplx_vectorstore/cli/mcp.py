@@ -20,6 +20,7 @@ from pplx_vectorstore.cli.options import (
     StoreOption,
     TenantOption,
     is_url,
+    read_path,
 )
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError
@@ -41,6 +42,7 @@ def mcp(
     root: Annotated[
         Path | None,
         typer.Option(
+            parser=read_path,
             help="Folder whose files hits are compared with, and, with --allow-write, that may be indexed.",
             metavar="FOLDER",
         ),

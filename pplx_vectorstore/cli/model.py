@@ -46,6 +46,8 @@ def _choose_model(
     """Return the name of the model asked for, or of the index's own, and how it is loaded."""
     from pplx_vectorstore.encoders.api import ApiOptions
 
+    if model == "":
+        raise InvalidInputError("--model is empty; was a variable not set? Leave it out for the index's own model")
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
     settings: dict[str, Any] = {}
     has_model = recorded is None or recorded.window_tokens > 0  # else its vectors came from elsewhere

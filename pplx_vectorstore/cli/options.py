@@ -13,10 +13,27 @@ STORE_NAME = ".pplx-vectorstore"
 NEAREST = ""  # the option's default; no folder has that name
 
 
-def find_store(given: str) -> str:
+EMPTY = "an empty text is no path; was a variable not set? The current folder is written ."
+
+
+def read_path(given: str | Path) -> Path:
+    """Return a path that is given. An empty text, which a variable that is not set gives, is not the current folder.
+
+    Raises:
+        BadParameter: It is empty.
+    """
+    if given == "":
+        raise typer.BadParameter(EMPTY)
+    return Path(given)
+
+
+def find_store(context: typer.Context, parameter: typer.CallbackParam, given: str) -> str:
     """Return the store that is meant: without one, the nearest from the current folder upwards, or a new one here."""
     if given != NEAREST:
         return given
+    source = context.get_parameter_source(parameter.name or "")
+    if source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(EMPTY)
     here = Path.cwd()
     nearest = next((folder for folder in (here, *here.parents) if (folder / STORE_NAME).is_dir()), here)
     return os.path.relpath(nearest / STORE_NAME)

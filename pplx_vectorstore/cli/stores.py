@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pplx_vectorstore.cli.options import is_url
+from pplx_vectorstore.cli.options import EMPTY, is_url
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, make_client
 from pplx_vectorstore.errors import InvalidInputError, StoreNotFoundError
 from pplx_vectorstore.redaction import without_password
@@ -25,6 +25,8 @@ def connect(store: str, grpc_port: int | None = None) -> Iterator[Any]:
     """Open the engine behind --store: a folder's, or a server's client."""
     from pplx_vectorstore.engines.edge import EdgeClient
 
+    if not store:
+        raise InvalidInputError(f"the name of an index is missing: {EMPTY}")
     looks_like_one = "://" in store or re.match(r"([^/\\@:]*:[^@]*@)?[\w.-]+:\d+(/|$)", store)
     if looks_like_one and not is_url(store):
         raise InvalidInputError(
