@@ -7,7 +7,6 @@ they are never believed about either. A file's size and time serve a notice alon
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.errors import StoreError
-from pplx_vectorstore.file_ids import as_text
+from pplx_vectorstore.file_ids import ROOT_KEY, as_text, find_file, locate_file
 
 if TYPE_CHECKING:
     from pplx_vectorstore.file_settings import FileSettings
@@ -102,6 +101,12 @@ class FileRecords:
         """Return what is remembered of a document's file."""
         return self._records.get(document_id)
 
+    def locate(self, document_id: str, metadata: Mapping[str, Any]) -> Path | None:
+        """Return where the file of a document is, of an index that may have moved with it; None without one."""
+        if locate_file(document_id, metadata) is None:
+            return None
+        return self._find(Path(metadata[ROOT_KEY]), document_id)
+
     def save(self, records: Mapping[str, FileRecord], gone: Iterable[str] = (), *, anew: bool = False) -> None:
         """Remember files by their documents' ids, and forget some, or, anew, all others.
 
@@ -157,11 +162,16 @@ class FileRecords:
         return changes
 
     def _status(self, document_id: str, record: FileRecord) -> os.stat_result:
-        root = Path(record.root)
-        if self._recorded_home != self._home and root.is_relative_to(self._recorded_home):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                return (self._home / root.relative_to(self._recorded_home) / document_id).stat()
-        return (root / document_id).stat()
+        return self._find(Path(record.root), document_id).stat()
+
+    def _find(self, root: Path, document_id: str) -> Path:
+        """Return where a document's file is: from where the index is now, if there is one, else where it was."""
+        home = Path(as_text(self._recorded_home))  # as roots are written
+        if self._recorded_home != self._home and root.is_relative_to(home):
+            moved = find_file(self._home / root.relative_to(home) / document_id)
+            if os.path.lexists(moved):
+                return moved
+        return find_file(root / document_id)
 
 
 def way_of_reading(settings: FileSettings) -> str:

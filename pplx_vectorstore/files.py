@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Chunk, Document
-from pplx_vectorstore.file_ids import SOURCE_KEY, as_text, locate_file, name_file, possible_names, root_of
+from pplx_vectorstore.file_ids import (
+    SOURCE_KEY,
+    as_text,
+    locate_file,
+    name_file,
+    possible_files,
+    possible_names,
+    root_of,
+)
 from pplx_vectorstore.file_records import Changes, hash_content, way_of_file
 from pplx_vectorstore.operations.documents import find_whole
 from pplx_vectorstore.points import derive_point_id
@@ -220,10 +228,12 @@ def _first_chunks(opened: VectorStore, document_ids: Sequence[str]) -> Iterator[
 
 def _is_gone(file: Path) -> bool:
     """Tell whether there is surely no such file; one that cannot be looked for is not gone."""
-    try:
-        os.lstat(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):  # no right to look, or no path at all
+    for possible in possible_files(file):
+        try:
+            os.lstat(possible)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):  # no right to look, or no path at all
+            return False
         return False
-    return False
+    return True

@@ -37,6 +37,8 @@ _WRITTEN = frozenset(
     "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 _REPLACEMENT = "\ufffd"
+# A byte that is no text, as a path has it.
+_UNDECODED = re.compile("([\udc80-\udcff])")
 # A stream whose encoding is one of these can show everything.
 _WHOLE = re.compile(r"utf-?(8|16|32)", re.IGNORECASE)
 # Set to see where an unexpected error comes from.
@@ -68,8 +70,19 @@ def _shown(character: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on standard output."""
-    typer.echo(printable(line))
+    """Print a line on standard output.
+
+    In a terminal, bytes of a file's name that are no text (`os.fsdecode`) are replaced as well; a program gets them as
+    they are, else it could not open the file.
+    """
+    if sys.stdout is None or sys.stdout.isatty() or not _UNDECODED.search(line):
+        typer.echo(printable(line))
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    parts = enumerate(_UNDECODED.split(line))
+    typer.echo(
+        b"".join(os.fsencode(part) if at % 2 else printable(part).encode(encoding, "replace") for at, part in parts)
+    )
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pplx_vectorstore.file_ids import locate_file, name_file, possible_names
+from pplx_vectorstore.file_ids import as_text, find_file, locate_file, name_file, possible_files, possible_names
 
 
 def test_an_id_is_relative_to_a_root_that_holds_the_file_whatever_the_current_folder(tmp_path, monkeypatch):
@@ -43,3 +43,19 @@ def test_a_file_name_that_is_no_utf8_gets_a_usable_id(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.txt")
     path.write_text("text")
     assert name_file(path, tmp_path) == "caf\\xe9.txt"
+    assert find_file(tmp_path / "caf\\xe9.txt") == path
+    assert find_file(tmp_path / "tea\\xe9.txt") == tmp_path / "tea\\xe9.txt"  # of which there is none
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such file name")
+def test_possible_files_are_those_of_the_same_text():
+    mixed = Path("/a\\xe9", os.fsdecode(b"b\xe9"))
+    possible = list(possible_files(Path(as_text(mixed))))
+    assert mixed in possible
+    assert len(possible) == 4
+    assert {as_text(file) for file in possible} == {as_text(mixed)}
+    accent = Path("/caf\\xc3\\xa9")  # bytes that are UTF-8 would not have been written so
+    assert list(possible_files(accent)) == [accent]
+    many = Path("/", *["\\xe9"] * 100)
+    assert Path("/", *[os.fsdecode(b"\xe9")] * 100) in possible_files(many)
+    assert len(list(possible_files(many))) <= 65

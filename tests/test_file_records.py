@@ -303,3 +303,61 @@ def test_the_files_of_hits_are_looked_at_first_and_what_cannot_be_looked_at_is_a
     assert FileRecords(tmp_path / "index", "c", None).find_changes(["b"]) == ([], ["b"])
     records.save({}, gone=["a"])
     assert records.get("a") is None
+
+
+# --- names that are no UTF-8 -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(run):
+    """A file whose name is no UTF-8, in a folder of such a name."""
+    if sys.platform != "linux":
+        pytest.skip("other systems allow no such file name")
+    file = Path("docs", os.fsdecode(b"caf\xe9"), os.fsdecode(b"latin\xe9\xff.md"))
+    file.parent.mkdir()
+    file.write_text("Der Bär schläft.")
+    run("index", ".", "--quiet")
+    return file
+
+
+def test_a_file_whose_name_is_no_utf8_is_not_gone(run, odd):
+    assert run("search", "x").stderr == ""
+    assert "deleted" not in run("index", ".", "--prune", "--exclude", "*.md").stdout
+    assert "docs/caf\\xe9/latin\\xe9\\xff.md" in texts(run)
+    odd.unlink()
+    assert "1 file is gone" in run("search", "x").stderr
+    assert "1 deleted" in run("index", ".", "--prune", "--exclude", "*.md").stdout
+
+
+def test_a_file_of_a_name_that_only_looks_like_that_is_not_gone_either(run, odd):
+    odd.unlink()
+    alike = Path("docs", "caf\\xe9", "latin\\xe9\\xff.md")
+    alike.parent.mkdir()
+    alike.write_text("The bear sleeps.")
+    assert "deleted" not in run("index", ".", "--prune", "--exclude", "*.md").stdout
+
+
+def test_programs_can_open_what_is_found_and_name_what_is_to_be_deleted(run, odd, monkeypatch):
+    def printed(*arguments):
+        command = Path(sys.executable).with_name("pplx-vectorstore")
+        return subprocess.run([command, *arguments], capture_output=True, check=True).stdout
+
+    monkeypatch.setenv("PPLX_VECTORSTORE_STORE", str(STORE.parent / "real"))
+    printed("index", ".", "--model", "all-minilm-l6-v2")
+    for arguments in (["-l"], []):
+        (line,) = (line for line in printed("search", "x", *arguments).splitlines() if b"latin" in line)
+        assert Path(os.fsdecode(line.split(b":")[0])).samefile(odd)
+    assert any(Path(hit["file"]).samefile(odd) for hit in json.loads(printed("search", "x", "--json")))
+    assert printed("delete", odd) == b"deleted docs/caf\xe9/latin\xe9\xff.md (1 document)\n"
+
+
+def test_what_is_found_in_a_project_that_moved_is_where_it_is_now(run, tmp_path, monkeypatch):
+    run("index", "docs", "--quiet")
+    Path("docs/stars.txt").rename(tmp_path / "stars.txt")  # not moved with it
+    moved = tmp_path / "moved"
+    Path.cwd().rename(moved)
+    monkeypatch.chdir(moved)
+    assert "docs/cats.txt:1: Cats purr." in run("search", "cats", "--quiet").stdout
+    files = {hit["document_id"]: hit["file"] for hit in json.loads(run("search", "cats", "--json").stdout)}
+    assert files["docs/cats.txt"] == str(moved.resolve() / "docs" / "cats.txt")
+    assert files["docs/stars.txt"] == str(tmp_path.resolve() / "project" / "docs" / "stars.txt")

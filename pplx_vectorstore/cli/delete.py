@@ -14,9 +14,11 @@ from pplx_vectorstore.cli.options import (
     QuietOption,
     StoreOption,
     TenantOption,
+    read_path,
 )
 from pplx_vectorstore.cli.stores import connect, open_reader, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
+from pplx_vectorstore.documents import has_lone_surrogate
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.terminal import reported_errors, say
 
@@ -28,7 +30,9 @@ def delete(
     ] = None,
     under: Annotated[
         list[Path] | None,
-        typer.Option(help="Delete all that was indexed from below this folder, there or not.", metavar="FOLDER"),
+        typer.Option(
+            parser=read_path, help="Delete all that was indexed from below this folder, there or not.", metavar="FOLDER"
+        ),
     ] = None,
     store: StoreOption = NEAREST,
     grpc_port: GrpcPortOption = None,
@@ -46,7 +50,9 @@ def delete(
         missing = []
         with connect(store, grpc_port) as client:
             opened = open_reader(client, collection, require_fingerprint(client, store, collection), tenant)
-            named = [(given, True) for given in ids or []] + [(str(path), False) for path in under or []]
+            # What is no Unicode is no id, but may be the path of a file that has one.
+            named = [(given, not has_lone_surrogate(given)) for given in ids or []]
+            named += [(str(path), False) for path in under or []]
             for given, may_be_id in named:
                 if given and may_be_id and opened.delete(document_ids=[given]):
                     deleted = f"deleted {given}"

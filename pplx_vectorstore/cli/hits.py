@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pplx_vectorstore.documents import Hit
 from pplx_vectorstore.excerpts import QueryWords
-from pplx_vectorstore.file_ids import locate_file
+from pplx_vectorstore.file_ids import find_file, locate_file
 from pplx_vectorstore.hit_places import describe_place, line_range
 from pplx_vectorstore.terminal import printable, say, say_json, shows_colours
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from pplx_vectorstore.file_records import FileRecords
+
 Score = Literal["cosine", "fused"]
 """What a hit's score is: the cosine, or, of a hybrid search, the sum of ``1 / (rank + 1)`` over both rankings."""
+
+Locate = Callable[[Hit], Path | None]
+"""Tells where the file of a hit is; None of a document that is of no file."""
 
 _EXCERPT = 240
 # Legible on light and on dark ground.
@@ -25,21 +30,30 @@ _PATH = "magenta"
 _WORD = "bold red"
 
 
-def show_hits(hits: Sequence[Hit], query: str, score: Score, *, whole: bool) -> None:
+def locate_hit(hit: Hit, records: FileRecords | None) -> Path | None:
+    """Return where the file of a hit is, by what is remembered beside an index in a folder."""
+    if records is not None:
+        return records.locate(hit.document_id, hit.metadata)
+    file = locate_file(hit.document_id, hit.metadata)
+    return None if file is None else find_file(file)
+
+
+def show_hits(hits: Sequence[Hit], query: str, score: Score, locate: Locate, *, whole: bool) -> None:
     """Print hits for people: in a terminal with words of the query in colour, else a line each.
 
     Args:
         hits: The best first.
         query: What was asked.
         score: What their scores are.
+        locate: Tells where their files are.
         whole: Whether all of their text is shown, with their context where they have it, as it stands.
     """
     words = QueryWords(query)
     if shows_colours():
-        (_print_whole if whole else _print_table)(hits, words, score)
+        (_print_whole if whole else _print_table)(hits, words, score, locate)
     elif whole:
         for number, hit in enumerate(hits):
-            say(f"{_located(hit, 0)}:")
+            say(f"{_located(hit, 0, locate)}:")
             for line in _text(hit).split("\n"):
                 say(line)
             if number < len(hits) - 1:
@@ -47,18 +61,19 @@ def show_hits(hits: Sequence[Hit], query: str, score: Score, *, whole: bool) -> 
     else:
         for hit in hits:
             start, stop = words.best_part(hit.text, _EXCERPT)
-            say(f"{_located(hit, start)}: {_on_one_line(hit.text, start, stop)}")
+            say(f"{_located(hit, start, locate)}: {_on_one_line(hit.text, start, stop)}")
 
 
-def show_files(hits: Sequence[Hit]) -> None:
-    """Print the files that hits are in, each once, and the ids of documents that are of no file."""
-    for name in dict.fromkeys(map(_name, hits)):
-        say(name)
+def show_files(hits: Sequence[Hit], locate: Locate) -> None:
+    """Print the files that hits are in, each once."""
+    for file in dict.fromkeys(map(locate, hits)):
+        if file is not None:
+            say(_shortest(file))
 
 
-def hit_as_json(hit: Hit, score: Score) -> dict[str, Any]:
+def hit_as_json(hit: Hit, score: Score, locate: Locate) -> dict[str, Any]:
     """Return a hit as programs read it."""
-    file = locate_file(hit.document_id, hit.metadata)
+    file = locate(hit)
     return {
         "id": hit.id,
         "score": hit.score,
@@ -76,13 +91,13 @@ def hit_as_json(hit: Hit, score: Score) -> dict[str, Any]:
     }
 
 
-def say_hits_as_lines(hits: Sequence[Hit], query: str, score: Score) -> None:
+def say_hits_as_lines(hits: Sequence[Hit], query: str, score: Score, locate: Locate) -> None:
     """Print a line of JSON for each hit, with the query and the hit's rank, from 1."""
     for rank, hit in enumerate(hits, 1):
-        say_json({"query": query, "rank": rank, **hit_as_json(hit, score)}, indent=None)
+        say_json({"query": query, "rank": rank, **hit_as_json(hit, score, locate)}, indent=None)
 
 
-def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score) -> None:
+def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score, locate: Locate) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -94,19 +109,21 @@ def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score) -> None:
     table.add_column("text", overflow="fold", ratio=1)
     for hit in hits:
         start, stop = words.best_part(hit.text, _EXCERPT)
-        where = Text.assemble(_linked(hit), "\n", printable(describe_place(hit)))
+        where = Text.assemble(_linked(hit, locate), "\n", printable(describe_place(hit)))
         text = _highlighted(_on_one_line(hit.text, start, stop), words)
         table.add_row(f"{hit.score:.3f}", where, text.append("\n"))
     Console().print(table)
 
 
-def _print_whole(hits: Sequence[Hit], words: QueryWords, score: Score) -> None:
+def _print_whole(hits: Sequence[Hit], words: QueryWords, score: Score, locate: Locate) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
     for hit in hits:
-        head = Text.assemble(f"{hit.score:.3f} ({score})  ", _linked(hit), f"  {printable(describe_place(hit))}")
+        head = Text.assemble(
+            f"{hit.score:.3f} ({score})  ", _linked(hit, locate), f"  {printable(describe_place(hit))}"
+        )
         console.print(head, soft_wrap=True)
         console.print(_highlighted(printable(_text(hit), multiline=True), words).append("\n"), soft_wrap=True)
 
@@ -120,15 +137,15 @@ def _highlighted(text: str, words: QueryWords) -> Text:
     return shown
 
 
-def _linked(hit: Hit) -> Text:
+def _linked(hit: Hit, locate: Locate) -> Text:
     """Return a hit's name, as a link to its file where the terminal can open that."""
     from rich.style import Style
     from rich.text import Text
 
-    file = locate_file(hit.document_id, hit.metadata)
+    file = locate(hit)
     # As a URI, whatever its name holds is escaped.
     link = file.as_uri() if file is not None and file.is_absolute() else None
-    return Text(printable(_name(hit)), style=Style.parse(_PATH) + Style(link=link))
+    return Text(printable(_name(hit, locate)), style=Style.parse(_PATH) + Style(link=link))
 
 
 def _on_one_line(text: str, start: int, stop: int) -> str:
@@ -147,21 +164,24 @@ def _text(hit: Hit) -> str:
     return hit.text if hit.context is None else hit.context
 
 
-def _located(hit: Hit, start: int) -> str:
+def _located(hit: Hit, start: int, locate: Locate) -> str:
     """Return the name of a hit's document with where in it the text is: ``path:line`` or ``path (page 3)``."""
     lines = line_range(hit)
-    name = printable(_name(hit))
+    name = _name(hit, locate)
     if lines is None:
-        return f"{name} ({printable(describe_place(hit))})"
+        return f"{name} ({describe_place(hit)})"
     line = lines[0] + hit.text.count("\n", 0, start)
     return f"{name}:{line}"
 
 
-def _name(hit: Hit) -> str:
-    """Return the path of a hit's file, the shorter of absolute and relative to the current folder; else its id."""
-    file = locate_file(hit.document_id, hit.metadata)
-    if file is None:
-        return hit.document_id
+def _name(hit: Hit, locate: Locate) -> str:
+    """Return the path of a hit's file; else its document's id."""
+    file = locate(hit)
+    return hit.document_id if file is None else _shortest(file)
+
+
+def _shortest(file: Path) -> str:
+    """Return the shorter of a file's absolute path and that from the current folder."""
     return min(_spellings(file), key=len)
 
 

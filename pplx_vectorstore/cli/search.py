@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,7 @@ def search(
     text. Exits with 0 if something was found, 1 if nothing was, 2 on errors.
     """
     from pplx_vectorstore.cli.conditions import parse_filters
-    from pplx_vectorstore.cli.hits import Score, hit_as_json, say_hits_as_lines, show_files, show_hits
+    from pplx_vectorstore.cli.hits import Score, hit_as_json, locate_hit, say_hits_as_lines, show_files, show_hits
     from pplx_vectorstore.cli.questions import read_questions
     from pplx_vectorstore.display import print_changes
     from pplx_vectorstore.file_records import FileRecords
@@ -111,22 +112,24 @@ def search(
             options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
             encoder = load_model_of_queries(messages, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
+            records = None if is_url(store) else FileRecords(Path(store), collection, tenant)
+            locate = partial(locate_hit, records=records)
             if verbose:
                 note(messages, f"{without_password(store)}, collection {collection}, model {recorded.model}")
             while first is not None:
                 hits = opened.search(first, **options)
                 if as_lines:
-                    say_hits_as_lines(hits, first, score)
+                    say_hits_as_lines(hits, first, score, locate)
                 elif as_json:
-                    say_json([hit_as_json(hit, score) for hit in hits])
+                    say_json([hit_as_json(hit, score, locate) for hit in hits])
                 elif files:
-                    show_files(hits)
+                    show_files(hits, locate)
                 else:
-                    show_hits(hits, first, score, whole=full or context > 0)
+                    show_hits(hits, first, score, locate, whole=full or context > 0)
                 shown.update(hit.document_id for hit in hits)
                 first = next(questions, None)
-            if not (quiet or is_url(store)):
-                changes = find_changes(opened, FileRecords(Path(store), collection, tenant), list(shown))
+            if records is not None and not quiet:
+                changes = find_changes(opened, records, list(shown))
                 print_changes(messages, changes)
         if verbose:
             note(messages, f"this took {time.monotonic() - started:.2f} s")
