@@ -124,6 +124,24 @@ def test_each_line_of_the_input_is_a_question(run, loaded_encoder):
         assert run("search", "-", "--jsonl", stdin=nothing, code=1).stdout == ""
 
 
+@pytest.mark.parametrize("odd", ["\u200b".encode(), b"caf\xe9"])
+def test_a_line_that_cannot_be_asked_is_told_and_the_others_are_answered(run, loaded_encoder, odd, monkeypatch):
+    def encode(queries, *more):  # as of models that have no token for what nobody sees
+        codes = original(queries, *more)
+        codes[[query == "\u200b" for query in queries]] = 0
+        return codes
+
+    original = loaded_encoder.encode_queries
+    monkeypatch.setattr(loaded_encoder, "encode_queries", encode)
+    done = run("search", "-", "--jsonl", "-k", "1", stdin=b"salt\n\n" + odd + b"\nsteak\n", code=2)
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == ["salt", "steak"]
+    assert done.stderr.startswith("error: line 3: a query")
+    assert run("search", "-", "--jsonl", "-k", "1", stdin=odd, code=2).stdout == ""
+    assert "error: a query" in run("search", "-", stdin=odd, code=2).stderr
+    wrong = run("search", "-", "--jsonl", "--filter", '{"$no": 1}', stdin="a\nb\n", code=2)
+    assert wrong.stderr.count("error") == 1
+
+
 def test_a_question_is_answered_before_the_next_one_comes(run, monkeypatch):
     class Conversation(io.StringIO):
         def __next__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,9 @@ from pplx_vectorstore.cli.options import (
 )
 from pplx_vectorstore.cli.stores import connect, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.redaction import without_password
-from pplx_vectorstore.terminal import note, reported_errors, say_json
+from pplx_vectorstore.terminal import complain, note, reported_errors, say_json
 
 _NOTHING = 1
 _FAILED = 2
@@ -106,6 +107,7 @@ def search(
         first = next(questions, None)  # asked before the model is loaded, too
         score: Score = "fused" if hybrid else "cosine"
         shown: set[str] = set()
+        is_refused = False
         started = time.monotonic()
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
@@ -116,18 +118,26 @@ def search(
             locate = partial(locate_hit, records=records)
             if verbose:
                 note(messages, f"{without_password(store)}, collection {collection}, model {recorded.model}")
-            while first is not None:
-                hits = opened.search(first, **options)
+            for question in () if first is None else itertools.chain([first], questions):
+                try:
+                    hits = opened.search(question.require_text(), **options)
+                except UnsupportedFilterError:  # of any question
+                    raise
+                except InvalidInputError as error:
+                    if question.line is None:
+                        raise
+                    complain(messages, f"error: line {question.line}: {error}", "red")
+                    is_refused = True
+                    continue
                 if as_lines:
-                    say_hits_as_lines(hits, first, score, locate)
+                    say_hits_as_lines(hits, question.text, score, locate)
                 elif as_json:
                     say_json([hit_as_json(hit, score, locate) for hit in hits])
                 elif files:
                     show_files(hits, locate)
                 else:
-                    show_hits(hits, first, score, locate, whole=full or context > 0)
+                    show_hits(hits, question.text, score, locate, whole=full or context > 0)
                 shown.update(hit.document_id for hit in hits)
-                first = next(questions, None)
             if records is not None and not quiet:
                 changes = find_changes(opened, records, list(shown))
                 print_changes(messages, changes)
@@ -135,4 +145,5 @@ def search(
             note(messages, f"this took {time.monotonic() - started:.2f} s")
         if not shown:
             note(messages, "nothing found")
-            raise typer.Exit(_NOTHING)
+        if is_refused or not shown:
+            raise typer.Exit(_FAILED if is_refused else _NOTHING)
