@@ -204,14 +204,20 @@ def _read(path: Path) -> dict[str, Any]:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return read if isinstance(read, dict) and read.get("version") == _VERSION else {}
+    is_one = isinstance(read, dict) and read.get("version") == _VERSION
+    is_one = is_one and isinstance(read.get("home"), str) and isinstance(read.get("tenants"), dict)
+    return read if is_one else {}
 
 
 def _records_of(read: Mapping[str, Any], tenant: str) -> dict[str, FileRecord]:
-    try:
-        return {document_id: FileRecord(*record) for document_id, record in read["tenants"][tenant].items()}
-    except (KeyError, TypeError, AttributeError):
+    records = read.get("tenants", {}).get(tenant)
+    if not isinstance(records, dict):
         return {}
+    return {document_id: FileRecord(*record) for document_id, record in records.items() if _is_record(record)}
+
+
+def _is_record(record: object) -> bool:
+    return isinstance(record, list) and [type(value) for value in record] == [str, int, int, str, str, str, int]
 
 
 def _inode(path: Path) -> int | None:

@@ -121,7 +121,21 @@ def test_what_others_did_to_the_store_is_seen(run, encoder):
 
 
 @pytest.mark.parametrize(
-    "damaged", ["", "{", "[]", '{"version": 1}', '{"version": 1, "tenants": {"": {"a": [1]}}}', None]
+    "damaged",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 1}',
+        '{"version": 1, "home": 5, "tenants": {}}',
+        '{"version": 1, "home": null, "tenants": {}}',
+        '{"version": 1, "home": "/", "tenants": []}',
+        '{"version": 1, "home": "/", "tenants": {"": []}}',
+        '{"version": 1, "home": "/", "tenants": {"": {"docs/cats.txt": [1]}}}',
+        '{"version": 1, "home": "/", "tenants": {"": {"docs/cats.txt": [0, 1, 1, "", "", "", 1]}}}',
+        '{"version": 1, "home": "/", "tenants": {"": {"docs/cats.txt": ["/\\u0000", 1, 1, "", "", "", 1]}}}',
+        None,
+    ],
 )
 def test_records_that_are_lost_or_damaged_cost_reading_alone(run, encoder, damaged):
     run("index", "docs")
