@@ -129,25 +129,36 @@ class Messages:
     def console(self) -> Console:
         """The console, made when it is needed first: rich takes its time to be imported."""
         if self._console is None:
-            from rich.console import Console
-
-            self._console = Console(stderr=True)
+            self._console = make_console(stderr=True)
         return self._console
 
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing but lines of text to be written."""
-        return self._console is None and not (sys.stderr.isatty() or _forced())
+        return self._console is None and (sys.stderr is None or not (sys.stderr.isatty() or _forced()))
 
     def print(self, text: str, style: str) -> None:
-        """Print lines that are clean already."""
-        if self.is_plain:
-            typer.echo(text, err=True)
-            return
-        from rich.text import Text
+        """Print lines that are clean already; where nobody can read them, the command goes on without."""
+        with contextlib.suppress(OSError):
+            if self.is_plain:
+                typer.echo(text, err=True)
+                return
+            from rich.text import Text
 
-        # As a Text, so that brackets and colons in it are no markup.
-        self.console.print(Text(text, style=style), soft_wrap=True)
+            # As a Text, so that brackets and colons in it are no markup.
+            self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return what draws in a terminal: on standard output, or on standard error."""
+    from rich.console import Console
+
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to `reported_errors`; rich would end the process with an exit code of its own."""
+            raise BrokenPipeError
+
+    return OurConsole(stderr=stderr)
 
 
 def _forced() -> bool:
@@ -157,7 +168,9 @@ def _forced() -> bool:
 
 def shows_colours() -> bool:
     """Tell whether standard output is a terminal, or to be taken for one."""
-    return os.environ.get("TTY_COMPATIBLE") != "0" and (sys.stdout.isatty() or _forced())
+    if sys.stdout is None or os.environ.get("TTY_COMPATIBLE") == "0":
+        return False
+    return sys.stdout.isatty() or _forced()
 
 
 def complain(messages: Messages, line: str, style: str = "") -> None:
@@ -192,7 +205,7 @@ def run_app(app: typer.Typer) -> None:
             raise
         shown = io.StringIO()
         error.show(shown)
-        sys.stderr.write(printable(shown.getvalue(), multiline=True))
+        typer.echo(printable(shown.getvalue(), multiline=True), err=True, nl=False)
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -155,6 +155,14 @@ def test_a_question_is_answered_before_the_next_one_comes(run, monkeypatch):
     assert answered == [0, 1, 2]
 
 
+def test_a_question_from_a_closed_input_and_hits_for_a_closed_output(run, monkeypatch, capfd):
+    monkeypatch.setattr("sys.stdin", None)
+    assert app(["search", "-"], standalone_mode=False) == 2
+    assert "standard input, which is closed" in capfd.readouterr().err
+    monkeypatch.setattr("sys.stdout", None)
+    assert not app(["search", "cats"], standalone_mode=False)
+
+
 def test_files_alone(run):
     Path("docs/long.md").write_text("\n\n".join(f"# {number}\n\n" + "cats " * 200 for number in range(3)))
     run("index", "docs", "--quiet")

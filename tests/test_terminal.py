@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from pplx_vectorstore import Chunk, Document, VectorStore
 from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders import PrecomputedEncoder
+from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.terminal import Messages, busy, complain, printable, reported_errors, say_json
 
 COMMAND = str(Path(sys.executable).with_name("pplx-vectorstore"))
@@ -248,3 +249,28 @@ def test_a_server_that_answers_with_hostile_messages(run):
         server.shutdown()
     run("info", "--store", f"http://{HOSTILE}", code=1)
     run("info", "--store", f"ftp://{HOSTILE}", code=1)
+
+
+class Closed(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stderr", [None, Closed()], ids=["closed", "broken"])
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_where_nobody_reads_the_errors_the_exit_code_is_the_same(monkeypatch, stderr, colour):
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    monkeypatch.setattr("sys.stderr", stderr)
+    with reported_errors(code=2) as messages:
+        complain(messages, "note")
+    with pytest.raises(typer.Exit) as ended, reported_errors(code=2) as messages, busy(messages, "waiting"):
+        raise InvalidInputError("wrong")
+    assert ended.value.exit_code == 2
+
+
+def test_without_standard_streams_commands_end_as_with_them(tmp_path):
+    (tmp_path / "index" / "documents").mkdir(parents=True)
+    shell = f"{COMMAND} documents --store {tmp_path / 'index'} %s; echo $? >&3"
+    for closed, code in (("<&- >&- 2>&-", "1"), ("--help >&- 2>&-", "0"), ("--no-such-option 2>&-", "2")):
+        command = f"exec 3>&1; {shell % closed}"
+        assert subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout == f"{code}\n"

@@ -11,7 +11,7 @@ from pplx_vectorstore.documents import Hit
 from pplx_vectorstore.excerpts import QueryWords
 from pplx_vectorstore.file_ids import find_file, locate_file
 from pplx_vectorstore.hit_places import describe_place, line_range
-from pplx_vectorstore.terminal import printable, say, say_json, shows_colours
+from pplx_vectorstore.terminal import make_console, printable, say, say_json, shows_colours
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -99,7 +99,6 @@ def say_hits_as_lines(hits: Sequence[Hit], query: str, score: Score, locate: Loc
 
 def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score, locate: Locate) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -112,14 +111,13 @@ def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score, locate: L
         where = Text.assemble(_linked(hit, locate), "\n", printable(describe_place(hit)))
         text = _highlighted(_on_one_line(hit.text, start, stop), words)
         table.add_row(f"{hit.score:.3f}", where, text.append("\n"))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _print_whole(hits: Sequence[Hit], words: QueryWords, score: Score, locate: Locate) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = make_console()
     for hit in hits:
         head = Text.assemble(
             f"{hit.score:.3f} ({score})  ", _linked(hit, locate), f"  {printable(describe_place(hit))}"
