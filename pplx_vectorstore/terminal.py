@@ -41,6 +41,7 @@ _REPLACEMENT = "\ufffd"
 _UNDECODED = re.compile("([\udc80-\udcff])")
 # A stream whose encoding is one of these can show everything.
 _WHOLE = re.compile(r"utf-?(8|16|32)", re.IGNORECASE)
+_GONE = "the current folder is gone; change to one that exists, or name all folders and files from the root"
 # Set to see where an unexpected error comes from.
 _DEBUG = "PPLX_VECTORSTORE_DEBUG"
 
@@ -228,7 +229,8 @@ def reported_errors(*, code: int = 1, quiet: bool = False, verbose: bool = False
         raise typer.Exit(0) from error
     except (PplxVectorStoreError, OSError) as error:
         notes = getattr(error, "__notes__", [])
-        complain(messages, f"error: {' '.join([str(error), *notes])}", "red")
+        reason = _GONE if _lacks_current_folder(error) else str(error)
+        complain(messages, f"error: {' '.join([reason, *notes])}", "red")
         raise typer.Exit(code) from error
     except KeyboardInterrupt as error:
         complain(messages, "interrupted: what was written stays usable; run the same command again to complete it")
@@ -241,6 +243,17 @@ def reported_errors(*, code: int = 1, quiet: bool = False, verbose: bool = False
         reason = f"{type(error).__name__}: {error}"
         complain(messages, f"error: unexpected {reason} (set {_DEBUG}=1 to see where)", "red")
         raise typer.Exit(code) from error
+
+
+def _lacks_current_folder(error: Exception) -> bool:
+    """Tell whether an error, which then names no file, is that the current folder was deleted."""
+    if not isinstance(error, FileNotFoundError) or error.filename is not None:
+        return False
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -5,15 +5,15 @@ One module a command. What a command needs is imported when it runs, not here: t
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.cli import copy, delete, documents, export, export_onnx, import_, index, info, mcp, search, serve
-from pplx_vectorstore.cli.config import read_defaults
-from pplx_vectorstore.terminal import reported_errors, run_app, say
+from pplx_vectorstore.cli.config import Defaults, read_defaults
+from pplx_vectorstore.terminal import note, reported_errors, run_app, say
 
 if TYPE_CHECKING:
     from typer.core import TyperGroup
@@ -26,17 +26,32 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command()(index.index)
-app.command()(search.search)
-app.command()(info.info)
-app.command()(documents.documents)
-app.command()(delete.delete)
-app.command()(export.export)
-app.command("import")(import_.import_)
-app.command()(copy.copy)
-app.command()(serve.serve)
-app.command()(mcp.mcp)
-app.command("export-onnx")(export_onnx.export_onnx)
+
+class _Command(TyperCommand):
+    """A command that tells, before it does anything, what is wrong with the file of its defaults."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        defaults = ctx.obj
+        if isinstance(defaults, Defaults):
+            with reported_errors(code=2, quiet=bool(ctx.params.get("quiet"))) as messages:
+                if defaults.error is not None:
+                    raise defaults.error
+                for line in defaults.notes:
+                    note(messages, f"note: {line}", "yellow")
+        return super().invoke(ctx)
+
+
+app.command(cls=_Command)(index.index)
+app.command(cls=_Command)(search.search)
+app.command(cls=_Command)(info.info)
+app.command(cls=_Command)(documents.documents)
+app.command(cls=_Command)(delete.delete)
+app.command(cls=_Command)(export.export)
+app.command("import", cls=_Command)(import_.import_)
+app.command(cls=_Command)(copy.copy)
+app.command(cls=_Command)(serve.serve)
+app.command(cls=_Command)(mcp.mcp)
+app.command("export-onnx", cls=_Command)(export_onnx.export_onnx)
 
 
 @app.callback(invoke_without_command=True)
@@ -51,8 +66,8 @@ def _prepare(
         say(f"pplx-vectorstore {__version__}")
         raise typer.Exit
     if not no_config:
-        with reported_errors(code=2):
-            context.default_map = dict(read_defaults(cast("TyperGroup", context.command), Path.cwd()))
+        context.obj = read_defaults(cast("TyperGroup", context.command))
+        context.default_map = dict(context.obj.values)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_vectorstore.cli.options import STORE_NAME, is_url
 from pplx_vectorstore.errors import InvalidInputError
@@ -26,25 +26,53 @@ OPTIONS = frozenset({
 })  # fmt: skip
 """What a file may set; everything else is for the command line."""
 
+WHOLE_NUMBERS = frozenset({
+    "candidates", "chunk-tokens", "context", "dimensions", "k", "max-file-size", "window-tokens",
+})  # fmt: skip
+NUMBERS = frozenset({"min-score"})
+
 FILE = "config.toml"
 _PROJECT = "pyproject.toml"
 _TABLE = "pplx-vectorstore"
 
 
-def read_defaults(group: TyperGroup, here: Path) -> dict[str, dict[str, Any]]:
-    """Read the nearest file's defaults: command → parameter → value.
+class Defaults(NamedTuple):
+    """What a project's file says of options.
+
+    Attributes:
+        values: Command → parameter → value.
+        notes: Of files that may have said something, and could not be read.
+        error: What is wrong with the file; only a command that runs is told, so that help is there always.
+    """
+
+    values: dict[str, dict[str, Any]]
+    notes: list[str]
+    error: InvalidInputError | None = None
+
+
+def read_defaults(group: TyperGroup) -> Defaults:
+    """Read the nearest file's defaults, from the current folder upwards.
 
     Args:
         group: The commands.
-        here: Where to look first; then in the folders above.
-
-    Raises:
-        InvalidInputError: The file cannot be read, or sets what there is not.
     """
-    found = next(_tables(here), None)
+    notes: list[str] = []
+    try:
+        return Defaults(_read_nearest(group, Path.cwd(), notes), notes)
+    except FileNotFoundError:  # the current folder is gone
+        return Defaults({}, [])
+    except InvalidInputError as error:
+        error.add_note("(--no-config before the command heeds no file)")
+        return Defaults({}, notes, error)
+
+
+def _read_nearest(group: TyperGroup, here: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    found = next(_tables(here, notes), None)
     if found is None:
         return {}
     file, table = found
+    if not isinstance(table, Mapping):
+        raise InvalidInputError(f"{file} sets {_TABLE!r} to {table!r}; it is a table of options")
     defaults: dict[str, dict[str, Any]] = {name: {} for name in group.commands}
     for key, value in table.items():
         if key not in group.commands:
@@ -61,24 +89,32 @@ def read_defaults(group: TyperGroup, here: Path) -> dict[str, dict[str, Any]]:
     return defaults
 
 
-def _tables(here: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yield the files with settings, the nearest first."""
+def _tables(here: Path, notes: list[str]) -> Iterator[tuple[Path, Any]]:
+    """Yield the files with settings, the nearest first. A project's that is broken may be none of ours."""
     for folder in (here, *here.parents):
         own = folder / STORE_NAME / FILE
-        if own.is_file():
-            yield own, _load(own)
+        if os.path.isfile(own):
+            try:
+                yield own, _parse(own.read_bytes())
+            except (OSError, ValueError, RecursionError) as error:
+                raise InvalidInputError(f"{own} cannot be read as TOML: {error}") from error
         project = folder / _PROJECT
-        if project.is_file():
-            tools = _load(project).get("tool", {})
-            if isinstance(tools, Mapping) and _TABLE in tools:
-                yield project, tools[_TABLE]
+        try:
+            data = project.read_bytes()
+        except OSError:
+            continue
+        try:
+            tools = _parse(data).get("tool", {})
+        except (ValueError, RecursionError) as error:
+            if _TABLE.encode() in data:
+                notes.append(f"{project} cannot be read as TOML, and is not heeded: {error}")
+            continue
+        if isinstance(tools, Mapping) and _TABLE in tools:
+            yield project, tools[_TABLE]
 
 
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{file} cannot be read as TOML: {error}") from error
+def _parse(data: bytes) -> dict[str, Any]:
+    return tomllib.loads(data.decode("utf-8-sig"))
 
 
 def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, value: Any, file: Path) -> bool:
@@ -93,6 +129,9 @@ def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, va
     for one in values:
         if isinstance(one, bool) is not is_flag or not isinstance(one, (str, int, float)):
             wanted = "true or false" if is_flag else "texts or numbers" if many else "a text or a number"
+            raise InvalidInputError(f"{file} sets {key!r} to {value!r}; it takes {wanted}")
+        if (name in WHOLE_NUMBERS and not isinstance(one, int)) or (name in NUMBERS and isinstance(one, str)):
+            wanted = "a whole number" if name in WHOLE_NUMBERS else "a number"
             raise InvalidInputError(f"{file} sets {key!r} to {value!r}; it takes {wanted}")
     if name in ("store", "root"):
         values = [_beside(file, key, one) for one in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -185,5 +186,6 @@ def _shortest(file: Path) -> str:
 
 def _spellings(file: Path) -> Iterator[str]:
     yield file.as_posix()
-    if file.anchor == Path.cwd().anchor:
+    # There is no way from the current folder where that is gone, or on another drive.
+    with contextlib.suppress(FileNotFoundError, ValueError):
         yield Path(os.path.relpath(file)).as_posix()

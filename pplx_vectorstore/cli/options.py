@@ -34,7 +34,10 @@ def find_store(context: typer.Context, parameter: typer.CallbackParam, given: st
     source = context.get_parameter_source(parameter.name or "")
     if source is not None and source.name == "COMMANDLINE":
         raise typer.BadParameter(EMPTY)
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return STORE_NAME  # whoever opens it finds that the current folder is gone
     nearest = next((folder for folder in (here, *here.parents) if (folder / STORE_NAME).is_dir()), here)
     return os.path.relpath(nearest / STORE_NAME)
 
