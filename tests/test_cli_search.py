@@ -163,13 +163,17 @@ def test_a_question_from_a_closed_input_and_hits_for_a_closed_output(run, monkey
     assert not app(["search", "cats"], standalone_mode=False)
 
 
-def test_files_alone(run):
+def test_files_alone(run, loaded_encoder):
     Path("docs/long.md").write_text("\n\n".join(f"# {number}\n\n" + "cats " * 200 for number in range(3)))
     run("index", "docs", "--quiet")
     names = run("search", "cats", "-l", "-k", "10").stdout.splitlines()
     assert sorted(names) == ["docs/cat.py", "docs/guide.md", "docs/long.md", "docs/stars.txt", "docs/table.csv"]
     assert len(run("search", "cats", "--files", "-k", "2").stdout.splitlines()) == 2
     assert "exclude one another" in run("search", "x", "-l", "--json", code=2).stderr
+    with VectorStore.open(".pplx-vectorstore", encoder=loaded_encoder) as store:
+        store.add([Document(id="of-a-program", chunks=["Cats."])])
+    assert len(run("search", "cats", "-l", "-k", "10").stdout.splitlines()) == 5
+    assert run("search", "cats", "-l", "--filter", "source=null", code=1).output == "nothing found\n"
 
 
 def test_exit_codes_are_those_of_grep(run):
@@ -288,6 +292,24 @@ def test_how_conditions_are_read(given_condition, parsed):
     assert parse_filters([given_condition]) == parsed
     assert parse_filters([given_condition, "x=y"]) == {"$and": [parsed, {"x": "y"}]}
     build_filter(parsed)
+
+
+@pytest.mark.parametrize("wrong", ["lang==en", "year=>2020", "year=<2020", "a<>b", "a!==b", "a>>1", "a= =b"])
+def test_comparisons_that_there_are_not_are_refused_with_what_to_write(wrong):
+    with pytest.raises(InvalidInputError, match=r"there is no comparison .*key>=value") as refused:
+        parse_filters([wrong])
+    parse_filters([re.search(r"'([^']*)'$", str(refused.value))[1]])
+
+
+def test_a_value_may_begin_as_a_comparison_does():
+    assert parse_filters(['a="=b"']) == {"a": "=b"}
+    assert parse_filters(['{"a": "<b"}']) == {"a": "<b"}
+
+
+def test_a_field_that_no_chunk_has_is_told(run):
+    told = run("search", "x", "--filter", "nofield=x", "--filter", "topic=dogs", code=1).stderr
+    assert told == "nothing found: no chunk has a field 'nofield' (search --json shows what there is)\n"
+    assert run("search", "x", "--filter", "nofield.name=x", "--quiet", code=1).output == ""
 
 
 @pytest.mark.parametrize("wrong", ["", "a", "=b", "a..b=1", ".a=1", '"a"b=1', "{", "[]", '{"a": 1', "[1]"])

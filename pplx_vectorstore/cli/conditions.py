@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplx_vectorstore.errors import InvalidInputError
@@ -31,6 +31,22 @@ def parse_filters(given: Sequence[str]) -> dict[str, Any] | None:
     return parsed[0] if len(parsed) == 1 else {"$and": parsed}
 
 
+def fields_of(parsed: Mapping[str, Any] | None) -> list[str]:
+    """List the fields of metadata that a filter names.
+
+    >>> fields_of({"$and": [{"lang": "en"}, {"$not": {"author": {"name": "Ada"}}}, {"$or": [{"lang": "de"}]}]})
+    ['lang', 'author']
+    """
+    fields: dict[str, None] = {}
+    for key, value in (parsed or {}).items():
+        if not key.startswith("$"):
+            fields[key] = None
+        for one in value if isinstance(value, list) else [value]:
+            if key.startswith("$") and isinstance(one, Mapping):
+                fields |= dict.fromkeys(fields_of(one))
+    return list(fields)
+
+
 def _parse(given: str) -> dict[str, Any]:
     if given.lstrip().startswith(("{", "[")):
         return _parse_json(given)
@@ -39,6 +55,11 @@ def _parse(given: str) -> dict[str, Any]:
     if found is None or not keys:
         raise InvalidInputError(f"--filter {given!r} is no condition; give {_FORMS}")
     operator, written = found[2], found[3].strip()
+    if written.startswith(("=", "<", ">")):
+        raise InvalidInputError(
+            f"--filter {given!r}: there is no comparison {operator + written[0]!r}; give {_FORMS}. A value that begins "
+            f"with {written[0]} goes in double quotes within these: '{found[1].strip()}{operator}\"{written}\"'"
+        )
     if operator in _BOUNDS:
         return _within(keys, {_BOUNDS[operator]: _parse_value(written)})
     equal = _equal(keys, written)

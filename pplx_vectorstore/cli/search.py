@@ -6,7 +6,7 @@ import itertools
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,9 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError, UnsupportedFilterError
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import complain, note, reported_errors, say_json
+
+if TYPE_CHECKING:
+    from pplx_vectorstore.store import VectorStore
 
 _NOTHING = 1
 _FAILED = 2
@@ -134,6 +137,7 @@ def search(
                 elif as_json:
                     say_json([hit_as_json(hit, score, locate) for hit in hits])
                 elif files:
+                    hits = [hit for hit in hits if locate(hit) is not None]
                     show_files(hits, locate)
                 else:
                     show_hits(hits, question.text, score, locate, whole=full or context > 0)
@@ -141,9 +145,21 @@ def search(
             if records is not None and not quiet:
                 changes = find_changes(opened, records, list(shown))
                 print_changes(messages, changes)
+            # Asked of a server, this could take long, or be against its limits.
+            unknown = _unknown_fields(opened, options["filter"]) if not (shown or quiet or is_url(store)) else ""
         if verbose:
             note(messages, f"this took {time.monotonic() - started:.2f} s")
         if not shown:
-            note(messages, "nothing found")
+            note(messages, f"nothing found{unknown}")
         if is_refused or not shown:
             raise typer.Exit(_FAILED if is_refused else _NOTHING)
+
+
+def _unknown_fields(opened: VectorStore, condition: dict[str, Any] | None) -> str:
+    """Tell which fields of a filter no chunk has: one may be mistyped."""
+    from pplx_vectorstore.cli.conditions import fields_of
+
+    unknown = [field for field in fields_of(condition) if not opened.count({"$not": {field: None}})]
+    if not unknown:
+        return ""
+    return f": no chunk has a field {' or '.join(map(repr, unknown))} (search --json shows what there is)"
