@@ -6,9 +6,39 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers.content import ReaderOptions
+from pplx_vectorstore.readers.content import ReaderOptions, shorten
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?$")
+
+
+SAMPLE_ROWS = 20
+"""Rows among which a header is looked for."""
+
+# Characters that records may have beyond what is in the file: names of columns, which each of them repeats.
+_SLACK = 1 << 24
+_MOST_REPEATED = 16
+
+
+def find_header(rows: Sequence[Mapping[int, str]], *, least: int = 1) -> int | None:
+    """Return which row names columns, or None.
+
+    It is the first that reaches as far to the right as most of those below. What stands above it, such as a title, has
+    at most half as many cells. Where there is no such row, it is the first one, if that looks like a header.
+
+    Args:
+        rows: The first ones: column → what the cell holds, without empty cells and empty rows.
+        least: Cells of a header.
+    """
+    widest = 0
+    for index, row in enumerate(rows):
+        ends = [max(below) for below in rows[index + 1 :]]
+        usual = max(ends, key=ends.count, default=0)
+        if len(row) > 1 and is_header(list(row.values())) and ends and max(row) >= usual:
+            if 2 * widest <= len(row):
+                return index
+            break
+        widest = max(widest, len(row))
+    return 0 if rows and len(rows[0]) >= least and is_header(list(rows[0].values())) else None
 
 
 def is_header(row: Sequence[str]) -> bool:
@@ -29,6 +59,23 @@ def column_name(index: int) -> str:
         index, letter = divmod(index - 1, 26)
         name = chr(ord("A") + letter) + name
     return name
+
+
+def name_column(header: str, index: int) -> str:
+    """Return a column's name: what its header says, on one line and not without end, or else its letters."""
+    return shorten(" ".join(header.split())) or column_name(index)
+
+
+def require_own_values(n_characters: int, n_bytes: int) -> None:
+    """Refuse records that say far more than their file, unpacked, holds: one text for all cells, a name without end.
+
+    Raises:
+        UnreadableFileError: Says so.
+    """
+    if n_characters > _SLACK + _MOST_REPEATED * n_bytes:
+        raise UnreadableFileError(
+            f"has records of more than {n_characters:,} characters in {n_bytes:,} bytes: it repeats the same without end"
+        )
 
 
 def write_record(record: Iterable[tuple[str, str]], options: ReaderOptions) -> str:
