@@ -4,7 +4,7 @@ A reader is a function from bytes and options to a `Content`. There is one in a 
 which reads what, and what is no document.
 """
 
-from pplx_vectorstore.readers.anchors import HEADING_KEY, LINE_KEY, label_chunks
+from pplx_vectorstore.readers.anchors import HEADING_KEY, LINE_KEY, PLACE_KEYS, label_chunks
 from pplx_vectorstore.readers.content import Anchor, Content, Reader, ReaderOptions
 from pplx_vectorstore.readers.kinds import FORMATS, READERS, kind_by_content, kind_by_name, read_content
 
@@ -12,6 +12,7 @@ __all__ = [
     "FORMATS",
     "HEADING_KEY",
     "LINE_KEY",
+    "PLACE_KEYS",
     "READERS",
     "Anchor",
     "Content",

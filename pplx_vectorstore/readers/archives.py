@@ -23,6 +23,7 @@ MOST_BYTES = 1 << 26
 
 _MOST_PARTS = 20_000
 _MOST_LEVELS = 120
+_SLACK = 1 << 20  # of text beyond what is in a document
 _CONTENT_TYPES = "[Content_Types].xml"
 _BROKEN = (
     zipfile.BadZipFile,
@@ -44,12 +45,14 @@ class Parts:
         kind: What the file should be, for errors.
         names: Of all parts.
         n_bytes: That were read, unpacked.
+        n_elements: Of the XML that was read.
     """
 
     def __init__(self, archive: zipfile.ZipFile, kind: str, most_bytes: int) -> None:
         self.kind = kind
         self.names = frozenset(archive.namelist())
         self.n_bytes = 0
+        self.n_elements = 0
         self._archive = archive
         self._most_bytes = most_bytes
 
@@ -76,7 +79,7 @@ class Parts:
             UnreadableFileError: It declares entities, or is nested deeper than any program writes it.
         """
         data = self.read(name)
-        _check_xml(data, self.kind)
+        self.n_elements += _check_xml(data, self.kind)
         return data
 
     def parse(self, name: str) -> Element:
@@ -171,17 +174,16 @@ def require_own_text(text: str, parts: Parts) -> None:
         )
 
 
-_SLACK = 1 << 20
-
-
 def _relations_of(part: str) -> str:
     folder, name = posixpath.split(part)
     return posixpath.join(folder, "_rels", f"{name}.rels")
 
 
-def _check_xml(data: bytes, kind: str) -> None:
+def _check_xml(data: bytes, kind: str) -> int:
+    """Refuse XML that could not be parsed within bounds; return how many elements it has."""
     parser = expat.ParserCreate()
     levels = 0
+    n_elements = 0
 
     def refuse_entity(*_: object) -> None:
         raise UnreadableFileError(
@@ -190,8 +192,9 @@ def _check_xml(data: bytes, kind: str) -> None:
         )
 
     def start(*_: object) -> None:
-        nonlocal levels
+        nonlocal levels, n_elements
         levels += 1
+        n_elements += 1
         if levels > _MOST_LEVELS:
             raise UnreadableFileError(f"is {kind} that is nested more than {_MOST_LEVELS} levels deep")
 
@@ -203,3 +206,4 @@ def _check_xml(data: bytes, kind: str) -> None:
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.Parse(data, True)
+    return n_elements

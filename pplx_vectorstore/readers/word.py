@@ -15,6 +15,8 @@ from pplx_vectorstore.readers.plain import EXTRA
 _KIND = "a Word document"
 # Beside the library's own, which know headings from 1 to 6.
 _STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh"
+# Of XML; the library needs minutes and gigabytes for more of them, and some megabytes of text have half as many.
+_MOST_ELEMENTS = 1_000_000
 _PARTS = ("document", "styles", "numbering", "footnotes", "endnotes", "comments")
 
 
@@ -30,6 +32,10 @@ def read_word(data: bytes, options: ReaderOptions) -> Content:
         raise UnreadableFileError(str(MissingExtraError("reading Word documents", EXTRA))) from error
     with open_archive(data, _KIND) as parts:
         checked = parts.copy_of(("officeDocument", *_PARTS), [f"word/{name}.xml" for name in _PARTS])
+    if parts.n_elements > _MOST_ELEMENTS:
+        raise UnreadableFileError(
+            f"is {_KIND} of {parts.n_elements:,} elements; at most {_MOST_ELEMENTS:,} are read: divide it"
+        )
     try:
         page = mammoth.convert_to_html(
             io.BytesIO(checked),
