@@ -212,8 +212,9 @@ def test_messages():
         'Content-Disposition: attachment; filename="a.pdf"\n\nx\n--B--\n'
     )
     content = read("a.eml", data)
-    assert content.text.startswith("# Grüße\n\nFrom: Ada <ada@example.org>\nTo: Alan\nDate: Fri, 01 Jan 2021")
+    assert content.text.startswith("Grüße\n\nFrom: Ada <ada@example.org>\nTo: Alan\nDate: Fri, 1 Jan 2021")
     assert content.text.endswith("\n\nSchön.")
+    assert (content.format, content.anchors) == ("text", [(0, {"heading": ["Grüße"]})])
     assert content.metadata == {"title": "Grüße"}
     assert content.notes == ["has attachments, which are not read: a.pdf"]
     page = "From: x\nContent-Type: text/html; charset=utf-8\n\n<p>Only <b>HTML</b>"
@@ -288,7 +289,7 @@ def test_chunks_know_the_headings_above():
         {"heading": ["A b c"]},
         {"heading": ["A b c"]},
         {"heading": ["A b c", "B l"]},
-        {"heading": ["A b c", "B l"]},
+        {"heading": ["A b c", "B l", "quoted"]},
         {"heading": ["Set x"]},
         {"heading": ["Set x", "C"]},
     ]

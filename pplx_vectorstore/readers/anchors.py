@@ -109,7 +109,9 @@ def _headings(content: Content) -> Iterator[tuple[int, tuple[str, ...]]]:
             continue
         part = text[start:stop]
         line_starts = [start, *(start + end.end() for end in _LINE_END.finditer(part)), stop]
-        containers: list[tuple[int, list[tuple[int, int, str]]]] = []  # those that are open: line after, headings before
+        containers: list[
+            tuple[int, list[tuple[int, int, str]]]
+        ] = []  # those that are open: line after, headings before
         for token, inside in itertools.pairwise([*parser.parse(part), None]):
             if token.type in _CONTAINERS:
                 containers.append((token.map[1], above))

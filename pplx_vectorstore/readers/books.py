@@ -47,9 +47,7 @@ def read_book(data: bytes, options: ReaderOptions) -> Content:
     if not blocks.text and losses:
         raise UnreadableFileError(f"holds no text; {losses[0]}")
     require_own_text(blocks.text, parts)
-    return Content(
-        text=blocks.text, format="markdown", cuts=blocks.cuts, metadata=_metadata(opened), losses=losses
-    )
+    return Content(text=blocks.text, format="markdown", cuts=blocks.cuts, metadata=_metadata(opened), losses=losses)
 
 
 def _find_package(parts: Parts) -> str:

@@ -108,7 +108,9 @@ _NAMES = {name: kind for kind, names in _KINDS_BY_NAME.items() for name in names
 
 _RTF = b"{\\rtf"
 _OPEN_DOCUMENT = b"application/vnd.oasis.opendocument"
-_SVG = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?:<(?:\?xml|!--|!DOCTYPE\s+svg)[^>]{0,1000}>\s*){0,9}<(?:svg:)?svg\b", re.IGNORECASE)
+_SVG = re.compile(
+    rb"\A(?:\xef\xbb\xbf)?\s*(?:<(?:\?xml|!--|!DOCTYPE\s+svg)[^>]{0,1000}>\s*){0,9}<(?:svg:)?svg\b", re.IGNORECASE
+)
 # Of keys and certificates in letters; whether the block is one that must not be shown.
 _PEM = re.compile(
     rb"^(?:\xef\xbb\xbf)?[ \t]*-----BEGIN (?:[A-Z0-9]+ )*(?:(PRIVATE KEY)|PUBLIC KEY|CERTIFICATE(?: REQUEST)?)(?: BLOCK)?-----"
