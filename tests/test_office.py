@@ -281,15 +281,27 @@ def test_shapes_within_shapes_are_read_once():
     assert read("a.pptx", pptx([inner])).text.count("swordfish") == 1
 
 
-def test_a_workbook_that_shows_one_long_text_in_all_cells_is_refused():
-    with zipfile.ZipFile(io.BytesIO(xlsx({"S": {"A1": "y" * 30_000}}))) as opened:
-        data = archive({name: opened.read(name) for name in opened.namelist()})
-    rows = "".join(f'<row r="{n}"><c r="A{n}" t="s"><v>0</v></c></row>' for n in range(1, 1001))
-    sheet = (
-        '<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
-        f"{rows}</sheetData></worksheet>"
+def with_shared_strings(sheet, *strings):
+    data = xlsx({"S": {"A1": 1}})
+    space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        types = opened.read("[Content_Types].xml").decode()
+    override = (
+        '<Override PartName="/xl/sharedStrings.xml" ContentType="application/vnd.openxmlformats-officedocument.'
+        'spreadsheetml.sharedStrings+xml"/></Types>'
     )
-    assert "repeats the same without end" in refuse("a.xlsx", replace_part(data, "xl/worksheets/sheet1.xml", sheet))
+    items = "".join(f"<si><t>{string}</t></si>" for string in strings)
+    data = replace_part(data, "[Content_Types].xml", types.replace("</Types>", override))
+    data = replace_part(data, "xl/sharedStrings.xml", f'<sst xmlns="{space}">{items}</sst>')
+    rows = f'<worksheet xmlns="{space}"><sheetData>{sheet}</sheetData></worksheet>'
+    return replace_part(data, "xl/worksheets/sheet1.xml", rows)
+
+
+def test_a_workbook_that_shows_one_long_text_in_all_cells_is_refused():
+    row = '<row r="{0}"><c r="A{0}" t="s"><v>0</v></c></row>'
+    assert read("a.xlsx", with_shared_strings(row.format(1), "swordfish")).text == "# S\n\nA: swordfish"
+    rows = "".join(row.format(number) for number in range(1, 1001))
+    assert "repeats the same without end" in refuse("a.xlsx", with_shared_strings(rows, "y" * 30_000))
 
 
 def test_a_word_document_of_too_many_elements_is_refused(monkeypatch):
