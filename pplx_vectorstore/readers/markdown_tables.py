@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 _MOST_SPANNED_COLUMNS = 100
 _MOST_SPANNED_ROWS = 1000
-# Characters that spans may add to a table, for each that is in its cells, and in any case; borders are three a cell.
+# Characters that spans may add to a table, for each that is in its cells; borders are three a cell.
 _MOST_SPANNED = 8
-_SLACK = 200
 _BORDERS = 3
 
 
@@ -80,7 +79,7 @@ class Table:
 
 def _written(rows: list[list[Cell]]) -> Iterator[list[str]]:
     """Yield what the cells of each row hold; those that one spans are filled, as long as that does not outgrow them."""
-    left = _SLACK + _MOST_SPANNED * sum(_BORDERS + len(cell.line) for row in rows for cell in row)
+    left = _MOST_SPANNED * sum(_BORDERS + len(cell.line) for row in rows for cell in row)
     below: dict[int, tuple[int, str]] = {}  # column → how many more rows a cell above goes down, and what it holds
     for row in rows:
         written: list[str] = []

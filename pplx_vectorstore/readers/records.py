@@ -11,6 +11,9 @@ from pplx_vectorstore.readers.content import ReaderOptions, shorten
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?$")
 
 
+Row = tuple[int, Mapping[int, str]]
+"""A row that is not empty: its number, from 1, and column, from 0 → what the cell holds, without empty ones."""
+
 SAMPLE_ROWS = 20
 """Rows among which a header is looked for."""
 
@@ -19,26 +22,28 @@ _SLACK = 1 << 24
 _MOST_REPEATED = 16
 
 
-def find_header(rows: Sequence[Mapping[int, str]], *, least: int = 1) -> int | None:
+def find_header(rows: Sequence[Row], *, least: int = 1) -> int | None:
     """Return which row names columns, or None.
 
     It is the first that reaches as far to the right as most of those below. What stands above it, such as a title, has
-    at most half as many cells. Where there is no such row, it is the first one, if that looks like a header.
+    one cell a row, or an empty row after it. Where there is no such row, it is the first one, if that looks like a
+    header.
 
     Args:
-        rows: The first ones: column → what the cell holds, without empty cells and empty rows.
+        rows: The first ones of a table.
         least: Cells of a header.
     """
     widest = 0
-    for index, row in enumerate(rows):
-        ends = [max(below) for below in rows[index + 1 :]]
+    for index, (number, row) in enumerate(rows):
+        ends = [max(below) for _, below in rows[index + 1 :]]
         usual = max(ends, key=ends.count, default=0)
         if len(row) > 1 and is_header(list(row.values())) and ends and max(row) >= usual:
-            if 2 * widest <= len(row):
+            is_apart = index > 0 and number > rows[index - 1][0] + 1 and 2 * widest <= len(row)
+            if index == 0 or (2 * usual >= max(row) and (widest == 1 or is_apart)):
                 return index
             break
         widest = max(widest, len(row))
-    return 0 if rows and len(rows[0]) >= least and is_header(list(rows[0].values())) else None
+    return 0 if rows and len(rows[0][1]) >= least and is_header(list(rows[0][1].values())) else None
 
 
 def is_header(row: Sequence[str]) -> bool:

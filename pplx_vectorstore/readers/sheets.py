@@ -6,7 +6,7 @@ import datetime
 import io
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pplx_vectorstore.errors import MissingExtraError, UnreadableFileError
@@ -16,6 +16,7 @@ from pplx_vectorstore.readers.markdown_writer import escape_openings
 from pplx_vectorstore.readers.plain import EXTRA
 from pplx_vectorstore.readers.records import (
     SAMPLE_ROWS,
+    Row,
     find_header,
     name_column,
     require_columns,
@@ -29,9 +30,6 @@ _MOST_BYTES = 1 << 27  # sheets are read row by row
 _MOST_CELLS = 20_000_000
 _PARTS = ("xl/workbook.xml", "xl/sharedStrings.xml", "xl/styles.xml")
 _RELATIONS = ("officeDocument", "worksheet", "sharedStrings", "styles")
-
-Row = tuple[int, dict[int, str]]
-"""Its number, and column, from 0 → what the cell shows; without empty ones."""
 
 
 def read_sheets(data: bytes, options: ReaderOptions) -> Content:
@@ -102,8 +100,8 @@ class _Sheets:
         self._is_titled = False
         rows = self._rows(sheet)
         first = list(itertools.islice(rows, SAMPLE_ROWS))
-        at = find_header([cells for _, cells in first], least=2)
-        header: dict[int, str] = {}
+        at = find_header(first, least=2)
+        header: Mapping[int, str] = {}
         if at is not None:
             for number, cells in first[:at]:  # what stands above a table
                 if not self._options.text_columns:

@@ -15,6 +15,7 @@ from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions, sho
 from pplx_vectorstore.readers.plain import decode
 from pplx_vectorstore.readers.records import (
     SAMPLE_ROWS,
+    Row,
     find_header,
     name_column,
     require_columns,
@@ -39,7 +40,7 @@ def read_csv(data: bytes, options: ReaderOptions) -> Content:
     blocks = Blocks()
     rows = _numbered(text)
     first = list(itertools.islice(rows, SAMPLE_ROWS))
-    at = find_header([cells for _, cells in first])
+    at = find_header(first)
     header = first[at][1] if at is not None else {}
     if first:
         widest = max(first[at or 0][1]) + 1
@@ -91,8 +92,8 @@ def read_json_lines(data: bytes, options: ReaderOptions) -> Content:
     )
 
 
-def _numbered(text: str) -> Iterator[tuple[int, dict[int, str]]]:
-    """Yield each row that holds something: its number, and column → cell, without empty ones."""
+def _numbered(text: str) -> Iterator[Row]:
+    """Yield each row that holds something."""
     for number, row in enumerate(_rows(text), 1):
         cells = {column: cell for column, cell in enumerate(row) if cell.strip()}
         if cells:
