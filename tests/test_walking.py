@@ -101,19 +101,6 @@ def test_ignore_files_above_and_of_the_repository(here):
     assert names_of(walk(["linked"])) == ["linked/a.txt"]
 
 
-def test_ignore_files_are_bytes_of_which_a_line_feed_ends_a_line(here):
-    subprocess.run(["git", "init", "--quiet", str(here)], check=True)
-    (here / ".gitignore").write_bytes(b"caf\xe9.txt\n?.md\r\nx\x0cfoo.md\n*\xe2\x80\xa8.rst\n")
-    for name in (b"caf\xe9.txt", "é.md".encode(), b"a.md", b"foo.md", "x\u2028.rst".encode(), b"y.rst"):
-        with open(os.path.join(os.fsencode(here), name), "wb") as file:
-            file.write(b"x")
-    listed = subprocess.run(
-        ["git", "-C", str(here), "ls-files", "-coz", "--exclude-standard"], check=True, capture_output=True
-    ).stdout
-    expected = {os.fsdecode(name) for name in listed.split(b"\0") if name and not name.startswith(b".")}
-    assert {file.path.name for file in walk([here]).files} == expected == {"é.md", "foo.md", "y.rst"}
-
-
 def test_include_and_exclude(here):
     make(here, "a.md", "b.svg", "docs/c.md", "docs/d.txt", "docs/old/e.md", "ignored.md")
     make(here, ".gitignore", text="ignored.md\n")

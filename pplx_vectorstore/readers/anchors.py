@@ -112,8 +112,9 @@ def _headings(content: Content) -> Iterator[tuple[int, tuple[str, ...]]]:
         containers: list[
             tuple[int, list[tuple[int, int, str]]]
         ] = []  # those that are open: line after, headings before
-        for token, inside in itertools.pairwise([*parser.parse(part), None]):
-            if token.type in _CONTAINERS:
+        tokens = parser.parse(part)
+        for index, token in enumerate(tokens):
+            if token.type in _CONTAINERS and token.map:
                 containers.append((token.map[1], above))
             elif token.type.removesuffix("_close") + "_open" in _CONTAINERS:
                 end, before = containers.pop()
@@ -124,7 +125,7 @@ def _headings(content: Content) -> Iterator[tuple[int, tuple[str, ...]]]:
                 level = int(token.tag[1])
                 depth = len(containers)
                 kept = [heading for heading in above if heading[0] < level or heading[1] < depth]
-                above = [*kept, (level, depth, _plain(inline, inside.content))]
+                above = [*kept, (level, depth, _plain(inline, tokens[index + 1].content))]
                 yield line_starts[token.map[0]], tuple(name for *_, name in above)
 
 

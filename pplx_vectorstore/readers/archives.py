@@ -53,6 +53,8 @@ class Parts:
         self.names = frozenset(archive.namelist())
         self.n_bytes = 0
         self.n_elements = 0
+        if len(self.names) > _MOST_PARTS:
+            raise UnreadableFileError(f"is {kind} of {len(self.names):,} parts; at most {_MOST_PARTS:,} are read")
         self._archive = archive
         self._most_bytes = most_bytes
 
@@ -149,9 +151,6 @@ def open_archive(data: bytes, kind: str, most_bytes: int | None = None) -> Itera
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            n_parts = len(archive.infolist())
-            if n_parts > _MOST_PARTS:
-                raise UnreadableFileError(f"is {kind} of {n_parts:,} parts; at most {_MOST_PARTS:,} are read")
             yield Parts(archive, kind, MOST_BYTES if most_bytes is None else most_bytes)
     except (expat.ExpatError, ElementTree.ParseError) as error:
         raise UnreadableFileError(f"is {kind} whose XML is broken ({error})") from error

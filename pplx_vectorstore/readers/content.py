@@ -32,8 +32,8 @@ class Content:
     Attributes:
         text: All of it.
         format: How the text is cut, as in `Document`.
-        anchors: Where which page, slide, sheet, row or cell begins, in order. A ``heading`` of theirs takes the place of
-            those in the text; an empty one says that there is none.
+        anchors: Where which page, slide, sheet, row or cell begins, in order. A ``heading`` of theirs takes the place
+            of those in the text; an empty one says that there is none.
         cuts: Characters at which a part begins, such as a sheet: no chunk goes over one.
         metadata: What the file says about itself, such as its title.
         first_line: Number of the text's first line in the file, where its lines are the file's; else None.

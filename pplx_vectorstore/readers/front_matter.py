@@ -1,8 +1,8 @@
 """The block before a Markdown text that says what it is about, as metadata.
 
-What may be text is not taken away: values that read as a sentence, and those of keys that have a blank, stay in the text
-as well, where it begins. ("Warning: never mix these", between two rules, is YAML too.) So do values that are too long
-for metadata.
+What may be text is not taken away: values that read as a sentence, and those of keys that have a blank, stay in the
+text as well, where it begins. ("Warning: never mix these", between two rules, is YAML too.) So do values that are too
+long for metadata.
 
 Of YAML, what front matters hold: scalars and lists of scalars, one key a line. A value of any other form is kept as it
 is written, so that nothing is lost and no parser has to be trusted with it.

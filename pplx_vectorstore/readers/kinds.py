@@ -113,7 +113,8 @@ _SVG = re.compile(
 )
 # Of keys and certificates in letters; whether the block is one that must not be shown.
 _PEM = re.compile(
-    rb"^(?:\xef\xbb\xbf)?[ \t]*-----BEGIN (?:[A-Z0-9]+ )*(?:(PRIVATE KEY)|PUBLIC KEY|CERTIFICATE(?: REQUEST)?)(?: BLOCK)?-----"
+    rb"^(?:\xef\xbb\xbf)?[ \t]*-----BEGIN (?:[A-Z0-9]+ )*"
+    rb"(?:(PRIVATE KEY)|PUBLIC KEY|CERTIFICATE(?: REQUEST)?)(?: BLOCK)?-----"
     rb".*?(?:-----END [A-Z0-9 ]+-----|\Z)",
     re.MULTILINE | re.DOTALL,
 )

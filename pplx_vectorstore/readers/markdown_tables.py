@@ -96,7 +96,9 @@ def _written(rows: list[list[Cell]]) -> Iterator[list[str]]:
             if cell is None:
                 break
             text = cell.line
-            for column in range(cell.columns if left > 0 else 1):
+            for column in range(cell.columns):
+                if column and left <= 0:
+                    break
                 if cell.rows > 1:
                     below[len(written)] = (cell.rows - 1, text)
                 written.append("" if column else text)

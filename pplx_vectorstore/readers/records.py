@@ -79,7 +79,8 @@ def require_own_values(n_characters: int, n_bytes: int) -> None:
     """
     if n_characters > _SLACK + _MOST_REPEATED * n_bytes:
         raise UnreadableFileError(
-            f"has records of more than {n_characters:,} characters in {n_bytes:,} bytes: it repeats the same without end"
+            f"has records of more than {n_characters:,} characters in {n_bytes:,} bytes: it repeats the same "
+            "without end"
         )
 
 

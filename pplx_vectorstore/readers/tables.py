@@ -105,8 +105,11 @@ def _rows(text: str) -> Iterator[list[str]]:
     limit = csv.field_size_limit(_MOST_CHARACTERS_OF_A_CELL)
     try:
         delimiter = _delimiter(text)
-        quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _is_quoted(text) else csv.QUOTE_NONE
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+        opened = io.StringIO(text, newline="")
+        if delimiter == "\t" and not _is_quoted(text):
+            yield from csv.reader(opened, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            yield from csv.reader(opened, delimiter=delimiter)
     except csv.Error as error:
         raise UnreadableFileError(
             f"is a table that cannot be read ({error}): does a quote lack its other half?"
