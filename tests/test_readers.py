@@ -84,6 +84,8 @@ def test_damaged_utf8_stays_utf8():
         ("a.html", b"<html><script>x()</script></html>", {}, "holds no text"),
         ("a.txt", b"caf\xe9", {"encoding": "utf-8"}, "is not UTF-8 text (byte 3 is 0xe9)"),
         ("a.txt", b"a\0\0\0b", {}, "is binary"),
+        ("a.txt", b"caf\xe9", {"encoding": "rot13"}, "'rot13' is no encoding of text"),
+        ("a.txt", b"caf\xe9", {"encoding": "undefined"}, "'undefined' is no encoding of text"),
         ("a.csv", b"\x00", {}, "is binary"),
         ("a.jsonl", b"no\njson", {}, "holds no JSON: line 1 is none"),
         ("a.ipynb", b"{", {}, "is a notebook whose JSON is broken"),
@@ -319,10 +321,20 @@ def test_a_quote_in_a_table_with_tabs_may_be_an_inch():
     )
 
 
+def test_a_table_may_have_line_ends_of_old_computers():
+    assert read("a.csv", "x;y\r1;2\r3;4").text == "x: 1\ny: 2\n\nx: 3\ny: 4"
+
+
 def test_names_of_columns_are_not_repeated_without_end():
     assert "repeats the same without end" in refuse("a.csv", f"{'y' * 5000},b\n" + "1,2\n" * 100_000)
     nested = '{"' + "y" * 100_000 + '": [' + ", ".join(['{"x": 1}'] * 1000) + "]}"
     assert len(read("a.jsonl", nested).text) < 1_000_000
+
+
+def test_the_name_of_a_language_is_no_text():
+    notebook = json.loads(ipynb(*[{"cell_type": "code", "source": "x"}] * 3))
+    notebook["metadata"] = {"language_info": {"name": "y" * 1000}}
+    assert "y" not in read("a.ipynb", json.dumps(notebook)).text.replace("python", "")
 
 
 def test_what_is_open_in_a_cell_of_a_notebook_ends_with_it():

@@ -47,7 +47,7 @@ def read_mail(data: bytes, options: ReaderOptions) -> Content:
     blocks.add("\n".join(f"{name}: {value}" for name, value in headers if value))
     for part in plain or texts:
         blocks.add(_text(part))
-    names = [_decoded(str(part.get_filename())) for part in attached if part.get_filename()]
+    names = [shorten(_decoded(str(part.get_filename()))) for part in attached if part.get_filename()]
     return Content(
         text=blocks.text,
         format=format_,

@@ -69,6 +69,8 @@ def decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
                 f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start} is "
                 f"0x{error.object[error.start]:02x}); convert it, or give its --encoding"
             ) from error
+        except (LookupError, ValueError) as error:
+            raise UnreadableFileError(f"cannot be decoded: {encoding!r} is no encoding of text ({error})") from error
     if b"\0" in data:
         raise UnreadableFileError("is binary")
     try:

@@ -59,10 +59,10 @@ def read_sheets(data: bytes, options: ReaderOptions) -> Content:
                     continue
                 read.add(part)
                 if sheet.sheet_state != "visible":
-                    hidden.append(sheet.title)
+                    hidden.append(shorten(sheet.title))
                 sheets.read(sheet)
             workbook.close()
-    except UnreadableFileError:
+    except (UnreadableFileError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableFileError(f"is {_KIND} that cannot be read ({type(error).__name__}: {error})") from error

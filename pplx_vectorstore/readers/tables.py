@@ -129,7 +129,7 @@ def _is_quoted(text: str) -> bool:
 
 def _delimiter(text: str) -> str:
     """Choose what splits the first lines into cells as evenly as possible, and into most of them."""
-    lines = [line for line in itertools.islice(io.StringIO(text), _SAMPLE_LINES) if line.strip()]
+    lines = [line for line in itertools.islice(io.StringIO(text, newline=None), _SAMPLE_LINES) if line.strip()]
 
     def evenness(delimiter: str) -> tuple[float, int]:
         widths = [len(row) for row in csv.reader(lines, delimiter=delimiter)]

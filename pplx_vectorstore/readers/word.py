@@ -43,6 +43,8 @@ def read_word(data: bytes, options: ReaderOptions) -> Content:
             convert_image=lambda _: [],
             transform_document=_with_each_note_once,
         ).value
+    except MemoryError:
+        raise
     except Exception as error:
         raise UnreadableFileError(f"is {_KIND} that cannot be read ({type(error).__name__}: {error})") from error
     text = write_markdown(page, MarkdownWriter())
