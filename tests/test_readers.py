@@ -296,9 +296,9 @@ def test_a_front_matter_that_may_be_text_stays_in_the_text(written, text, metada
 
 
 def test_front_matter_is_bounded():
-    content = read("a.md", "---\n" + "".join(f"k{n}: {'v' * 100}\n" for n in range(1000)) + "---\ntext")
+    content = read("a.md", "---\n" + "".join(f"k{n}: {'v' * 100}\n" for n in range(300)) + "---\ntext")
     assert sum(len(key) + len(value) for key, value in content.metadata.items()) <= 4000
-    assert all(f"k{n}: v" in content.text for n in range(1000) if f"k{n}" not in content.metadata)
+    assert all((f"k{n}: v" in content.text) != (f"k{n}" in content.metadata) for n in range(300))
 
 
 def test_what_stands_above_a_table_is_no_header():
