@@ -283,6 +283,8 @@ def test_any_message_is_read_or_refused(junk, at):
         ("title: Cats\nNota bene: hot\n", "Nota bene: hot\n\n", {"title": "Cats", "Nota bene": "hot"}),
         ("tags: [a, b]\n# It must not be mixed with others\n", "It must not be mixed with others\n\n",
          {"tags": ["a", "b"]}),
+        ("Warning: 漂白剤とアンモニアを混ぜないでください\n", "Warning: 漂白剤とアンモニアを混ぜないでください\n\n",
+         {"Warning": "漂白剤とアンモニアを混ぜないでください"}),
         (f"x: {'y' * 600}\nz: 1\n", f"x: {'y' * 600}\n\n", {"z": 1}),
     ],
 )  # fmt: skip
@@ -326,7 +328,8 @@ def test_a_table_may_have_line_ends_of_old_computers():
 
 
 def test_names_of_columns_are_not_repeated_without_end():
-    assert "repeats the same without end" in refuse("a.csv", f"{'y' * 5000},b\n" + "1,2\n" * 100_000)
+    assert "repeats the same without end" in refuse("a.csv", f"{'y' * 300},b\n" + "1,2\n" * 100_000)
+    assert read("a.csv", f"{'y' * 400}\nx").text == f"A: {'y' * 400}\n\nA: x"  # a paragraph names no column
     nested = '{"' + "y" * 100_000 + '": [' + ", ".join(['{"x": 1}'] * 1000) + "]}"
     assert len(read("a.jsonl", nested).text) < 1_000_000
 

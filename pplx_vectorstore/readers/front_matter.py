@@ -27,6 +27,7 @@ _MOST_CHARACTERS = 1 << 16
 _MOST_CHARACTERS_OF_A_VALUE = 500
 _MOST_CHARACTERS_OF_ALL = 4_000
 _WORDS_OF_A_SENTENCE = 5
+_CHARACTERS_OF_A_SENTENCE = 15
 
 
 def split_front_matter(text: str) -> tuple[str, int, dict[str, Any]]:
@@ -69,7 +70,12 @@ def _keep_text(metadata: dict[str, Any], lines: list[str]) -> tuple[str, dict[st
 
 
 def _is_sentence(value: Any) -> bool:
-    return isinstance(value, str) and len(value.split()) >= _WORDS_OF_A_SENTENCE
+    if not isinstance(value, str):
+        return False
+    # Some scripts have no blanks between words.
+    return len(value.split()) >= _WORDS_OF_A_SENTENCE or (
+        not value.isascii() and len(value) >= _CHARACTERS_OF_A_SENTENCE
+    )
 
 
 def _read_toml(block: str) -> dict[str, Any] | None:

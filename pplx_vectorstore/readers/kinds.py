@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import lzma
 import re
 import zipfile
 import zlib
@@ -205,12 +206,11 @@ def _reader_of_archive(data: bytes) -> Reader | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = set(archive.namelist())
-            if "mimetype" in names and archive.read("mimetype").startswith(_OPEN_DOCUMENT):
-                raise UnreadableFileError(
-                    "is an OpenDocument file (.odt, .ods, .odp); save it as .docx, .xlsx, .pptx or PDF"
-                )
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError, NotImplementedError):
+            mark = archive.open("mimetype").read(len(_OPEN_DOCUMENT)) if "mimetype" in names else b""
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError, ValueError):
         return None  # whoever reads it says what is wrong
+    if mark == _OPEN_DOCUMENT:
+        raise UnreadableFileError("is an OpenDocument file (.odt, .ods, .odp); save it as .docx, .xlsx, .pptx or PDF")
     return next((reader for part, reader in _ARCHIVED.items() if part in names), None)
 
 

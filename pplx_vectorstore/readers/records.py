@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers.content import ReaderOptions, shorten
+from pplx_vectorstore.readers.content import MOST_CHARACTERS_OF_METADATA, ReaderOptions
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?$")
 
@@ -47,8 +47,10 @@ def find_header(rows: Sequence[Row], *, least: int = 1) -> int | None:
 
 
 def is_header(row: Sequence[str]) -> bool:
-    """Tell whether a row names columns: it has names, all different, and no numbers."""
+    """Tell whether a row names columns: it has names, all different, and neither numbers nor whole paragraphs."""
     named = [cell.strip() for cell in row if cell.strip()]
+    if any(len(name) > MOST_CHARACTERS_OF_METADATA for name in named):
+        return False
     return bool(named) and len(set(named)) == len(named) and not any(_NUMBER.match(name) for name in named)
 
 
@@ -67,8 +69,8 @@ def column_name(index: int) -> str:
 
 
 def name_column(header: str, index: int) -> str:
-    """Return a column's name: what its header says, on one line and not without end, or else its letters."""
-    return shorten(" ".join(header.split())) or column_name(index)
+    """Return a column's name: what its header says, on one line, or else its letters."""
+    return " ".join(header.split()) or column_name(index)
 
 
 def require_own_values(n_characters: int, n_bytes: int) -> None:
