@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,12 +14,19 @@ from pplx_vectorstore.errors import UnreadableFileError
 from pplx_vectorstore.file_ids import ROOT_KEY, SOURCE_KEY, as_text, name_file, root_of
 from pplx_vectorstore.file_records import FileRecord, hash_content, way_of_file
 from pplx_vectorstore.points import hash_document
-from pplx_vectorstore.readers import Content, ReaderOptions, kind_by_content, label_chunks, read_content
+from pplx_vectorstore.readers import PLACE_KEYS, Content, ReaderOptions, kind_by_content, label_chunks, read_content
+from pplx_vectorstore.walking import EMPTY
 
 if TYPE_CHECKING:
     from pplx_vectorstore.chunking import Chunker
     from pplx_vectorstore.collection import Fingerprint
     from pplx_vectorstore.walking import FoundFile, Walk
+
+_log = logging.getLogger(__name__)
+
+_RESERVED_KEYS = PLACE_KEYS | {SOURCE_KEY, ROOT_KEY}
+_PREFIX = "front_matter_"
+_MOST_CHARACTERS_OF_A_REASON = 200
 
 
 def read_file(path: Path, options: ReaderOptions | None = None, *, is_chosen: bool = True) -> Content | str:
@@ -48,11 +58,14 @@ def make_document(path: Path, root: Path | None, content: Content, chunker: Chun
     Returns:
         A document whose id, also under ``metadata["source"]``, is from `name_file`. The root is under
         ``metadata["root"]``: of an absolute id, that of the file system. What the file says of itself, such as its
-        title, stands beside them, and where it is in the file with each chunk, as `label_chunks` says.
+        title, stands beside them, and where it is in the file with each chunk, as `label_chunks` says. Of a front
+        matter, keys that have another meaning here (``page``, ``source``) have "front_matter_" before them.
     """
     document_id = name_file(path, root)
-    chunks = label_chunks(content, chunker.split(content.text, content.format))
-    metadata = _clean(content.metadata)
+    chunks = label_chunks(content, list(_split(content, chunker)))
+    metadata = {
+        f"{_PREFIX}{key}" if key in _RESERVED_KEYS else key: value for key, value in _clean(content.metadata).items()
+    }
     return Document(
         id=document_id,
         chunks=chunks,
@@ -122,16 +135,26 @@ class Reading:
         try:
             mtime_ns = _mtime_ns(file.path)  # before it is read: what is written meanwhile makes a newer file
             data = _read_bytes(file.path)
+            if not data.strip():
+                self._walk.leave_out(file.path, EMPTY)
+                return None
             content = _read_data(file.path, data, self._options, is_chosen=file.is_chosen)
+            if isinstance(content, str):
+                self._walk.leave_out(file.path, content)
+                return None
+            document = make_document(file.path, self._roots[file.path], content, self._chunker)
         except UnreadableFileError as error:
             self._walk.skipped.append((file.path, str(error)))
             return None
-        if isinstance(content, str):
-            self._walk.leave_out(file.path, content)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a file does to a reader, the others are read
+            _log.debug("reading %s", file.path, exc_info=True)
+            reason = " ".join(str(error).split())[:_MOST_CHARACTERS_OF_A_REASON]
+            self._walk.skipped.append((file.path, f"could not be read (unexpected {type(error).__name__}: {reason})"))
             return None
         self.notes += [(file.path, note) for note in content.notes]
         self.losses += [(file.path, loss) for loss in content.losses]
-        document = make_document(file.path, self._roots[file.path], content, self._chunker)
         if self._fingerprint is not None and not content.notes and not content.losses:
             chunks = cast("tuple[Chunk, ...]", document.chunks)
             self.records[document.id] = FileRecord(
@@ -163,6 +186,13 @@ def _read_bytes(path: Path) -> bytes:
 def _read_data(path: Path, data: bytes, options: ReaderOptions, *, is_chosen: bool) -> Content | str:
     kind = None if is_chosen else kind_by_content(path.name, data)
     return kind or read_content(path.name, data, options)
+
+
+def _split(content: Content, chunker: Chunker) -> Iterator[Chunk]:
+    """Cut a text so that no chunk goes over two of its parts."""
+    for start, stop in itertools.pairwise([0, *content.cuts, len(content.text)]):
+        for chunk in chunker.split(content.text[start:stop], content.format):
+            yield replace(chunk, start=start + (chunk.start or 0), end=start + (chunk.end or 0))
 
 
 def _clean(value: Any) -> Any:

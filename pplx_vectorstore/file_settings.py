@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, check_chunk_tokens
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.readers.plain import text_encoding
 
 if TYPE_CHECKING:
     from pplx_vectorstore.engines.calls import BlockingCalls
@@ -116,12 +116,12 @@ def record_settings(calls: BlockingCalls, collection: str, settings: FileSetting
 
 
 def _known_encoding(encoding: str) -> str:
-    try:
-        return codecs.lookup(encoding).name
-    except LookupError:
+    known = text_encoding(encoding)
+    if known is None:
         raise InvalidInputError(
-            f"--encoding must be one that Python knows, such as latin-1, cp1251 or shift_jis, not {encoding!r}"
-        ) from None
+            f"--encoding must be one of text that Python knows, such as latin-1, cp1251 or shift_jis, not {encoding!r}"
+        )
+    return known
 
 
 def _option(name: str) -> str:

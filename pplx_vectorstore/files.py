@@ -119,6 +119,20 @@ def find_gone(opened: VectorStore, paths: Sequence[Path], found: Sequence[Path],
     return gone
 
 
+def find_emptied(opened: VectorStore, files: Sequence[Path], root: Path | None) -> list[str]:
+    """Find the documents of files that hold nothing any more.
+
+    Args:
+        opened: The store.
+        files: Those that hold nothing.
+        root: As for `find_names`.
+    """
+    names = find_names(opened, files, root)
+    return [
+        chunk.document_id for chunk in _first_chunks(opened, [name_file(file, names.roots[file]) for file in files])
+    ]
+
+
 def find_below(opened: VectorStore, path: Path) -> list[str]:
     """Find the documents that were read from a file, or from the files below a folder, there or not."""
     is_below = _is_below([path])

@@ -75,7 +75,8 @@ def _lines(file: Path) -> list[str]:
         if not file.is_file():
             return []
         with file.open("rb") as opened:
-            return opened.read(_MOST_BYTES).decode("utf-8-sig", "replace").splitlines()
+            # As the names of files come, whatever they are encoded in; a form feed ends no line.
+            return opened.read(_MOST_BYTES).decode("utf-8-sig", "surrogateescape").split("\n")
     except OSError:
         return []
 

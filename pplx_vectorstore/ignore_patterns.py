@@ -1,5 +1,7 @@
 """Patterns of ignore files, matched as git matches them: a name itself, and nothing because of what it is in.
 
+Names are bytes to git: ``?`` is one of the two that an é may be. Here, each byte is a character of Latin-1.
+
 What is below an ignored folder is not asked about, so that this is enough, and ``!*/`` brings back folders but not the
 files in them. The time of a match does not grow beyond measure, whoever wrote the pattern.
 """
@@ -17,7 +19,7 @@ _CLASSES = {
     "digit": "0-9",
     "lower": "a-z",
     "punct": "!-/:-@\\[-`{-~",
-    "space": "\\s",
+    "space": " \\t-\\r",
     "upper": "A-Z",
     "xdigit": "0-9a-fA-F",
 }
@@ -62,7 +64,7 @@ class Patterns:
         >>> [patterns.find(path, is_folder=False) for path in ("a/b.log", "keep.log", "build", "b.md")]
         [True, False, None, None]
         """
-        names = path.split("/")
+        names = _as_bytes(path).split("/")
         for pattern in self._patterns:
             if pattern.is_of_folder and not is_folder:
                 continue
@@ -76,8 +78,16 @@ class Patterns:
         return any(self.find(path[:end], is_folder=True) for end in ends) or bool(self.find(path, is_folder=False))
 
 
+def _as_bytes(text: str) -> str:
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # names that only Windows allows
+        encoded = text.encode("utf-8", "surrogatepass")
+    return encoded.decode("latin-1")
+
+
 def _compile(line: str) -> Pattern | None:
-    line = line.rstrip("\r\n")
+    line = _as_bytes(line).rstrip("\r\n")
     while line.endswith(" ") and not line.endswith("\\ "):
         line = line[:-1]
     if not line or line.startswith("#"):

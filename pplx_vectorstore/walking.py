@@ -15,6 +15,9 @@ from pplx_vectorstore.ignore_patterns import Patterns
 DEFAULT_MAX_FILE_SIZE = 10_000_000
 """Bytes."""
 
+EMPTY = "empty"
+"""Why a file is left out that holds nothing, and what it held before is forgotten."""
+
 _PACKAGES = {"__pycache__", "node_modules", "site-packages", "bower_components"}
 
 
@@ -72,6 +75,13 @@ class Walk:
     files: list[FoundFile] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def leave_out_empty(self) -> None:
+        """Leave out the files that hold nothing."""
+        for file in self.files:
+            if not file.size:
+                self.leave_out(file.path, EMPTY)
+        self.files = [file for file in self.files if file.size]
 
     def leave_out(self, path: Path, reason: str) -> None:
         """Note what is left out."""

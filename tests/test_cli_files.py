@@ -278,6 +278,10 @@ def test_every_hit_of_a_mixed_folder_says_where_it_is_also_after_edits(run, tmp_
         (docs / name).write_bytes(data)
     run("index", "docs")
     check(2)
+    (docs / "goat.eml").write_bytes(b"")
+    (docs / "frog.jsonl").write_bytes(b" \n")
+    assert "2 deleted" in run("index", "docs").stdout  # what a file has said goes with it
+    assert not {"docs/goat.eml", "docs/frog.jsonl"} & set(ids(run))
     (docs / "eel.csv").unlink()
     (docs / "broken.pdf").write_bytes(pdf(shown("Now it is whole.")))
     run("index", "docs", "--prune")

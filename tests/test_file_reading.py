@@ -4,7 +4,7 @@ from file_samples import PICTURE, docx, epub, ipynb, paragraph, pdf, pptx, shape
 from pplx_vectorstore import Chunker
 from pplx_vectorstore.errors import UnreadableFileError
 from pplx_vectorstore.file_reading import Reading, make_document, read_file
-from pplx_vectorstore.readers import Content, ReaderOptions
+from pplx_vectorstore.readers import Content, ReaderOptions, kinds
 from pplx_vectorstore.walking import walk
 
 
@@ -57,11 +57,11 @@ def test_a_folder_with_one_of_each_format_good_broken_and_hostile(tmp_path, chun
         "broken.docx": "is a Word document that cannot be read",
         "broken.pdf": "is a PDF that cannot be read",
         "broken.xlsx": "is an Excel workbook that cannot be read",
-        "empty.md": "holds no text",
         "scan.pdf": "holds no text",
     }
     assert {reason: [path.name for path in paths] for reason, paths in found.left_out.items()} == {
         "minified": ["app.min.js", "app.js"],
+        "empty": ["empty.md"],
         "key or certificate": ["secret.txt"],
     }
     assert [(path.name, note) for path, note in reading.notes] == [
@@ -135,3 +135,47 @@ def test_a_file_that_was_chosen_is_read_whatever_it_holds(tmp_path):
     assert read_file(key).text.startswith("-----BEGIN")
     with pytest.raises(UnreadableFileError, match="No such file"):
         read_file(tmp_path / "gone.txt")
+
+
+def test_whatever_a_file_does_to_its_reader_the_others_are_read(tmp_path, chunker, monkeypatch, caplog):
+    def fail(data, options):
+        raise error
+
+    monkeypatch.setitem(kinds.READERS, ".odd", fail)
+    (tmp_path / "a.odd").write_text("x")
+    (tmp_path / "b.txt").write_text("Cats sleep.")
+    error = IndexError("list\nindex out of range")
+    with caplog.at_level("DEBUG"):
+        documents, found, _ = reading_of(tmp_path, chunker)
+    assert list(documents) == ["b.txt"]
+    assert found.skipped == [(tmp_path / "a.odd", "could not be read (unexpected IndexError: list index out of range)")]
+    assert "Traceback" in caplog.text
+    for error in (KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(error)):
+            reading_of(tmp_path, chunker)
+
+
+def test_chunks_of_sheets_and_slides_are_of_one(tmp_path, chunker):
+    people = {"A1": "name", "B1": "n"} | {f"A{n}": f"p{n}" for n in range(2, 4)}
+    prices = {"A1": "item", "B1": "n"} | {f"A{n}": f"i{n}" for n in range(2, 4)}
+    (tmp_path / "a.xlsx").write_bytes(xlsx({"People": people, "Prices": prices}))
+    (tmp_path / "a.pptx").write_bytes(pptx([shape("Cats", "title") + shape("One."), shape("Two.")]))
+    documents, _, _ = reading_of(tmp_path, chunker)
+    for chunk in documents["a.xlsx"].chunks:
+        assert chunk.metadata["sheet"] == chunk.metadata["heading"][0] == ("People" if "p" in chunk.text else "Prices")
+    assert [(dict(chunk.metadata), chunk.text) for chunk in documents["a.pptx"].chunks] == [
+        ({"slide": 1, "slide_end": 1, "heading": ["Cats"]}, "# Cats\n\nOne."),
+        ({"slide": 2, "slide_end": 2}, "Two."),
+    ]
+
+
+def test_a_front_matter_does_not_say_where_a_chunk_is(tmp_path, chunker):
+    (tmp_path / "a.md").write_text("---\npage: 3\nsource: web\nlang: en\n---\nCats sleep.")
+    documents, _, _ = reading_of(tmp_path, chunker)
+    assert dict(documents["a.md"].metadata) == {
+        "front_matter_page": 3,
+        "front_matter_source": "web",
+        "lang": "en",
+        "source": "a.md",
+        "root": tmp_path.resolve().as_posix(),
+    }

@@ -42,7 +42,10 @@ def test_other_settings_ask_for_a_rebuild():
     ("options", "message"),
     [
         ({"chunk_tokens": 0}, "chunk_tokens must be"),
-        ({"encoding": "nonsense"}, "--encoding must be one that Python knows"),
+        *(
+            ({"encoding": name}, "--encoding must be one of text")
+            for name in ("nonsense", "rot13", "base64", "idna", "")
+        ),
     ],
 )
 def test_options_that_cannot_be(options, message):

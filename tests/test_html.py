@@ -162,6 +162,25 @@ def test_no_word_is_lost_or_twice_whatever_the_tags(parts):
         assert text.count(word) == words.count(word)
 
 
+@pytest.mark.parametrize("encoding", ["rot13", "base64", "hex", "zlib", "idna", "punycode", "undefined"])
+def test_what_is_no_encoding_of_text_is_not_taken_for_one(encoding):
+    assert text_of(f"<meta charset={encoding}><p>grün") == "grün"
+
+
+def test_what_spans_add_is_bounded_by_what_is_in_the_cells():
+    tall = f"<table><tr><td rowspan=1000 colspan=100>{'z' * 10_000}</td></tr>" + "<tr><td>x</td><td>y</td></tr>" * 900
+    wide = "<table><tr>" + "<td rowspan=999 colspan=99>y" * 500 + "<tr><td>swordfish" * 200
+    many = "<table><tr><td colspan=100 rowspan=1000>x<td>y</table>" * 1000
+    for page in (tall, wide, many):
+        text = text_of(page)
+        assert len(text) < 12 * len(page) + 1000
+        assert text.count("swordfish") == page.count("swordfish")
+
+
+def test_a_title_is_not_longer_than_a_title():
+    assert read(f"<title>{'y' * 200_000}</title><p>x").metadata == {"title": "y" * 299 + "…"}
+
+
 def test_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lxml.etree", None)
     with pytest.raises(UnreadableFileError, match=r"pip install 'pplx-vectorstore\[documents\]'"):

@@ -36,6 +36,15 @@ def test_patterns_of_folders_are_of_folders_alone():
     assert not Patterns(["# nothing"])
 
 
+def test_names_are_bytes_as_in_git():
+    assert Patterns(["?.txt", "[!a].md"]).find("é.txt", is_folder=False) is None
+    assert Patterns(["??.txt"]).find("é.txt", is_folder=False)
+    assert Patterns(["é.txt", "gr*n"]).find("é.txt", is_folder=False)
+    assert Patterns(["\udce9.txt"]).find("\udce9.txt", is_folder=False)  # of Latin-1, as file systems hand them out
+    assert Patterns(["\ud800*"]).find("\ud800.txt", is_folder=False)
+    assert Patterns(["[[:space:]]x"]).find("\xa0x", is_folder=False) is None
+
+
 def test_a_hostile_pattern_takes_no_time():
     started = time.process_time()
     assert Patterns(["*a" * 100 + "b"]).find("a" * 250, is_folder=False) is None

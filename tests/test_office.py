@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import re
 import sys
 import time
 import zipfile
@@ -9,6 +10,7 @@ import zipfile
 import pytest
 from file_samples import (
     BILLION_LAUGHS,
+    W,
     archive,
     docx,
     epub,
@@ -21,8 +23,9 @@ from file_samples import (
     xlsx,
 )
 
+from pplx_vectorstore import Chunk
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers import ReaderOptions, archives, read_content
+from pplx_vectorstore.readers import ReaderOptions, archives, label_chunks, read_content, sheets, word
 
 
 def read(name, data, **options):
@@ -115,7 +118,9 @@ def test_slides_come_in_the_order_in_which_they_are_shown_with_their_notes():
         "# First\n\n| wide |  |\n| --- | --- |\n| x | y |\n\n"
         "# Cats\n\nPoint one\n\nPoint two\n\nNotes:\n\nSay it slowly."
     )
-    assert content.anchors == [(0, {"slide": 1}), (content.text.index("# Cats"), {"slide": 2})]
+    second = content.text.index("# Cats")
+    assert content.anchors == [(0, {"slide": 1, "heading": ["First"]}), (second, {"slide": 2, "heading": ["Cats"]})]
+    assert content.cuts == [second]
     lost = replace_part(data, "ppt/_rels/presentation.xml.rels", relations("slides/gone.xml", "slides/slide2.xml"))
     assert read("a.pptx", lost).losses == ["slide 2 is missing"]
 
@@ -179,7 +184,7 @@ def test_a_book_is_read_in_its_order():
     data = epub({"one": "<p>x</p>"})
     with zipfile.ZipFile(io.BytesIO(data)) as opened:
         without = archive({name: opened.read(name) for name in opened.namelist() if "one" not in name})
-    assert refuse("a.epub", without) == "holds no text"
+    assert refuse("a.epub", without) == "holds no text; the part text/one.xhtml is missing"
 
 
 GOOD = {
@@ -206,16 +211,145 @@ class TestEveryArchive:
     def test_that_laughs_a_billion_times_is_refused(self, name):
         make, part = GOOD[name]
         started = time.process_time()
-        assert "declares a document type" in refuse(name, replace_part(make(), part, BILLION_LAUGHS))
+        assert "declares entities" in refuse(name, replace_part(make(), part, BILLION_LAUGHS))
         assert time.process_time() - started < 5
 
     def test_that_unpacks_to_too_much_is_refused(self, name, monkeypatch):
-        monkeypatch.setattr(archives, "MOST_GROWTH", 1_000_000)
+        monkeypatch.setattr(archives, "MOST_BYTES", 1_000_000)
+        monkeypatch.setattr(sheets, "_MOST_BYTES", 1_000_000)
         make, part = GOOD[name]
         assert "that unpacks to 2,0" in refuse(name, replace_part(make(), part, b" " * 2_000_000))
 
     def test_with_a_password_says_so(self, name):
         assert "protected by a password" in refuse(name, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+
+    @pytest.mark.parametrize("encoding", ["foo", "rot13", "shift_jis", "big5", "utf-32", "idna"])
+    def test_in_an_encoding_that_no_program_writes_says_so(self, name, encoding):
+        make, part = GOOD[name]
+        assert "cannot be read" in refuse(
+            name, replace_part(make(), part, f'<?xml version="1.0" encoding="{encoding}"?><a/>')
+        )
+
+    def test_is_read_for_what_is_in_it_whatever_lies_beside(self, name):
+        unused = {"customXml/item1.xml": "<a><b></a>", "customXml/item2.xml": "", "customXml/item3.xml": "<a>" * 130,
+                  "docProps/app.xml": BILLION_LAUGHS}  # fmt: skip
+        data = GOOD[name][0]()
+        for part, content in unused.items():
+            data = replace_part(data, part, content)
+        assert "x" in read(name, data).text
+
+
+def test_a_part_that_is_damaged_says_so():
+    parts = {"ppt/presentation.xml": "<a/>" * 1000}
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_LZMA) as opened:
+        for name, content in parts.items():
+            opened.writestr(name, content)
+    data = bytearray(written.getvalue())
+    start = data.index(b"presentation.xml") + 16
+    data[start + 9 : start + 25] = b"\xff" * 16
+    assert "cannot be read" in refuse("a.pptx", bytes(data))
+
+
+def test_entities_are_found_in_parts_of_any_name():
+    main = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]><w:document xmlns:w="{W}"><w:body><w:p><w:r><w:t>'
+    main += "&a;" * 60 + "</w:t></w:r></w:p></w:body></w:document>"
+    data = replace_part(docx(paragraph("x")), "_rels/.rels", relations("word/doc.bin", kind="officeDocument"))
+    assert "declares entities" in refuse("a.docx", replace_part(data, "word/doc.bin", main))
+
+
+def test_a_part_is_read_once_however_often_it_is_named():
+    assert read("a.pptx", pptx([shape("swordfish")], order=[1] * 500, notes={1: "said"})).text.count("swordfish") == 1
+    note = paragraph("The note. " * 100)
+    footnotes = f'<w:footnotes xmlns:w="{W}"><w:footnote w:id="2">{note}</w:footnote></w:footnotes>'
+    body = paragraph("text") + '<w:p><w:r><w:footnoteReference w:id="2"/></w:r></w:p>' * 500
+    assert read("a.docx", docx(body, footnotes=footnotes)).text.count("The note.") == 100
+    data = xlsx({"One": {"A1": "swordfish", "B1": 1}})
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        workbook = opened.read("xl/workbook.xml").decode()
+    sheet = re.search("<sheet [^>]*/>", workbook)[0]
+    more = "".join(sheet.replace('"One"', f'"S{number}"') for number in range(100))
+    assert read("a.xlsx", replace_part(data, "xl/workbook.xml", workbook.replace(sheet, sheet + more))).text == (
+        "# One\n\nA: swordfish\nB: 1"
+    )
+
+
+def test_shapes_within_shapes_are_read_once():
+    inner = shape("swordfish")
+    for _ in range(15):
+        inner = f"<p:sp><p:txBody><a:p><a:r><a:t>x</a:t></a:r>{inner}</a:p></p:txBody></p:sp>"
+    assert read("a.pptx", pptx([inner])).text.count("swordfish") == 1
+
+
+def with_shared_strings(sheet, *strings):
+    data = xlsx({"S": {"A1": 1}})
+    space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        types = opened.read("[Content_Types].xml").decode()
+    override = (
+        '<Override PartName="/xl/sharedStrings.xml" ContentType="application/vnd.openxmlformats-officedocument.'
+        'spreadsheetml.sharedStrings+xml"/></Types>'
+    )
+    items = "".join(f"<si><t>{string}</t></si>" for string in strings)
+    data = replace_part(data, "[Content_Types].xml", types.replace("</Types>", override))
+    data = replace_part(data, "xl/sharedStrings.xml", f'<sst xmlns="{space}">{items}</sst>')
+    rows = f'<worksheet xmlns="{space}"><sheetData>{sheet}</sheetData></worksheet>'
+    return replace_part(data, "xl/worksheets/sheet1.xml", rows)
+
+
+def test_a_workbook_that_shows_one_long_text_in_all_cells_is_refused():
+    row = '<row r="{0}"><c r="A{0}" t="s"><v>0</v></c></row>'
+    assert read("a.xlsx", with_shared_strings(row.format(1), "swordfish")).text == "# S\n\nA: swordfish"
+    rows = "".join(row.format(number) for number in range(1, 1001))
+    assert "repeats the same without end" in refuse("a.xlsx", with_shared_strings(rows, "y" * 30_000))
+
+
+def test_a_word_document_of_too_many_elements_is_refused(monkeypatch):
+    monkeypatch.setattr(word, "_MOST_ELEMENTS", 1000)
+    assert "is a Word document of 1,0" in refuse("a.docx", docx("<w:p/>" * 1000))
+    assert read("a.docx", docx(paragraph("x") * 300)).text.count("x") == 300
+
+
+def test_no_chunk_goes_over_two_sheets_slides_or_pages_of_a_book():
+    content = read("a.xlsx", xlsx({"People": {"A1": "n", "B1": "m", "A2": 1}, "Prices": {"A4": "only", "B4": "names"}}))
+    assert content.text == "# People\n\nn: 1\n\n# Prices\n\nonly, names"
+    assert content.cuts == [content.text.index("# Prices")]
+    assert content.anchors[-1][1] == {"sheet": "Prices", "row": 4}
+    content = read("a.pptx", pptx([shape("Cats", "title"), shape("- no item\n# no heading\n---")]))
+    assert content.text == "# Cats\n\n\\- no item\n\n\\# no heading\n\n\\---"
+    start = content.cuts[0]
+    (chunk,) = label_chunks(content, [Chunk(text=content.text[start:], start=start, end=len(content.text))])
+    assert dict(chunk.metadata) == {"slide": 2, "slide_end": 2}
+    content = read("a.epub", epub({"one": "<h1>One</h1><p>a", "two": "<h1>Two</h1><p>b"}))
+    assert content.cuts == [content.text.index("# Two")]
+
+
+def test_what_stands_above_a_table_is_no_header():
+    cells = {"A1": "Quarterly report", "A3": "Name", "B3": "City", "C3": "Age", "A4": "Ada", "B4": "London", "C4": 36,
+             "A5": "Alan", "C5": 41}  # fmt: skip
+    content = read("a.xlsx", xlsx({"S": cells}))
+    assert content.text == ("# S\n\nQuarterly report\n\nName: Ada\nCity: London\nAge: 36\n\nName: Alan\nAge: 41")
+    assert [values["row"] for _, values in content.anchors] == [1, 1, 4, 5]
+    assert read("a.xlsx", xlsx({"S": cells}), text_columns=("City",)).text == "# S\n\nLondon"
+
+
+def test_titles_are_not_longer_than_titles():
+    content = read("a.epub", epub({"one": "<p>x"}, title="y" * 100_000))
+    assert content.metadata["title"] == "y" * 299 + "…"
+
+
+def test_a_page_of_a_book_that_cannot_be_read_is_a_loss():
+    pages = {"one": "<p>One.", "two": b"\xff\xfe\x00\xd8", "three": "<p>Three."}
+    content = read("a.epub", epub(pages))
+    assert content.text == "One.\n\nThree."
+    assert content.losses == [
+        "the part text/two.xhtml is not UTF-16 text (byte 2 is 0x00); convert it, or give its --encoding"
+    ]
+    data = epub({"one": "<p>x"})
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        package = opened.read("text/book.opf").decode()
+    declared = '<!DOCTYPE package PUBLIC "+//ISBN 0-9673008-1-9//DTD OEB 1.2 Package//EN" "oebpkg12.dtd">' + package
+    assert read("a.epub", replace_part(data, "text/book.opf", declared)).text == "x"
 
 
 def test_a_bomb_of_400_megabytes_is_refused_at_once():

@@ -1,12 +1,14 @@
 """Text, tables, notebooks and messages; what is no document; and where chunks are."""
 
+import contextlib
 import csv
 import io
 import json
 import sys
+import time
 
 import pytest
-from file_samples import ipynb
+from file_samples import archive, ipynb
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,12 +84,21 @@ def test_damaged_utf8_stays_utf8():
         ("a.html", b"<html><script>x()</script></html>", {}, "holds no text"),
         ("a.txt", b"caf\xe9", {"encoding": "utf-8"}, "is not UTF-8 text (byte 3 is 0xe9)"),
         ("a.txt", b"a\0\0\0b", {}, "is binary"),
+        ("a.txt", b"caf\xe9", {"encoding": "rot13"}, "'rot13' is no encoding of text"),
+        ("a.txt", b"caf\xe9", {"encoding": "undefined"}, "'undefined' is no encoding of text"),
         ("a.csv", b"\x00", {}, "is binary"),
         ("a.jsonl", b"no\njson", {}, "holds no JSON: line 1 is none"),
         ("a.ipynb", b"{", {}, "is a notebook whose JSON is broken"),
         ("a.ipynb", b"[" * 100_000, {}, "is a notebook whose JSON is broken"),
         ("a.ipynb", b"{}", {}, "is no notebook"),
         ("a.eml", b"just text", {}, "is no e-mail message"),
+        ("a.rtf", b"{\\rtf1 x}", {}, "is RTF; save it as .docx"),
+        (
+            "a.odt",
+            archive({"mimetype": "application/vnd.oasis.opendocument.text", "content.xml": "<a/>"}),
+            {},
+            "is an OpenDocument file",
+        ),
         ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", {}, "save it as .docx"),
     ],
 )
@@ -212,12 +223,139 @@ def test_messages():
         'Content-Disposition: attachment; filename="a.pdf"\n\nx\n--B--\n'
     )
     content = read("a.eml", data)
-    assert content.text.startswith("# Grüße\n\nFrom: Ada <ada@example.org>\nTo: Alan\nDate: Fri, 01 Jan 2021")
+    assert content.text.startswith("Grüße\n\nFrom: Ada <ada@example.org>\nTo: Alan\nDate: Fri, 1 Jan 2021")
     assert content.text.endswith("\n\nSchön.")
+    assert (content.format, content.anchors) == ("text", [(0, {"heading": ["Grüße"]})])
     assert content.metadata == {"title": "Grüße"}
     assert content.notes == ["has attachments, which are not read: a.pdf"]
     page = "From: x\nContent-Type: text/html; charset=utf-8\n\n<p>Only <b>HTML</b>"
     assert read("a.eml", page).text == "From: x\n\nOnly **HTML**"
+
+
+def test_plain_messages_have_no_headings_but_their_subject():
+    content = read("a.eml", "From: x\nSubject: Cats\n\nHello,\nthey sleep.\n-- \nAda\n\n# no heading")
+    assert (content.format, content.text) == (
+        "text",
+        "Cats\n\nFrom: x\n\nHello,\nthey sleep.\n-- \nAda\n\n# no heading",
+    )
+    assert labels(content, "Cats", "Ada") == [{"heading": ["Cats"]}] * 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    ['From: "', "From: a@[", "From: " + "(" * 2000, "From: a\nTo: " + '"A B" <a@b.cc>, ' * 8000,
+     *(f"From: a\nSubject: =?{name}?q?x=FC?=\nContent-Type: text/plain; charset={name}"
+       for name in ("idna", "undefined", "punycode", "rot13", "zlib", "a\0b", "unknown"))],
+    ids=range(11),
+)  # fmt: skip
+def test_messages_with_odd_headers_are_read(header):
+    started = time.process_time()
+    assert read("a.eml", f"{header}\n\nswordfish").text.endswith("\n\nswordfish")
+    assert time.process_time() - started < 2
+
+
+def test_messages_nested_without_end_are_refused():
+    parts = "".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(2000))
+    assert "parts within parts" in refuse("a.eml", f"From: a\n{parts}")
+    assert "parts within parts" in refuse("a.eml", "From: a\n" + "Content-Type: message/rfc822\n\n" * 2000)
+
+
+def test_headers_may_be_utf8_as_it_is():
+    assert read("a.eml", "From: Jörg\nSubject: grün\n\nx").text == "grün\n\nFrom: Jörg\n\nx"
+
+
+@given(st.binary(max_size=60), st.integers(0, 400))
+def test_any_message_is_read_or_refused(junk, at):
+    data = (
+        b'From: Ada <a@b.cc>\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\nContent-Type: multipart/mixed; boundary="B"\n\n'
+        b"--B\nContent-Type: text/plain; charset=latin-1\nContent-Transfer-Encoding: base64\n\nU2No9m4=\n--B\n"
+        b'Content-Type: application/pdf\nContent-Disposition: attachment; filename="a.pdf"\n\nx\n--B--\n'
+    )
+    with contextlib.suppress(UnreadableFileError):
+        read("a.eml", data[:at] + junk + data[at:])
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "metadata"),
+    [
+        ("Warning: never mix bleach and ammonia\n", "Warning: never mix bleach and ammonia\n\n",
+         {"Warning": "never mix bleach and ammonia"}),
+        ("title: Cats\nNota bene: hot\n", "Nota bene: hot\n\n", {"title": "Cats", "Nota bene": "hot"}),
+        ("tags: [a, b]\n# It must not be mixed with others\n", "It must not be mixed with others\n\n",
+         {"tags": ["a", "b"]}),
+        ("Warning: 漂白剤とアンモニアを混ぜないでください\n", "Warning: 漂白剤とアンモニアを混ぜないでください\n\n",
+         {"Warning": "漂白剤とアンモニアを混ぜないでください"}),
+        (f"x: {'y' * 600}\nz: 1\n", f"x: {'y' * 600}\n\n", {"z": 1}),
+    ],
+)  # fmt: skip
+def test_a_front_matter_that_may_be_text_stays_in_the_text(written, text, metadata):
+    content = read("a.md", f"---\n{written}---\n# Heading\n")
+    assert content.text == f"{text}# Heading\n"
+    assert content.metadata == metadata
+    at = content.text.index("# Heading")
+    assert labels(content, "# Heading")[0] == {"heading": ["Heading"], "line": 3 + written.count("\n")}, at
+    assert read("a.md", "---\nA: x\nA: y\n---\n").text == "---\nA: x\nA: y\n---\n"
+
+
+def test_front_matter_is_bounded():
+    content = read("a.md", "---\n" + "".join(f"k{n}: {'v' * 100}\n" for n in range(300)) + "---\ntext")
+    assert sum(len(key) + len(value) for key, value in content.metadata.items()) <= 4000
+    assert all((f"k{n}: v" in content.text) != (f"k{n}" in content.metadata) for n in range(300))
+
+
+def test_what_stands_above_a_table_is_no_header():
+    rows = "Sales report: 2024\n\nname,city,n\nAda,London,1\nAlan,,2\n"
+    content = read("a.csv", rows)
+    assert content.text == "Sales report: 2024\n\nname: Ada\ncity: London\nn: 1\n\nname: Alan\nn: 2"
+    assert [values["row"] for _, values in content.anchors] == [1, 4, 5]
+    assert read("a.csv", rows.replace("2024", "2024,,")).text == content.text
+    assert read("a.csv", rows, text_columns=("city",)).text == "London"
+
+
+def test_a_header_need_not_name_all_columns():
+    assert read("a.csv", ",x,y\nAda,1,2\nAlan,3,4").text == "A: Ada\nx: 1\ny: 2\n\nA: Alan\nx: 3\ny: 4"
+    assert read("a.csv", "x,y\na,b,c,d\ne,f,g,h").text == "x: a\ny: b\nC: c\nD: d\n\nx: e\ny: f\nC: g\nD: h"
+
+
+def test_a_quote_in_a_table_with_tabs_may_be_an_inch():
+    assert read("a.tsv", 'n\tsize\n1\t"half inch\n2\t3" pipe\n3\t"half').text == (
+        'n: 1\nsize: "half inch\n\nn: 2\nsize: 3" pipe\n\nn: 3\nsize: "half'
+    )
+
+
+def test_a_table_may_have_line_ends_of_old_computers():
+    assert read("a.csv", "x;y\r1;2\r3;4").text == "x: 1\ny: 2\n\nx: 3\ny: 4"
+
+
+def test_names_of_columns_are_not_repeated_without_end():
+    assert "repeats the same without end" in refuse("a.csv", f"{'y' * 300},b\n" + "1,2\n" * 100_000)
+    assert read("a.csv", f"{'y' * 400}\nx").text == f"A: {'y' * 400}\n\nA: x"  # a paragraph names no column
+    nested = '{"' + "y" * 100_000 + '": [' + ", ".join(['{"x": 1}'] * 1000) + "]}"
+    assert len(read("a.jsonl", nested).text) < 1_000_000
+
+
+def test_the_name_of_a_language_is_no_text():
+    notebook = json.loads(ipynb(*[{"cell_type": "code", "source": "x"}] * 3))
+    notebook["metadata"] = {"language_info": {"name": "y" * 1000}}
+    assert "y" not in read("a.ipynb", json.dumps(notebook)).text.replace("python", "")
+
+
+def test_what_is_open_in_a_cell_of_a_notebook_ends_with_it():
+    content = read("a.ipynb", ipynb(*({"cell_type": "markdown", "source": s} for s in ("# A\n<!-- open", "# B", "c"))))
+    assert [labels["heading"] for labels in labels(content, "# A", "# B", "c")] == [["A"], ["B"], ["B"]]
+
+
+def test_headings_in_lists_and_quotes_hold_there():
+    content = read("a.html", "<h1>A</h1><ul><li><h3>One</h3><p>x1</li><li><h2>Two</h2><p>x2</li></ul><p>after")
+    assert [one["heading"] for one in labels(content, "x1", "x2", "after")] == [["A", "One"], ["A", "Two"], ["A"]]
+
+
+def test_lines_may_end_as_they_do_on_old_computers():
+    assert [one["line"] for one in labels(read("a.txt", "one\rtwo\r\nthree\nfour"), "two", "three", "four")] == [
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +366,7 @@ def test_messages():
         ("server.pem", "key or certificate"), ("a.sqlite", "data"), ("m.safetensors", "data"), ("a.tar.gz", "archive"),
         ("x.pyc", "program"), ("f.woff2", "font"), ("film.mp4", "sound or film"),
         ("notes.md", None), ("lock", None), ("Makefile", None), ("a.pdf", None), ("min.js", None), ("data", None),
+        ("www.example.com", None), ("example.com", None), ("www.example.ai", None),
     ],
 )  # fmt: skip
 def test_what_is_no_document_by_its_name(name, kind):
@@ -237,6 +376,19 @@ def test_what_is_no_document_by_its_name(name, kind):
 def test_what_is_no_document_by_its_content():
     assert kind_by_content("notes.txt", b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl") == "key or certificate"
     assert kind_by_content("tls.md", b"Write -----BEGIN PRIVATE KEY----- first") is None
+    key = b"-----BEGIN PRIVATE KEY-----\n" + b"b3Bl" * 100 + b"\n-----END PRIVATE KEY-----\n"
+    for before in (
+        b"Bag Attributes\n    friendlyName: x\nKey Attributes: <No Attributes>\n",
+        b"# mine\n",
+        b"\xef\xbb\xbf",
+    ):
+        assert kind_by_content("notes.txt", before + key) == "key or certificate"
+    assert kind_by_content("notes.txt", key.decode().encode("utf-16")) == "key or certificate"
+    assert kind_by_content("site.txt", key.replace(b"PRIVATE KEY", b"CERTIFICATE")) == "key or certificate"
+    assert kind_by_content("tls.md", b"Words about keys. " * 100 + b"\n" + key) is None
+    svg = b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>'
+    assert kind_by_content("logo.xml", svg) == "picture"
+    assert kind_by_content("page.xml", b"<page><svg/></page>") is None
     assert kind_by_content("a.js", b"var a=function(b){return b};" * 500) == "minified"
     assert kind_by_content("a.js", b"var a = 1;\n" * 2000) is None
     assert kind_by_content("a.txt", b"Words of prose without an end of line. " * 500) is None
@@ -288,7 +440,7 @@ def test_chunks_know_the_headings_above():
         {"heading": ["A b c"]},
         {"heading": ["A b c"]},
         {"heading": ["A b c", "B l"]},
-        {"heading": ["A b c", "B l"]},
+        {"heading": ["A b c", "B l", "quoted"]},
         {"heading": ["Set x"]},
         {"heading": ["Set x", "C"]},
     ]

@@ -127,7 +127,7 @@ def index(
     from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.file_records import FileRecords, way_of_reading
     from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
-    from pplx_vectorstore.files import Names, find_changed, find_gone, find_names, find_unchanged
+    from pplx_vectorstore.files import Names, find_changed, find_emptied, find_gone, find_names, find_unchanged
     from pplx_vectorstore.readers import ReaderOptions
     from pplx_vectorstore.rebuilding import (
         choose_collection,
@@ -137,7 +137,7 @@ def index(
     )
     from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.store import VectorStore
-    from pplx_vectorstore.walking import WalkOptions, walk
+    from pplx_vectorstore.walking import EMPTY, WalkOptions, walk
 
     with reported_errors(quiet=quiet, verbose=verbose) as messages:
         base = _choose_root(root, store, paths)
@@ -149,6 +149,7 @@ def index(
             max_file_size=max_file_size,
         )
         found = walk(paths, walk_options, skip=None if is_url(store) else Path(store))
+        found.leave_out_empty()
         files = [file.path for file in found.files]
         if not files:
             would = "; --prune would delete all that was indexed from them" if prune else ""
@@ -211,7 +212,7 @@ def index(
                     print_skipped(messages, found, reading, verbose=verbose)
                     return
                 if rebuild and before is not None:
-                    _require_all(before, paths, files, names, base, prune=prune)
+                    _require_all(before, paths, files, found.left_out.get(EMPTY, []), names, base, prune=prune)
                 if opened is None:
                     delete_unusable(client, target, encoder.fingerprint)
                     opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
@@ -228,6 +229,7 @@ def index(
                 report = SyncReport()
             assert opened is not None
             gone = find_gone(before or opened, paths, files, base) if prune else []
+            gone += find_emptied(before or opened, found.left_out.get(EMPTY, []), base)
             if target != collection:
                 replace_collection(client, collection, made_of=_ids_of(files, names), may_go=gone)
                 opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
@@ -253,13 +255,21 @@ def index(
 
 
 def _require_all(
-    opened: VectorStore, paths: list[Path], files: list[Path], names: Names, base: Path | None, *, prune: bool
+    opened: VectorStore,
+    paths: list[Path],
+    files: list[Path],
+    emptied: list[Path],
+    names: Names,
+    base: Path | None,
+    *,
+    prune: bool,
 ) -> None:
     """Refuse to change the settings of an index for some of its files alone."""
     from pplx_vectorstore.display import number
-    from pplx_vectorstore.files import find_gone, find_recorded
+    from pplx_vectorstore.files import find_emptied, find_gone, find_recorded
 
     spared = _ids_of(files, names)
+    spared.update(find_emptied(opened, emptied, base))
     if prune:
         spared.update(find_gone(opened, paths, files, base))
     others = [document_id for document_id in find_recorded(opened) if document_id not in spared]

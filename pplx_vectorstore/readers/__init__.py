@@ -5,7 +5,7 @@ which reads what, and what is no document.
 """
 
 from pplx_vectorstore.file_ids import LINE_KEY
-from pplx_vectorstore.readers.anchors import HEADING_KEY, label_chunks
+from pplx_vectorstore.readers.anchors import HEADING_KEY, PLACE_KEYS, label_chunks
 from pplx_vectorstore.readers.content import Anchor, Content, Reader, ReaderOptions
 from pplx_vectorstore.readers.kinds import FORMATS, READERS, kind_by_content, kind_by_name, read_content
 
@@ -13,6 +13,7 @@ __all__ = [
     "FORMATS",
     "HEADING_KEY",
     "LINE_KEY",
+    "PLACE_KEYS",
     "READERS",
     "Anchor",
     "Content",

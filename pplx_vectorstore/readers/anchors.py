@@ -16,9 +16,16 @@ from pplx_vectorstore.readers.content import Content
 HEADING_KEY = "heading"
 
 _END = "_end"
+PLACE_KEYS = frozenset(
+    f"{key}{end}" for key in (LINE_KEY, HEADING_KEY, "page", "slide", "sheet", "row", "cell") for end in ("", _END)
+)
+"""Keys of metadata that tell where in a file a chunk is."""
+
 _MOST_HEADING = 200
 _LINE_END = re.compile(r"\r\n?|\n")  # those of Markdown, which are fewer than those of Unicode
-_MAY_BE_HEADING = re.compile(r"^ {0,3}(?:#{1,6}(?:[ \t]|$)|=+[ \t]*$|-+[ \t]*$)", re.MULTILINE)
+# Within what quotes and items of lists begin with.
+_MAY_BE_HEADING = re.compile(r"^[ \t>*+.)\d-]{0,80}(?:#{1,6}(?:[ \t]|$)|=+[ \t]*$|-+[ \t]*$)", re.MULTILINE)
+_CONTAINERS = ("blockquote_open", "list_item_open")
 
 
 def label_chunks(content: Content, chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -33,7 +40,7 @@ def label_chunks(content: Content, chunks: Sequence[Chunk]) -> list[Chunk]:
         chunks: Of its text, in order, with offsets.
     """
     places = _Places(content)
-    headings = list(_headings(content.text)) if content.format == "markdown" else []
+    headings = list(_headings(content)) if content.format == "markdown" else []
     starts = [at for at, _ in headings]
     labelled = []
     line = content.first_line or 0
@@ -43,9 +50,11 @@ def label_chunks(content: Content, chunks: Sequence[Chunk]) -> list[Chunk]:
         values = places.of(start, stop)
         above = bisect.bisect_right(starts, start)
         if above:
-            values[HEADING_KEY] = list(headings[above - 1][1])
+            values.setdefault(HEADING_KEY, list(headings[above - 1][1]))
+        if not values.get(HEADING_KEY, True):
+            del values[HEADING_KEY]
         if content.first_line is not None:
-            line += content.text.count("\n", counted, start)
+            line += sum(1 for _ in _LINE_END.finditer(content.text, counted, start))
             counted = start
             values[LINE_KEY] = line
         labelled.append(replace(chunk, metadata={**values, **chunk.metadata}))
@@ -81,24 +90,43 @@ def _is_same_part(first: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     )
 
 
-def _headings(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield where each heading of a Markdown text begins, with those above it; only what is a heading to a parser."""
-    if not _MAY_BE_HEADING.search(text):
-        return
+def _headings(content: Content) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield where each heading of a Markdown text begins or ends to hold, with those that are above from there on.
+
+    What an anchor or a cut begins, such as a cell or a page, is parsed by itself: what is left open in one does not
+    reach into the next.
+    """
     from markdown_it import MarkdownIt
 
+    text = content.text
     parser = MarkdownIt("commonmark")
     inline = MarkdownIt("commonmark")
     parser.core.ruler.enableOnly(["normalize", "block"])  # what is within a block matters of headings alone
-    line_starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
-    above: list[tuple[int, str]] = []
-    tokens = parser.parse(text)
-    for token, content in itertools.pairwise(tokens):
-        if token.type == "heading_open" and token.level == 0 and token.map:
-            level = int(token.tag[1])
-            above = [heading for heading in above if heading[0] < level]
-            above.append((level, _plain(inline, content.content)))
-            yield line_starts[token.map[0]], tuple(name for _, name in above)
+    above: list[tuple[int, int, str]] = []  # level, how deep in quotes and lists, and what it says
+    bounds = sorted({0, *(at for at, _ in content.anchors), *content.cuts, len(text)})
+    for start, stop in itertools.pairwise(bounds):
+        if not _MAY_BE_HEADING.search(text, start, stop):
+            continue
+        part = text[start:stop]
+        line_starts = [start, *(start + end.end() for end in _LINE_END.finditer(part)), stop]
+        containers: list[
+            tuple[int, list[tuple[int, int, str]]]
+        ] = []  # those that are open: line after, headings before
+        tokens = parser.parse(part)
+        for index, token in enumerate(tokens):
+            if token.type in _CONTAINERS and token.map:
+                containers.append((token.map[1], above))
+            elif token.type.removesuffix("_close") + "_open" in _CONTAINERS:
+                end, before = containers.pop()
+                if above is not before:
+                    above = before
+                    yield line_starts[end], tuple(name for *_, name in above)
+            elif token.type == "heading_open" and token.map:
+                level = int(token.tag[1])
+                depth = len(containers)
+                kept = [heading for heading in above if heading[0] < level or heading[1] < depth]
+                above = [*kept, (level, depth, _plain(inline, tokens[index + 1].content))]
+                yield line_starts[token.map[0]], tuple(name for *_, name in above)
 
 
 def _plain(inline: Any, written: str) -> str:

@@ -7,12 +7,11 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers.archives import open_archive, parse_xml
-from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions
+from pplx_vectorstore.readers.archives import Parts, open_archive, require_own_text
+from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions, shorten
 from pplx_vectorstore.readers.html import read_html
 
 if TYPE_CHECKING:
-    import zipfile
     from xml.etree.ElementTree import Element
 
 _KIND = "an e-book (EPUB)"
@@ -23,33 +22,37 @@ _OF_THE_BOOK = {"title": "title", "creator": "author", "language": "language"}
 
 
 def read_book(data: bytes, options: ReaderOptions) -> Content:
-    """Read an .epub file; its title, author and language are metadata.
+    """Read an .epub file; its title, author and language are metadata. No chunk goes over two of its pages.
 
     Raises:
         UnreadableFileError: It is broken, hostile or copy-protected, or the extra is missing.
     """
     blocks = Blocks()
     losses = []
-    with open_archive(data, _KIND) as archive:
-        package = _find_package(archive)
-        opened = parse_xml(archive, package, _KIND)
-        pages = _spine(opened, posixpath.dirname(package))
-        locked = "META-INF/encryption.xml" in archive.namelist()
-        for page in pages:
-            try:
-                content = read_html(archive.read(page), ReaderOptions())
-            except KeyError:
+    with open_archive(data, _KIND) as parts:
+        package = _find_package(parts)
+        opened = parts.parse(package)
+        locked = "META-INF/encryption.xml" in parts.names
+        for page in _spine(opened, posixpath.dirname(package)):
+            if page not in parts.names:
                 losses.append(f"the part {page} is missing")
                 continue
-            blocks.add(content.text)
-    if locked and not blocks.text:
+            written = parts.read(page)
+            try:
+                blocks.add(read_html(written, ReaderOptions()).text, is_part=True)
+            except UnreadableFileError as error:
+                losses.append(f"the part {page} {error}")
+    if not blocks.text and locked:
         raise UnreadableFileError(f"is {_KIND} that is encrypted; get one without copy protection")
-    return Content(text=blocks.text, format="markdown", metadata=_metadata(opened), losses=losses)
+    if not blocks.text and losses:
+        raise UnreadableFileError(f"holds no text; {losses[0]}")
+    require_own_text(blocks.text, parts)
+    return Content(text=blocks.text, format="markdown", cuts=blocks.cuts, metadata=_metadata(opened), losses=losses)
 
 
-def _find_package(archive: zipfile.ZipFile) -> str:
-    for element in parse_xml(archive, _CONTAINER, _KIND).iter():
-        if _local(element) == "rootfile" and element.get("full-path") in archive.namelist():
+def _find_package(parts: Parts) -> str:
+    for element in parts.parse(_CONTAINER).iter():
+        if _local(element) == "rootfile" and element.get("full-path") in parts.names:
             return element.get("full-path", "")
     raise UnreadableFileError(f"is {_KIND} whose table of contents is missing")
 
@@ -68,7 +71,7 @@ def _metadata(package: Element) -> dict[str, str]:
     for name, key in _OF_THE_BOOK.items():
         text = next((" ".join((element.text or "").split()) for element in package.iter(f"{_DC}{name}")), "")
         if text:
-            read[key] = text
+            read[key] = shorten(text)
     return read
 
 

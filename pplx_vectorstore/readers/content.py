@@ -32,7 +32,9 @@ class Content:
     Attributes:
         text: All of it.
         format: How the text is cut, as in `Document`.
-        anchors: Where which page, slide, sheet, row or cell begins, in order.
+        anchors: Where which page, slide, sheet, row or cell begins, in order. A ``heading`` of theirs takes the place
+            of those in the text; an empty one says that there is none.
+        cuts: Characters at which a part begins, such as a sheet: no chunk goes over one.
         metadata: What the file says about itself, such as its title.
         first_line: Number of the text's first line in the file, where its lines are the file's; else None.
         notes: What was done that the user may want to know, such as an encoding that was guessed.
@@ -42,11 +44,15 @@ class Content:
     text: str
     format: str = "text"
     anchors: Sequence[Anchor] = ()
+    cuts: Sequence[int] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     first_line: int | None = None
     notes: Sequence[str] = ()
     losses: Sequence[str] = ()
 
+
+MOST_CHARACTERS_OF_METADATA = 300
+"""Of a title, or a name: every chunk has a copy of it."""
 
 Reader = Callable[[bytes, ReaderOptions], Content]
 
@@ -56,21 +62,32 @@ class Blocks:
 
     Attributes:
         anchors: Those of the blocks that came with one.
+        cuts: Where the blocks begin that begin a part, but for the text's beginning.
+        length: Characters so far.
     """
 
     def __init__(self) -> None:
         self.anchors: list[Anchor] = []
+        self.cuts: list[int] = []
+        self.length = 0
         self._parts: list[str] = []
-        self._length = 0
 
-    def add(self, text: str, anchor: Mapping[str, Any] | None = None) -> None:
-        """Append a block; a blank one leaves no trace."""
+    def add(self, text: str, anchor: Mapping[str, Any] | None = None, *, is_part: bool = False) -> None:
+        """Append a block; a blank one leaves no trace.
+
+        Args:
+            text: The block.
+            anchor: What holds from its beginning on.
+            is_part: Whether a part of the file begins with it.
+        """
         if not text.strip():
             return
         if self._parts:
             self._append("\n\n")
+            if is_part:
+                self.cuts.append(self.length)
         if anchor is not None:
-            self.anchors.append((self._length, dict(anchor)))
+            self.anchors.append((self.length, dict(anchor)))
         self._append(text)
 
     @property
@@ -80,4 +97,11 @@ class Blocks:
 
     def _append(self, part: str) -> None:
         self._parts.append(part)
-        self._length += len(part)
+        self.length += len(part)
+
+
+def shorten(text: str) -> str:
+    """Return what metadata keeps of a text: all, unless it is too long for a title."""
+    if len(text) <= MOST_CHARACTERS_OF_METADATA:
+        return text
+    return text[: MOST_CHARACTERS_OF_METADATA - 1] + "…"

@@ -1,5 +1,9 @@
 """The block before a Markdown text that says what it is about, as metadata.
 
+What may be text is not taken away: values that read as a sentence, and those of keys that have a blank, stay in the
+text as well, where it begins. ("Warning: never mix these", between two rules, is YAML too.) So do values that are too
+long for metadata.
+
 Of YAML, what front matters hold: scalars and lists of scalars, one key a line. A value of any other form is kept as it
 is written, so that nothing is lost and no parser has to be trusted with it.
 """
@@ -14,19 +18,24 @@ from typing import Any
 
 _YAML = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _TOML = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_LINE_END = re.compile(r"\r\n?|\n")
 _KEY = re.compile(r"([A-Za-z_][\w .-]{0,60}?)[ \t]{0,8}:(?:[ \t]+(.*)|)$")
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*)$")
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,17})(\.\d{1,15})?$")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 _MOST_CHARACTERS = 1 << 16
+_MOST_CHARACTERS_OF_A_VALUE = 500
+_MOST_CHARACTERS_OF_ALL = 4_000
+_WORDS_OF_A_SENTENCE = 5
+_CHARACTERS_OF_A_SENTENCE = 15
 
 
 def split_front_matter(text: str) -> tuple[str, int, dict[str, Any]]:
     """Take the front matter off a text.
 
     Returns:
-        The text after it, the number of that text's first line, and what the front matter said. A text without one, or
-        with a block that only looks like one, comes back whole.
+        The text after it, with what may be text before it, the number of that text's first line, and what the front
+        matter said. A text without one, or with a block that only looks like one, comes back whole.
     """
     start = text[:_MOST_CHARACTERS]
     yaml, toml = _YAML.match(start), _TOML.match(start)
@@ -36,7 +45,37 @@ def split_front_matter(text: str) -> tuple[str, int, dict[str, Any]]:
     metadata = _read_yaml(found[1]) if yaml else _read_toml(found[1])
     if metadata is None:
         return text, 1, {}
-    return text[found.end() :], 1 + found[0].count("\n"), metadata
+    remarks = (line.lstrip("# \t") for line in _LINE_END.split(found[1]) if line.lstrip().startswith("#"))
+    kept, metadata = _keep_text(metadata, [remark.rstrip() for remark in remarks if _is_sentence(remark)])
+    # Its lines are not the file's, but no more than these: what follows has its own numbers.
+    first_line = 1 + found[0].count("\n") - kept.count("\n")
+    return kept + text[found.end() :], first_line, metadata
+
+
+def _keep_text(metadata: dict[str, Any], lines: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return what may be text, after lines that are, a line for each value; and what is metadata within bounds."""
+    kept: dict[str, Any] = {}
+    length = 0
+    for key, value in metadata.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        words = shown.split()
+        length += len(key) + len(shown)
+        is_short = len(shown) <= _MOST_CHARACTERS_OF_A_VALUE and length <= _MOST_CHARACTERS_OF_ALL
+        if is_short:
+            kept[key] = value
+        sentences = [item for item in (value if isinstance(value, list) else [value]) if _is_sentence(item)]
+        if not is_short or sentences or (" " in key and words):
+            lines.append(f"{key}: {' '.join(words)}")
+    return ("\n".join([*lines, "", ""]) if lines else ""), kept
+
+
+def _is_sentence(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    # Some scripts have no blanks between words.
+    return len(value.split()) >= _WORDS_OF_A_SENTENCE or (
+        not value.isascii() and len(value) >= _CHARACTERS_OF_A_SENTENCE
+    )
 
 
 def _read_toml(block: str) -> dict[str, Any] | None:
@@ -64,11 +103,13 @@ def _read_yaml(block: str) -> dict[str, Any] | None:
             )
             own.clear()
 
-    for line in block.splitlines():
+    for line in _LINE_END.split(block):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         key = _KEY.match(line)
         if key:
+            if key[1] in read:  # which YAML forbids
+                return None
             settle()
             read[key[1]] = _value((key[2] or "").strip())
         elif read and (line[0] in " \t" or _ITEM.match(line)):
@@ -95,7 +136,9 @@ def _scalar(written: str) -> Any:
             return written.strip('"')
     if len(written) > 1 and written[0] == written[-1] == "'":
         return written[1:-1].replace("''", "'")
-    written = re.sub(r"\s#.*", "", written).strip()
+    remark = re.search(r"\s#(.*)", written)
+    if remark and not _is_sentence(remark[1]):
+        written = written[: remark.start()].strip()
     if written.lower() in _WORDS:
         return _WORDS[written.lower()]
     number = _NUMBER.match(written)

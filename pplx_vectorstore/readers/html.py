@@ -8,7 +8,7 @@ import re
 from pplx_vectorstore.errors import MissingExtraError, UnreadableFileError
 from pplx_vectorstore.readers.content import Content, ReaderOptions
 from pplx_vectorstore.readers.markdown_writer import MarkdownWriter
-from pplx_vectorstore.readers.plain import EXTRA, decode
+from pplx_vectorstore.readers.plain import EXTRA, decode, text_encoding
 
 _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.-]+)""", re.IGNORECASE)
 _SEARCHED_BYTES = 4096
@@ -56,10 +56,7 @@ def _decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
         return decode(data, options)
     declared = _DECLARED.search(data[:_SEARCHED_BYTES])
     if declared:
-        try:
-            encoding = codecs.lookup(declared[1].decode("ascii")).name
-        except LookupError:
-            encoding = "utf-8"
+        encoding = text_encoding(declared[1].decode("ascii")) or "utf-8"
         if encoding in _WESTERN:
             encoding = "cp1252"
         # UTF-16 that can be searched for a declaration in ASCII is none.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import lzma
 import re
 import zipfile
+import zlib
 from functools import partial
 from pathlib import PurePath
 
@@ -87,7 +90,7 @@ _KINDS_BY_SUFFIX = {
     "sound or film": "aac avi flac m4a m4v mid mkv mov mp3 mp4 mpeg mpg ogg opus wav webm wma wmv",
     "font": "eot otf ttc ttf woff woff2",
     "archive": "7z bz2 deb dmg gz iso jar lz4 rar rpm tar tgz whl xz zip zst",
-    "program": "a bin class com dll dylib egg elf exe lib msi o obj pdb pyc pyd pyo so wasm",
+    "program": "a bin class dll dylib egg elf exe lib msi o obj pdb pyc pyd pyo so wasm",
     "data": "arrow avro bson ckpt dat db feather gguf h5 hdf5 mat mdb npy npz onnx orc parquet pb pickle pkl pt pth "
     "rdb safetensors sqlite sqlite3 tfrecord",
     "key or certificate": "cer crt csr der gpg jks kdbx key keystore p12 p7b pem pfx ppk",
@@ -104,7 +107,22 @@ _KINDS_BY_NAME = {
 _SUFFIXES = {suffix: kind for kind, suffixes in _KINDS_BY_SUFFIX.items() for suffix in suffixes.split()}
 _NAMES = {name: kind for kind, names in _KINDS_BY_NAME.items() for name in names.split()}
 
-_PRIVATE_KEY = re.compile(rb"\s*-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")
+_RTF = b"{\\rtf"
+_OPEN_DOCUMENT = b"application/vnd.oasis.opendocument"
+_SVG = re.compile(
+    rb"\A(?:\xef\xbb\xbf)?\s*(?:<(?:\?xml|!--|!DOCTYPE\s+svg)[^>]{0,1000}>\s*){0,9}<(?:svg:)?svg\b", re.IGNORECASE
+)
+# Of keys and certificates in letters; whether the block is one that must not be shown.
+_PEM = re.compile(
+    rb"^(?:\xef\xbb\xbf)?[ \t]*-----BEGIN (?:[A-Z0-9]+ )*"
+    rb"(?:(PRIVATE KEY)|PUBLIC KEY|CERTIFICATE(?: REQUEST)?)(?: BLOCK)?-----"
+    rb".*?(?:-----END [A-Z0-9 ]+-----|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+# What is about keys quotes one; of what is one, it is the most, or, with remarks and the numbers in it, a good part.
+_SHARE_OF_KEYS = 0.5
+_SHARE_OF_PRIVATE_KEYS = 0.25
+_MARKED_UP = (".xml", ".html", ".htm", ".xhtml", ".txt")
 _PROGRAMMED = (".cjs", ".css", ".js", ".json", ".mjs", ".xml")
 _MINIFIED_BYTES = 5_000
 _MOST_BYTES_OF_A_LINE = 1_000
@@ -118,6 +136,8 @@ def kind_by_name(name: str) -> str | None:
     ('picture', 'minified', None)
     """
     lowered = name.lower()
+    if lowered.startswith("www."):  # the name of a site, of which the end is a country
+        return None
     _, *suffixes = lowered.split(".")
     last_two = ".".join(suffixes[-2:])
     return _NAMES.get(lowered) or _SUFFIXES.get(last_two) or (_SUFFIXES.get(suffixes[-1]) if suffixes else None)
@@ -125,15 +145,25 @@ def kind_by_name(name: str) -> str | None:
 
 def kind_by_content(name: str, data: bytes) -> str | None:
     """Return what kind of a file that is no document its bytes tell of, or None."""
-    if _PRIVATE_KEY.match(data):
+    if _is_key(data):
         return "key or certificate"
     suffix = PurePath(name).suffix.lower()
+    if suffix in _MARKED_UP and _SVG.match(data):
+        return "picture"
     if suffix in _PROGRAMMED and len(data) >= _MINIFIED_BYTES:
         lines = data.count(b"\n") + 1
         # What people write has line ends, or at least a space after every few letters.
         if len(data) / lines > _MOST_BYTES_OF_A_LINE and data.count(b" ") < _LEAST_SPACES * len(data):
             return "minified"
     return None
+
+
+def _is_key(data: bytes) -> bool:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data[2:].replace(b"\0", b"")
+    found = [(len(block[0]), bool(block[1])) for block in _PEM.finditer(data)]
+    share = _SHARE_OF_PRIVATE_KEYS if any(is_private for _, is_private in found) else _SHARE_OF_KEYS
+    return bool(found) and sum(length for length, _ in found) >= share * len(data.strip())
 
 
 def find_reader(name: str, data: bytes) -> Reader:
@@ -151,6 +181,8 @@ def find_reader(name: str, data: bytes) -> Reader:
             "is of an old Office format (.doc, .ppt, .xls, .msg), or protected by a password; save it as .docx, .pptx "
             "or .xlsx without one"
         )
+    if data.startswith(_RTF):
+        raise UnreadableFileError("is RTF; save it as .docx")
     if data.startswith(_ZIP):
         return _reader_of_archive(data) or (reader if reader in _BINARY_READERS else None) or _refuse_archive()
     if reader in _BINARY_READERS and _HTML.match(data):  # such as a page that tells that the file is not there
@@ -174,8 +206,11 @@ def _reader_of_archive(data: bytes) -> Reader | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = set(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            mark = archive.open("mimetype").read(len(_OPEN_DOCUMENT)) if "mimetype" in names else b""
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError, ValueError):
         return None  # whoever reads it says what is wrong
+    if mark == _OPEN_DOCUMENT:
+        raise UnreadableFileError("is an OpenDocument file (.odt, .ods, .odp); save it as .docx, .xlsx, .pptx or PDF")
     return next((reader for part, reader in _ARCHIVED.items() if part in names), None)
 
 

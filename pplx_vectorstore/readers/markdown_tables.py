@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 _MOST_SPANNED_COLUMNS = 100
 _MOST_SPANNED_ROWS = 1000
+# Characters that spans may add to a table, for each that is in its cells; borders are three a cell.
+_MOST_SPANNED = 8
+_BORDERS = 3
 
 
 @dataclass(slots=True)
@@ -75,24 +78,31 @@ class Table:
 
 
 def _written(rows: list[list[Cell]]) -> Iterator[list[str]]:
+    """Yield what the cells of each row hold; those that one spans are filled, as long as that does not outgrow them."""
+    left = _MOST_SPANNED * sum(_BORDERS + len(cell.line) for row in rows for cell in row)
     below: dict[int, tuple[int, str]] = {}  # column → how many more rows a cell above goes down, and what it holds
     for row in rows:
         written: list[str] = []
         cells = iter(row)
         while True:
-            left, text = below.pop(len(written), (0, ""))
-            if left:
-                if left > 1:
-                    below[len(written)] = (left - 1, text)
+            n_rows, text = below.pop(len(written), (0, ""))
+            if n_rows and left > 0:
+                if n_rows > 1:
+                    below[len(written)] = (n_rows - 1, text)
                 written.append(text)
+                left -= _BORDERS + len(text)
                 continue
             cell = next(cells, None)
             if cell is None:
                 break
+            text = cell.line
             for column in range(cell.columns):
+                if column and left <= 0:
+                    break
                 if cell.rows > 1:
-                    below[len(written)] = (cell.rows - 1, cell.line)
-                written.append("" if column else cell.line)
+                    below[len(written)] = (cell.rows - 1, text)
+                written.append("" if column else text)
+                left -= _BORDERS
         yield written
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pplx_vectorstore.readers.content import shorten
 from pplx_vectorstore.readers.markdown_tables import Cell, Table
 
 _MOST_CONTAINERS = 8
@@ -121,7 +122,7 @@ class MarkdownWriter:
             if not self._n_dropped:
                 self._dropped = ""
         elif name == "title" and self._title is not None:
-            self.title, self._title = " ".join("".join(self._title).split()), None
+            self.title, self._title = shorten(" ".join("".join(self._title).split())), None
         elif name == "pre":
             self._end_code()
         elif self._code is not None:
@@ -268,7 +269,7 @@ class MarkdownWriter:
         if self._heading:
             self._emit(f"{'#' * self._heading} {text.replace(chr(10), ' ')}")
         else:
-            self._emit(_OPENING.sub(r"\\", text))
+            self._emit(escape_openings(text))
 
     def _emit(self, text: str) -> None:
         """Add a block to where it belongs, its lines with what they begin with there."""
@@ -284,6 +285,11 @@ class MarkdownWriter:
             rest = "".join(container.rest for container in written)
             text = first + text.replace("\n", "\n" + rest)
         sink.blocks.append(_Block(text, is_item, is_tight))
+
+
+def escape_openings(text: str) -> str:
+    """Return text of which no line opens a block of Markdown, such as a heading."""
+    return _OPENING.sub(r"\\", text)
 
 
 def _link(text: str, address: str) -> str:

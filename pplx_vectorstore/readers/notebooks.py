@@ -14,6 +14,7 @@ from pplx_vectorstore.readers.plain import decode
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,[A-Za-z0-9+/=]*", re.ASCII)
 _MOST_OUTPUT = 2_000
+_MOST_CHARACTERS_OF_A_LANGUAGE = 40
 
 
 def read_notebook(data: bytes, options: ReaderOptions) -> Content:
@@ -99,7 +100,7 @@ def _language(notebook: dict[str, Any]) -> str:
     for key in ("language_info", "kernelspec"):
         found = about.get(key) if isinstance(about, dict) else None
         name = found.get("name" if key == "language_info" else "language") if isinstance(found, dict) else None
-        if isinstance(name, str) and name.isalnum():
+        if isinstance(name, str) and name.isalnum() and len(name) <= _MOST_CHARACTERS_OF_A_LANGUAGE:
             return name
     return "python"
 

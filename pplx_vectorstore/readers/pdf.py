@@ -122,7 +122,7 @@ def _run(data: bytes, options: ReaderOptions, first: int, pages: _Pages, until: 
             _send(process, json.dumps(request).encode() + b"\n" + data)
             for message in _messages(process):
                 watch.renew()
-                _take(message, pages)
+                _take(message, pages, options)
                 if pages.count is not None and pages.count > _MOST_PAGES:
                     raise UnreadableFileError(f"is a PDF with {pages.count:,} pages; at most {_MOST_PAGES:,} are read")
         finally:
@@ -185,7 +185,7 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _take(message: dict[str, Any], pages: _Pages) -> None:
+def _take(message: dict[str, Any], pages: _Pages, options: ReaderOptions) -> None:
     if "pages" in message:
         pages.count = message["pages"]
     elif "begun" in message:
@@ -200,7 +200,8 @@ def _take(message: dict[str, Any], pages: _Pages) -> None:
             if message["is_scan"]:
                 pages.scans.append(index)
     elif "assword" in message["error"]:
-        raise UnreadableFileError("is a PDF with a password; give it with --password")
+        wrong = ", and the one that was given is not it" if options.password else ""
+        raise UnreadableFileError(f"is a PDF with a password{wrong}; give it with --password")
     else:
         raise UnreadableFileError(f"is a PDF that cannot be read ({message['error']})")
 

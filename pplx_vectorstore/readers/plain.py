@@ -37,6 +37,20 @@ _GUESSED = (
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,[A-Za-z0-9+/=_-]*", re.ASCII)
 
 
+def text_encoding(name: str) -> str | None:
+    """Return Python's name of an encoding of text, or None where there is none of that name.
+
+    >>> text_encoding("Latin-1"), text_encoding("rot13"), text_encoding("idna")
+    ('iso8859-1', None, None)
+    """
+    try:
+        encoding = codecs.lookup(name).name
+        b"\xff a".decode(encoding, "replace")  # which some that are found do not: they are not of text, or of names
+    except (LookupError, ValueError):
+        return None
+    return encoding
+
+
 def decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
     """Decode text, and say how where that is not certain.
 
@@ -55,6 +69,8 @@ def decode(data: bytes, options: ReaderOptions) -> tuple[str, str | None]:
                 f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start} is "
                 f"0x{error.object[error.start]:02x}); convert it, or give its --encoding"
             ) from error
+        except (LookupError, ValueError) as error:
+            raise UnreadableFileError(f"cannot be decoded: {encoding!r} is no encoding of text ({error})") from error
     if b"\0" in data:
         raise UnreadableFileError("is binary")
     try:

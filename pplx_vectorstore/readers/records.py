@@ -6,14 +6,51 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers.content import ReaderOptions
+from pplx_vectorstore.readers.content import MOST_CHARACTERS_OF_METADATA, ReaderOptions
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?$")
 
 
+Row = tuple[int, Mapping[int, str]]
+"""A row that is not empty: its number, from 1, and column, from 0 → what the cell holds, without empty ones."""
+
+SAMPLE_ROWS = 20
+"""Rows among which a header is looked for."""
+
+# Characters that records may have beyond what is in the file: names of columns, which each of them repeats.
+_SLACK = 1 << 24
+_MOST_REPEATED = 16
+
+
+def find_header(rows: Sequence[Row], *, least: int = 1) -> int | None:
+    """Return which row names columns, or None.
+
+    It is the first that reaches as far to the right as most of those below. What stands above it, such as a title, has
+    one cell a row, or an empty row after it. Where there is no such row, it is the first one, if that looks like a
+    header.
+
+    Args:
+        rows: The first ones of a table.
+        least: Cells of a header.
+    """
+    widest = 0
+    for index, (number, row) in enumerate(rows):
+        ends = [max(below) for _, below in rows[index + 1 :]]
+        usual = max(ends, key=ends.count, default=0)
+        if len(row) > 1 and is_header(list(row.values())) and ends and max(row) >= usual:
+            is_apart = index > 0 and number > rows[index - 1][0] + 1 and 2 * widest <= len(row)
+            if index == 0 or (2 * usual >= max(row) and (widest == 1 or is_apart)):
+                return index
+            break
+        widest = max(widest, len(row))
+    return 0 if rows and len(rows[0][1]) >= least and is_header(list(rows[0][1].values())) else None
+
+
 def is_header(row: Sequence[str]) -> bool:
-    """Tell whether a row names columns: it has names, all different, and no numbers."""
+    """Tell whether a row names columns: it has names, all different, and neither numbers nor whole paragraphs."""
     named = [cell.strip() for cell in row if cell.strip()]
+    if any(len(name) > MOST_CHARACTERS_OF_METADATA for name in named):
+        return False
     return bool(named) and len(set(named)) == len(named) and not any(_NUMBER.match(name) for name in named)
 
 
@@ -29,6 +66,24 @@ def column_name(index: int) -> str:
         index, letter = divmod(index - 1, 26)
         name = chr(ord("A") + letter) + name
     return name
+
+
+def name_column(header: str, index: int) -> str:
+    """Return a column's name: what its header says, on one line, or else its letters."""
+    return " ".join(header.split()) or column_name(index)
+
+
+def require_own_values(n_characters: int, n_bytes: int) -> None:
+    """Refuse records that say far more than their file, unpacked, holds: one text for all cells, a name without end.
+
+    Raises:
+        UnreadableFileError: Says so.
+    """
+    if n_characters > _SLACK + _MOST_REPEATED * n_bytes:
+        raise UnreadableFileError(
+            f"has records of more than {n_characters:,} characters in {n_bytes:,} bytes: it repeats the same "
+            "without end"
+        )
 
 
 def write_record(record: Iterable[tuple[str, str]], options: ReaderOptions) -> str:

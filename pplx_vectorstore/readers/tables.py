@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import itertools
@@ -10,9 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions
+from pplx_vectorstore.readers.content import Blocks, Content, ReaderOptions, shorten
 from pplx_vectorstore.readers.plain import decode
-from pplx_vectorstore.readers.records import column_name, is_header, require_columns, write_record
+from pplx_vectorstore.readers.records import (
+    SAMPLE_ROWS,
+    Row,
+    find_header,
+    name_column,
+    require_columns,
+    require_own_values,
+    write_record,
+)
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 20
@@ -29,19 +38,24 @@ def read_csv(data: bytes, options: ReaderOptions) -> Content:
     """
     text, note = decode(data, options)
     blocks = Blocks()
-    header: list[str] | None = None
-    for number, row in enumerate(_rows(text), 1):
-        if not any(cell.strip() for cell in row):
-            continue
-        if header is None:
-            header = row if is_header(row) else []
-            require_columns((_name(header, index) for index in range(len(row))), options)
-            if header:
-                continue
-        record = ((_name(header, index), cell) for index, cell in enumerate(row))
+    rows = _numbered(text)
+    first = list(itertools.islice(rows, SAMPLE_ROWS))
+    at = find_header(first)
+    header = first[at][1] if at is not None else {}
+    if first:
+        widest = max(first[at or 0][1]) + 1
+        require_columns((name_column(header.get(column, ""), column) for column in range(widest)), options)
+    if at is not None:
+        for number, cells in first[:at]:  # what stands above the table
+            if not options.text_columns:
+                blocks.add(" ".join(" ".join(cells.values()).split()), {"row": number})
+        if at == len(first) - 1:
+            blocks.add(", ".join(" ".join(name.split()) for name in header.values()), {"row": first[at][0]})
+        first = first[at + 1 :]
+    for number, cells in itertools.chain(first, rows):
+        record = ((name_column(header.get(column, ""), column), cell) for column, cell in cells.items())
         blocks.add(write_record(record, options), {"row": number})
-    if header and not blocks.text:
-        blocks.add(", ".join(name for name in header if name.strip()), {"row": 1})
+        require_own_values(blocks.length, len(data))
     return Content(text=blocks.text, anchors=blocks.anchors, notes=[] if note is None else [note])
 
 
@@ -65,6 +79,7 @@ def read_json_lines(data: bytes, options: ReaderOptions) -> Content:
             continue
         names.update((name, None) for name, _ in record)
         blocks.add(write_record(record, options), {"row": number})
+        require_own_values(blocks.length, len(data))
     if not blocks.text and broken:
         raise UnreadableFileError(f"holds no JSON: line {broken[0]} is none")
     require_columns(names, options)
@@ -77,16 +92,24 @@ def read_json_lines(data: bytes, options: ReaderOptions) -> Content:
     )
 
 
-def _name(header: list[str], index: int) -> str:
-    name = header[index].strip() if index < len(header) else ""
-    return " ".join(name.split()) or column_name(index)
+def _numbered(text: str) -> Iterator[Row]:
+    """Yield each row that holds something."""
+    for number, row in enumerate(_rows(text), 1):
+        cells = {column: cell for column, cell in enumerate(row) if cell.strip()}
+        if cells:
+            yield number, cells
 
 
 def _rows(text: str) -> Iterator[list[str]]:
     """Yield the rows of a table, whatever they are separated by."""
     limit = csv.field_size_limit(_MOST_CHARACTERS_OF_A_CELL)
     try:
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        delimiter = _delimiter(text)
+        opened = io.StringIO(text, newline="")
+        if delimiter == "\t" and not _is_quoted(text):
+            yield from csv.reader(opened, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            yield from csv.reader(opened, delimiter=delimiter)
     except csv.Error as error:
         raise UnreadableFileError(
             f"is a table that cannot be read ({error}): does a quote lack its other half?"
@@ -95,9 +118,18 @@ def _rows(text: str) -> Iterator[list[str]]:
         csv.field_size_limit(limit)
 
 
+def _is_quoted(text: str) -> bool:
+    """Tell whether quotes in a table separated by tabs are around cells; else they are text, such as an inch's mark."""
+    try:
+        collections.deque(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True), maxlen=0)
+    except csv.Error:
+        return False
+    return True
+
+
 def _delimiter(text: str) -> str:
     """Choose what splits the first lines into cells as evenly as possible, and into most of them."""
-    lines = [line for line in itertools.islice(io.StringIO(text), _SAMPLE_LINES) if line.strip()]
+    lines = [line for line in itertools.islice(io.StringIO(text, newline=None), _SAMPLE_LINES) if line.strip()]
 
     def evenness(delimiter: str) -> tuple[float, int]:
         widths = [len(row) for row in csv.reader(lines, delimiter=delimiter)]
@@ -111,7 +143,7 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """Yield the values within a JSON value as text, each with its path: ``author.name``."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+            yield from _flatten(item, shorten(f"{name}.{key}" if name else str(key)))
     elif isinstance(value, list):
         if all(not isinstance(item, (dict, list)) for item in value):
             yield name or "value", ", ".join(_scalar(item) for item in value)

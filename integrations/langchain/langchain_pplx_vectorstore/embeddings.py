@@ -42,7 +42,9 @@ class PplxEmbeddings(BaseModel, Embeddings):
         batch_tokens: Tokens of a batch; None for the device's default.
         query_cache: Queries whose codes are remembered.
         onnx_file: Which file of the checkpoint's onnx folder; None to choose.
-        api_key: Of the hosted service; by default of the environment, PERPLEXITY_API_KEY or PPLX_API_KEY.
+        api_key: Of the hosted service; by default of the environment, PERPLEXITY_API_KEY or PPLX_API_KEY. With
+            `base_url`, of that server; by default PPLX_VECTORSTORE_API_KEY, or none.
+        base_url: Of a ``pplx-vectorstore serve`` of one's own, for ``backend="api"``; None for the hosted service.
         api: How the hosted service is asked.
     """
 
@@ -64,6 +66,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
     api_key: SecretStr | None = Field(
         default_factory=secret_from_env(["PERPLEXITY_API_KEY", "PPLX_API_KEY"], default=None)
     )
+    base_url: str | None = None
     api: InstanceOf[ApiOptions] | None = None
 
     _encoder: Encoder | None = PrivateAttr(default=None)
@@ -179,7 +182,7 @@ class PplxEmbeddings(BaseModel, Embeddings):
 
     def _options(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.model_fields_set - {"model"}}
-        if self.backend == "api":
+        if self.backend == "api" and self.base_url is None:  # the hosted service's key is for it alone
             options["api_key"] = self.api_key
         if options.get("api_key") is not None:
             options["api_key"] = options["api_key"].get_secret_value()

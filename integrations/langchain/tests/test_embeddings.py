@@ -87,6 +87,15 @@ def test_fields_are_the_options_of_load_encoder():
             assert PplxEmbeddings.model_fields[name].default == parameter.default
 
 
+def test_the_key_of_the_hosted_service_is_for_it_alone(monkeypatch):
+    monkeypatch.setenv("PERPLEXITY_API_KEY", "hosted")
+    settings = {"model": "pplx-embed-context-v1-0.6b", "backend": "api"}
+    assert PplxEmbeddings(**settings)._options()["api_key"] == "hosted"
+    own = {**settings, "base_url": "http://127.0.0.1:8090"}
+    assert "api_key" not in PplxEmbeddings(**own)._options()
+    assert PplxEmbeddings(**own, api_key="mine")._options()["api_key"] == "mine"
+
+
 def test_options_reach_the_model(pplx_checkpoint):
     embeddings = PplxEmbeddings(model=str(pplx_checkpoint), dtype="float32", window_tokens=64, query_cache=3)
     assert embeddings.encoder.fingerprint.window_tokens == 64

@@ -49,7 +49,9 @@ class PplxEmbedding(BaseEmbedding):
         batch_tokens: Tokens of a batch; None for the device's default.
         query_cache: Queries whose codes are remembered.
         onnx_file: Which file of the checkpoint's onnx folder; None to choose.
-        api_key: Of the hosted service; by default of the environment, PERPLEXITY_API_KEY or PPLX_API_KEY.
+        api_key: Of the hosted service; by default of the environment, PERPLEXITY_API_KEY or PPLX_API_KEY. With
+            `base_url`, of that server; by default PPLX_VECTORSTORE_API_KEY, or none.
+        base_url: Of a ``pplx-vectorstore serve`` of one's own, for ``backend="api"``; None for the hosted service.
         api: How the hosted service is asked.
         embed_batch_size: Nodes of whole documents that are embedded at once, at least.
     """
@@ -70,6 +72,7 @@ class PplxEmbedding(BaseEmbedding):
     query_cache: int = 0
     onnx_file: str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
+    base_url: str | None = None
     api: ApiOptions | None = None
     embed_batch_size: int = Field(default=512, gt=0, le=2048)
 

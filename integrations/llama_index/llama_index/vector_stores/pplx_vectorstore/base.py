@@ -24,7 +24,7 @@ from llama_index.vector_stores.pplx_vectorstore.filters import build_filter
 from pydantic import PrivateAttr, SecretStr
 
 import pplx_vectorstore as core
-from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
+from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields, index_types
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import has_lone_surrogate, is_blank
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
@@ -563,7 +563,7 @@ def _index_types(store: core.VectorStore) -> dict[str, str]:
     """Read of which type each indexed field's index is."""
     session = store._session
     info = run_now(session.calls("get_collection", session.points.collection))
-    return {path: index.data_type.value for path, index in (info.payload_schema or {}).items()}
+    return index_types(info)
 
 
 def _encoder_of(embed_model: BaseEmbedding) -> core.Encoder:
