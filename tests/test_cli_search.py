@@ -21,7 +21,7 @@ from pplx_vectorstore.filters import build_filter
 
 COMMAND = str(Path(sys.executable).with_name("pplx-vectorstore"))
 GUIDE = (
-    "---\ntopic: cats\nyear: 2021\nversion: '3'\nrating: 4.5\ndraft: false\n---\n# Guide\n\n"
+    "---\ntopic: cats\nyear: 2021\nversion: '3'\nrating: 4.5\ndraft: false\nauthor:\n  name: Ada\n---\n# Guide\n\n"
     "Cats are small.\n\nThey sleep a lot, wherever it is warm.\n\nA cat purrs.\n"
 )
 CODE = """def purr(cat):
@@ -73,10 +73,10 @@ def test_each_hit_is_a_line_with_the_line_of_the_sentence_that_matches(run):
     lines = run("search", "when", "do", "cats", "purr").stdout.splitlines()
     assert len(lines) == 4
     assert {line.split(": ")[0] for line in lines} == {
-        "docs/guide.md:14", "docs/cat.py:1", "docs/stars.txt:1", "docs/table.csv (row 2)",
+        "docs/guide.md:16", "docs/cat.py:1", "docs/stars.txt:1", "docs/table.csv (row 2)",
     }  # fmt: skip
-    assert "docs/guide.md:14: A cat purrs." in lines
-    assert GUIDE.splitlines()[13] == "A cat purrs."
+    assert "docs/guide.md:16: A cat purrs." in lines
+    assert GUIDE.splitlines()[15] == "A cat purrs."
 
 
 def test_full_shows_code_as_it_stands(run):
@@ -214,7 +214,7 @@ def test_in_a_terminal_words_are_in_colour_and_files_are_links(in_colour, tmp_pa
     lines = plain(shown).splitlines()
     assert re.match(r"cosine +where +text", lines[0])
     assert any(re.match(r"-?\d\.\d{3} +docs/guide\.md +A cat purrs\.", line) for line in lines)
-    assert any("lines 8-14" in line for line in lines)
+    assert any("lines 10-16" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
 
@@ -252,6 +252,8 @@ def test_links_hold_nothing_but_uris_of_files(in_colour, loaded_encoder, root):
         (["version=3"], {"guide.md"}),  # stored as text
         (["rating=4.5"], {"guide.md"}),
         (["draft=false"], {"guide.md"}),
+        (["author.name=Ada"], {"guide.md"}),
+        (["author.name!=Ada"], {"cat.py", "stars.txt", "table.csv"}),
         (['topic=["cats", "dogs"]'], {"guide.md"}),
         (["topic!=cats"], {"cat.py", "stars.txt", "table.csv"}),
         (["topic=null"], {"cat.py", "stars.txt", "table.csv"}),

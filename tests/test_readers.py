@@ -123,10 +123,15 @@ def test_pictures_within_text_are_left_out():
         ('---\ntitle: "A: b"\ntags: [x, \'y z\', 3]\nyear: 2020\ndraft: true\nshare: 0.5\nnone:\n---\n',
          {"title": "A: b", "tags": ["x", "y z", 3], "year": 2020, "draft": True, "share": 0.5, "none": None}),
         ("---\r\nlist:\r\n  - a\r\n- b # remark\r\n# remark\r\n...\r\n", {"list": ["a", "b"]}),
-        ("---\nauthor:\n  name: Ada\n  born: 1815\nx: 1\n---\n", {"author": "  name: Ada\n  born: 1815", "x": 1}),
+        ("---\nauthor:\n  name: Ada\n  born: 1815\nx: 1\n---\n", {"author": {"name": "Ada", "born": 1815}, "x": 1}),
+        ("---\na:\n    b:\n      c: [1]\n      d:\n      - x\n    e: {f: 1, g: 'h, i'}\n---\n",
+         {"a": {"b": {"c": [1], "d": ["x"]}, "e": {"f": 1, "g": "h, i"}}}),
+        ("---\na:\n   b: 1\n  c: 2\nd: {e}\nf: {g: {h: 1}}\ni: {}\n---\n",
+         {"a": "   b: 1\n  c: 2", "d": "{e}", "f": "{g: {h: 1}}", "i": "{}"}),
         ("---\ntext: |\n  one\n  two\n---\n", {"text": "|\n  one\n  two"}),
         ('+++\ntitle = "T"\ndate = 2020-01-01\nn = 99999999999999999999\n[a]\nb = 1\n+++\n',
-         {"title": "T", "date": "2020-01-01", "n": "99999999999999999999", "a": '{"b": 1}'}),
+         {"title": "T", "date": "2020-01-01", "n": "99999999999999999999", "a": {"b": 1}}),
+        ("+++\na = [{b = 2020-01-01, c = nan}]\n+++\n", {"a": [{"b": "2020-01-01", "c": "nan"}]}),
     ],
 )  # fmt: skip
 def test_front_matter_is_metadata(written, metadata):
@@ -144,7 +149,7 @@ def test_what_only_looks_like_front_matter_is_text(text):
     assert read("a.txt", "---\na: 1\n---\n").text == "---\na: 1\n---\n"
 
 
-@given(st.text(alphabet="ab:-[]'\",# \n\t0.{}|&*\\", max_size=60))
+@given(st.text(alphabet="ab:-[]'\",# \n\t0.{}|&*\\", max_size=60) | st.text(alphabet="a: \n{,}'", max_size=60))
 def test_any_front_matter_is_stored_or_stays(inside):
     text = f"---\n{inside}\n---\nrest"
     rest, first_line, metadata = split_front_matter(text)
@@ -295,6 +300,19 @@ def test_a_front_matter_that_may_be_text_stays_in_the_text(written, text, metada
     at = content.text.index("# Heading")
     assert labels(content, "# Heading")[0] == {"heading": ["Heading"], "line": 3 + written.count("\n")}, at
     assert read("a.md", "---\nA: x\nA: y\n---\n").text == "---\nA: x\nA: y\n---\n"
+
+
+def test_front_matter_is_nested_within_bounds():
+    deep = "".join(f"{' ' * level}k:\n" for level in range(300)) + " " * 300 + "k: 1\n"
+    value, levels = read("a.md", f"---\n{deep}---\ntext").metadata, 0
+    while isinstance(value, dict) and value:
+        value, levels = value["k"], levels + 1
+    assert levels <= 8
+    assert read("a.md", f"+++\n{'a.' * 20}a = 1\n+++\ntext").metadata["a"]["a"]
+    dotted = f"+++\n{'a.' * 20_000}a = 1\n+++\ntext"
+    assert read("a.md", dotted).text == dotted
+    said = "warning:\n  never: mix these two with one another\n"
+    assert "never: mix these two with one another" in read("a.md", f"---\n{said}---\ntext").text
 
 
 def test_front_matter_is_bounded():

@@ -4,8 +4,9 @@ What may be text is not taken away: values that read as a sentence, and those of
 text as well, where it begins. ("Warning: never mix these", between two rules, is YAML too.) So do values that are too
 long for metadata.
 
-Of YAML, what front matters hold: scalars and lists of scalars, one key a line. A value of any other form is kept as it
-is written, so that nothing is lost and no parser has to be trusted with it.
+Of YAML, what front matters hold: scalars, lists of scalars, and maps of these within one another, one key a line or
+between braces. A value of any other form is kept as it is written, so that nothing is lost and no parser has to be
+trusted with it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 import tomllib
 from typing import Any
 
@@ -21,6 +23,8 @@ _TOML = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTA
 _LINE_END = re.compile(r"\r\n?|\n")
 _KEY = re.compile(r"([A-Za-z_][\w .-]{0,60}?)[ \t]{0,8}:(?:[ \t]+(.*)|)$")
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*)$")
+# Of a map between braces that holds no other, what stands between commas.
+_ENTRY = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^,"'{}\[\]])+""")
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,17})(\.\d{1,15})?$")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 _MOST_CHARACTERS = 1 << 16
@@ -28,6 +32,7 @@ _MOST_CHARACTERS_OF_A_VALUE = 500
 _MOST_CHARACTERS_OF_ALL = 4_000
 _WORDS_OF_A_SENTENCE = 5
 _CHARACTERS_OF_A_SENTENCE = 15
+_MOST_LEVELS = 8
 
 
 def split_front_matter(text: str) -> tuple[str, int, dict[str, Any]]:
@@ -57,16 +62,27 @@ def _keep_text(metadata: dict[str, Any], lines: list[str]) -> tuple[str, dict[st
     kept: dict[str, Any] = {}
     length = 0
     for key, value in metadata.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        shown = _shown(value)
         words = shown.split()
         length += len(key) + len(shown)
         is_short = len(shown) <= _MOST_CHARACTERS_OF_A_VALUE and length <= _MOST_CHARACTERS_OF_ALL
         if is_short:
             kept[key] = value
-        sentences = [item for item in (value if isinstance(value, list) else [value]) if _is_sentence(item)]
-        if not is_short or sentences or (" " in key and words):
+        if not is_short or _may_be_text(value) or (" " in key and words):
             lines.append(f"{key}: {' '.join(words)}")
     return ("\n".join([*lines, "", ""]) if lines else ""), kept
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+
+
+def _may_be_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(" " in key or _may_be_text(one) for key, one in value.items())
+    return any(map(_may_be_text, value)) if isinstance(value, list) else _is_sentence(value)
 
 
 def _is_sentence(value: Any) -> bool:
@@ -81,13 +97,13 @@ def _is_sentence(value: Any) -> bool:
 def _read_toml(block: str) -> dict[str, Any] | None:
     try:
         read = tomllib.loads(block.replace("\r\n", "\n"))
+        return {key: _as_json(value) for key, value in read.items()}
     except (tomllib.TOMLDecodeError, RecursionError):
         return None
-    return {key: _as_json(value) for key, value in read.items()}
 
 
-def _read_yaml(block: str) -> dict[str, Any] | None:
-    """Read the lines of a block, or return None if they are not those of a front matter."""
+def _read_yaml(block: str, level: int = 1) -> dict[str, Any] | None:
+    """Read the lines of a block, or return None if they are not those of a front matter, or of a map within one."""
     read: dict[str, Any] = {}
     own: list[str] = []  # lines of the value of the last key
 
@@ -95,12 +111,12 @@ def _read_yaml(block: str) -> dict[str, Any] | None:
         if own:
             key = next(reversed(read))
             items = [_ITEM.match(line) for line in own]
-            whole = all(items) and read[key] is None
-            read[key] = (
-                [_scalar(item[1]) for item in items if item]
-                if whole
-                else "\n".join([*([] if read[key] is None else [str(read[key])]), *own])
-            )
+            if read[key] is None and all(items):
+                read[key] = [_scalar(item[1]) for item in items if item]
+            elif read[key] is None and level < _MOST_LEVELS and (within := _read_yaml(_dedent(own), level + 1)):
+                read[key] = within
+            else:
+                read[key] = "\n".join([*([] if read[key] is None else [str(read[key])]), *own])
             own.clear()
 
     for line in _LINE_END.split(block):
@@ -120,11 +136,25 @@ def _read_yaml(block: str) -> dict[str, Any] | None:
     return read or None
 
 
+def _dedent(lines: list[str]) -> str:
+    return textwrap.dedent("\n".join(lines))
+
+
 def _value(written: str) -> Any:
+    if written.startswith("{") and written.endswith("}"):
+        return _flow_map(written[1:-1].strip()) or _scalar(written)
     if written.startswith("[") and written.endswith("]"):
         items = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,]*),?""", written[1:-1])
         return [_scalar(item.strip()) for item in items if item.strip()]
     return _scalar(written)
+
+
+def _flow_map(written: str) -> dict[str, Any] | None:
+    """Read what stands between braces, or return None if that is no map of scalars."""
+    entries = _ENTRY.findall(written)
+    keys = [_KEY.match(entry.strip()) for entry in entries]
+    read = {key[1]: _scalar(key[2] or "") for key in keys if key}
+    return read if len(read) == len(keys) and ",".join(entries) == written else None
 
 
 def _scalar(written: str) -> Any:
@@ -147,11 +177,15 @@ def _scalar(written: str) -> Any:
     return written
 
 
-def _as_json(value: Any) -> Any:
-    """Return what JSON can hold of a value: dates as they are written, and what is nested as its JSON."""
-    if _is_plain(value) or (isinstance(value, list) and all(map(_is_plain, value))):
-        return value
-    return json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)
+def _as_json(value: Any, level: int = 1) -> Any:
+    """Return what JSON can hold of a value: dates as they are written, and what is nested too deeply as its JSON."""
+    if isinstance(value, (dict, list)) and level == _MOST_LEVELS:
+        return json.dumps(value, default=str)
+    if isinstance(value, dict):
+        return {key: _as_json(one, level + 1) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_json(one, level + 1) for one in value]
+    return value if _is_plain(value) else str(value)
 
 
 def _is_plain(value: Any) -> bool:
