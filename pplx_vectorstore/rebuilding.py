@@ -24,9 +24,23 @@ if TYPE_CHECKING:
     from pplx_vectorstore.engines.shard import Shard
 
 
+_NEW = ".rebuilding"
+
+
 def name_of_new(collection: str) -> str:
     """Return the name of the collection that is to replace one."""
-    return f"{collection}.rebuilding"
+    return f"{collection}{_NEW}"
+
+
+def is_new(collection: str) -> bool:
+    """Tell whether a collection is to replace another, and nothing that users know of."""
+    return collection.endswith(_NEW)
+
+
+def find_left(client: EdgeClient | QdrantClient, collection: str) -> str | None:
+    """Return the name of the collection that an interrupted run has left, which was to replace this one."""
+    new = name_of_new(collection)
+    return new if isinstance(client, EdgeClient) and client.collection_exists(new) else None
 
 
 def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted: Fingerprint, *, rebuild: bool) -> str:

@@ -109,11 +109,14 @@ def test_an_interrupted_rebuild_harms_nothing_and_goes_on(run, tmp_path, monkeyp
     assert facts(run) == (512, 2)
     assert found(run) == ["docs/cats.md"]
     assert folders(tmp_path) == [COLLECTION, NEW]
+    assert f"an interrupted --rebuild left {NEW!r}" in run("index", "docs").stderr
+    assert run("info", "--collection", "other", code=1).stderr.endswith("; it holds documents\n")
     run("index", "docs", "--window-tokens", "32", "--rebuild", "--dry-run")
     (tmp_path / "docs" / "stars.md").write_text("# Stars\n\nThe moon is none.")
     assert "1 unchanged" in run("index", "docs", *OTHER, "--rebuild").stdout
     assert facts(run) == (64, 2)
     assert folders(tmp_path) == [COLLECTION]
+    assert "interrupted" not in run("index", "docs").stderr
     assert "none" in json.loads(run("search", "the moon", "-k", "1", "--json").stdout)[0]["text"]
     # What was begun with one model is of no use to another.
     calls.clear()
@@ -127,7 +130,7 @@ def test_what_a_killed_process_had_not_renamed_yet_is(run, tmp_path):
     run("index", "docs", *OTHER, "--rebuild")
     (tmp_path / STORE / COLLECTION).rename(tmp_path / STORE / NEW)
     missing = run("search", "cats", code=2)
-    assert NEW in missing.stderr
+    assert "Run index again, which completes that" in missing.stderr
     assert run("index", "docs").stdout.startswith("nothing to embed; 2 unchanged")
     assert facts(run) == (64, 2)
     assert folders(tmp_path) == [COLLECTION]

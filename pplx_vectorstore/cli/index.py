@@ -37,7 +37,7 @@ from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.models import DEFAULT_MODEL, OFFLINE_MODEL
 from pplx_vectorstore.redaction import without_password
-from pplx_vectorstore.terminal import reported_errors
+from pplx_vectorstore.terminal import note, reported_errors
 from pplx_vectorstore.walking import DEFAULT_MAX_FILE_SIZE
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def index(
         choose_collection,
         complete_replacing,
         delete_unusable,
+        find_left,
         replace_collection,
     )
     from pplx_vectorstore.reports import SyncReport
@@ -178,6 +179,14 @@ def index(
                 elif settings.root is not None:
                     base = (Path(store).resolve().parent / settings.root).resolve()
             complete_replacing(client, collection)
+            left = None if rebuild else find_left(client, collection)
+            if left is not None:
+                note(
+                    messages,
+                    f"note: an interrupted --rebuild left {left!r} beside the index, which is as it was; --rebuild "
+                    "with the options of then completes it",
+                    "yellow",
+                )
             fingerprint = recorded_fingerprint(client, collection)
             records = None if is_url(store) else FileRecords(Path(store), collection, tenant)
             way = way_of_reading(settings)

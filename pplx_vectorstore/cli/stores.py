@@ -84,7 +84,14 @@ def require_fingerprint(client: Any, store: str, collection: str) -> Fingerprint
     """Read how the collection was written, which there has to be."""
     recorded = recorded_fingerprint(client, collection)
     if recorded is None:
-        names = [] if is_url(store) else client.collection_names()
+        from pplx_vectorstore.rebuilding import find_left, is_new
+
+        names = [] if is_url(store) else [name for name in client.collection_names() if not is_new(name)]
+        if find_left(client, collection) is not None:
+            raise StoreNotFoundError(
+                f"the index {collection!r} in {without_password(store)} is not in its place: --rebuild was interrupted "
+                "while replacing it. Run index again, which completes that"
+            )
         hint = f"it holds {', '.join(names)}" if names else "make one with: pplx-vectorstore index PATH"
         raise StoreNotFoundError(f"there is no index {collection!r} in {without_password(store)}; {hint}")
     return recorded
