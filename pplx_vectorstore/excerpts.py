@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from pplx_vectorstore.lexical import normalize_words
 
-# Of English, the words that questions are made of: they are everywhere, and say nothing of where an answer is.
+# Of English, the words that questions are made of, and of Japanese, Chinese and Korean, particles that stand alone:
+# they are everywhere, and say nothing of where an answer is.
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -22,6 +23,7 @@ _FUNCTION_WORDS = frozenset(
         a an and are as at be been but by can could did do does for from had has have how i if in into is it its may me
         my no not of on or our shall should so such than that the their them then there these they this those to us was
         we were what when where which who whom whose why will with would you your
+        の は が を に へ と で も や か ね よ 的 了 是 在 吗 呢 和 은 는 이 가 을 를 의 에 도 와 과 로
         """,
     )
 )

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 import unicodedata
@@ -159,7 +160,10 @@ def make_console(*, stderr: bool = False) -> Console:
             """Leave it to `reported_errors`; rich would end the process with an exit code of its own."""
             raise BrokenPipeError
 
-    return OurConsole(stderr=stderr)
+    # Of a terminal that knows no colours, rich takes the width for 80, whatever it is.
+    is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    width, height = shutil.get_terminal_size() if is_dumb else (None, None)
+    return OurConsole(stderr=stderr, width=width, height=height)
 
 
 def _forced() -> bool:

@@ -218,6 +218,15 @@ def test_in_a_terminal_words_are_in_colour_and_files_are_links(in_colour, tmp_pa
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_narrow_terminal_is_kept_to_and_takes_no_word_apart(in_colour, monkeypatch, term):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", "30")
+    shown = plain(in_colour("search", "where do they sleep", "--filter", "topic=cats").stdout)
+    assert max(map(len, shown.splitlines())) <= 30
+    assert "They sleep a lot, wherever it is warm." in " ".join(shown.split())
+
+
 def test_in_a_terminal_hybrid_scores_are_named_and_code_is_not_wrapped(in_colour):
     assert plain(in_colour("search", "cats", "--hybrid").stdout).startswith("fused")
     whole = plain(in_colour("search", "purr", "--full", "--filter", "source=docs/cat.py").stdout)

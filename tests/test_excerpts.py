@@ -97,3 +97,9 @@ def test_matches_are_ranges_of_the_text_in_order(text, query):
     for match in matches:
         assert text[match.start : match.stop].strip()
         assert 0 < match.strength <= 1
+
+
+def test_particles_that_stand_alone_are_no_words_of_a_question():
+    found = QueryWords("猫 の 話").find("猫の話は東京の猫。")
+    assert ["猫の話は東京の猫。"[match.start : match.stop] for match in found] == ["猫", "話", "猫"]
+    assert QueryWords("の").find("猫の話")  # of a question that has no others

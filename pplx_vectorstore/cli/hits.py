@@ -26,6 +26,8 @@ Locate = Callable[[Hit], Path | None]
 """Tells where the file of a hit is; None of a document that is of no file."""
 
 _EXCERPT = 240
+# Columns of a terminal; in fewer, words would be taken apart.
+_LEAST_OF_A_TABLE = 60
 # Legible on light and on dark ground.
 _PATH = "magenta"
 _WORD = "bold red"
@@ -103,6 +105,13 @@ def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score, locate: L
     from rich.table import Table
     from rich.text import Text
 
+    console = make_console()
+    if console.width < _LEAST_OF_A_TABLE:
+        for hit in hits:
+            start, stop = words.best_part(hit.text, _EXCERPT)
+            console.print(_head(hit, score, locate))
+            console.print(_highlighted(_on_one_line(hit.text, start, stop), words).append("\n"))
+        return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=False, padding=(0, 1))
     table.add_column(score, no_wrap=True)
     table.add_column("where", overflow="fold", max_width=28)
@@ -112,19 +121,21 @@ def _print_table(hits: Sequence[Hit], words: QueryWords, score: Score, locate: L
         where = Text.assemble(_linked(hit, locate), "\n", printable(describe_place(hit)))
         text = _highlighted(_on_one_line(hit.text, start, stop), words)
         table.add_row(f"{hit.score:.3f}", where, text.append("\n"))
-    make_console().print(table)
+    console.print(table)
 
 
 def _print_whole(hits: Sequence[Hit], words: QueryWords, score: Score, locate: Locate) -> None:
-    from rich.text import Text
-
     console = make_console()
     for hit in hits:
-        head = Text.assemble(
-            f"{hit.score:.3f} ({score})  ", _linked(hit, locate), f"  {printable(describe_place(hit))}"
-        )
-        console.print(head, soft_wrap=True)
+        console.print(_head(hit, score, locate), soft_wrap=True)
         console.print(_highlighted(printable(_text(hit), multiline=True), words).append("\n"), soft_wrap=True)
+
+
+def _head(hit: Hit, score: Score, locate: Locate) -> Text:
+    from rich.text import Text
+
+    place = printable(describe_place(hit))
+    return Text.assemble(f"{hit.score:.3f} ({score})  ", _linked(hit, locate), f"  {place}")
 
 
 def _highlighted(text: str, words: QueryWords) -> Text:
