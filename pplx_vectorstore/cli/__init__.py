@@ -30,7 +30,7 @@ app = typer.Typer(
 class _Command(TyperCommand):
     """A command that tells, before it does anything, what is wrong with the file of its defaults."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         defaults = ctx.obj
         if isinstance(defaults, Defaults):
             with reported_errors(code=2, quiet=bool(ctx.params.get("quiet"))) as messages:
