@@ -101,6 +101,9 @@ async def test_names_that_are_no_unicode(project, hash_encoder):
         (hit, *_) = (await ask(client, "search", query="Coffee."))["hits"]
         assert (hit["file"], hit["change"]) == (f"{project}/docs/caf\\xe9.md", None)
         assert "there is no file or folder" in await refused(client, "index_folder", path="docs/caf\\xe9")
+        Path(os.fsdecode(nameless + b".md")).unlink()
+        hits = (await ask(client, "search", query="Coffee."))["hits"]
+        assert "not there any more" in next(hit["change"] for hit in hits if "caf" in hit["file"])
 
 
 async def test_files_have_the_ids_that_the_command_line_gives_them(project, hash_encoder, minilm, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pplx_vectorstore.errors import UnreadableFileError
-from pplx_vectorstore.file_ids import locate_file
+from pplx_vectorstore.file_ids import find_file, locate_file
 from pplx_vectorstore.hit_places import describe_part, describe_place, line_range
 from pplx_vectorstore.readers import FORMATS
 from pplx_vectorstore.readers.plain import read_text
@@ -90,12 +90,11 @@ class FilePlaces:
 
     def _look(self, file: Path, *, has_lines: bool) -> Content | str | None:
         try:
-            real = file.resolve()
+            real = find_file(file).resolve()
             if not any(real.is_relative_to(folder) for folder in self._folders):
                 return None
             if not real.exists():
-                # A name that is no Unicode is recorded with escapes, by which it cannot be found.
-                return None if "\\" in file.as_posix() else GONE
+                return GONE
             if not has_lines:
                 return None
             if not real.is_file():
