@@ -63,7 +63,7 @@ bench-check: $(INSTALLED)
 # Answers questions about this project from its own documents, with the offline model.
 demo: $(INSTALLED)
 	@rm -rf build/demo
-	$(BIN)/pplx-vectorstore index README.md docs --model all-minilm-l6-v2 --store build/demo
+	$(BIN)/pplx-vectorstore index docs --model all-minilm-l6-v2 --store build/demo
 	$(BIN)/pplx-vectorstore search "Why not use cosine on the shifted bytes?" --store build/demo -k 3
 	$(BIN)/pplx-vectorstore search "What happens to a chunk longer than a window?" --store build/demo -k 3
 	$(BIN)/pplx-vectorstore info --store build/demo
