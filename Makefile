@@ -53,6 +53,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/recall.py $(DATA)
 	$(BIN)/python benchmarks/dimensions.py $(DATA)
 	$(BIN)/python benchmarks/footprint.py $(DATA)
+	$(BIN)/python benchmarks/cli.py $(DATA)
 	$(BIN)/python benchmarks/draw.py
 	$(BIN)/python benchmarks/fill_tables.py
 

@@ -500,6 +500,22 @@ def bulk_load() -> str:
     return table(["", "loaded after s", "and indexed after s", "server's processor, s"], rows)
 
 
+def commands() -> str:
+    """Tabulate what commands cost from a cold process."""
+    seconds = read("cli")["seconds"]
+    floor = next(iter(seconds.values()))
+    names = {
+        "import numpy, qdrant_edge": "a process that only imports Python, numpy and the engine",
+        "pplx-vectorstore search": "`pplx-vectorstore search`",
+        "pplx-vectorstore info": "`pplx-vectorstore info`",
+        "pplx-vectorstore index": "`pplx-vectorstore index` with nothing to do",
+        "search, load_query_encoder": "a program that searches, with `load_query_encoder`",
+        "search, load_encoder": "the same with `load_encoder`",
+    }
+    rows = [[shown, f"{seconds[name]:.2f}", f"{seconds[name] / floor:.1f}"] for name, shown in names.items()]
+    return table(["", "seconds", "times the first"], rows)
+
+
 def machines() -> str:
     """Tabulate what was measured where."""
     found: dict[str, list[str]] = {}
@@ -534,6 +550,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "server_recall_bits": partial(server_recall, "server_recall_bits"),
     "trickle": trickle,
     "bulk_load": bulk_load,
+    "commands": commands,
     "machines": machines,
 }
 
