@@ -56,8 +56,7 @@ def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted
         InvalidInputError: It cannot be made anew in its place; the message says what to do instead.
         SchemaMismatchError: It is of other vectors, and `rebuild` is false.
     """
-    calls = BlockingCalls(client, Retries.of(client))
-    recorded = run_now(read_fingerprint(calls, collection))
+    recorded = _recorded(client, collection)
     if recorded is None:
         return collection
     try:
@@ -73,7 +72,7 @@ def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted
             f"collection {collection!r} on a server has settings of its own, such as replicas, and is not made anew "
             "with another model. Index into another one (--collection), and delete this one when that is done"
         )
-    if run_now(list_tenants(calls, collection)) is not None:
+    if run_now(list_tenants(_calls(client), collection)) is not None:
         raise InvalidInputError(
             f"collection {collection!r} is of several tenants, and one of them cannot change its model. Index all into "
             "another one (--collection)"
@@ -83,7 +82,7 @@ def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted
 
 def delete_unusable(client: EdgeClient, new: str, wanted: Fingerprint) -> None:
     """Delete what an interrupted run with yet another model left of a new collection."""
-    left = run_now(read_fingerprint(BlockingCalls(client, Retries.of(client)), new))
+    left = _recorded(client, new)
     if left is not None and left.identity() != wanted.identity():
         client.delete_collection(new)
 
@@ -139,7 +138,15 @@ def _ids(client: EdgeClient, collection: str) -> set[str]:
 
 
 def _open(client: EdgeClient, collection: str) -> VectorStore:
-    recorded = run_now(read_fingerprint(BlockingCalls(client, Retries.of(client)), collection))
+    recorded = _recorded(client, collection)
     assert recorded is not None
     encoder = PrecomputedEncoder.of_collection(recorded)
     return VectorStore(client, collection, encoder=encoder, create=False)
+
+
+def _recorded(client: EdgeClient | QdrantClient, collection: str) -> Fingerprint | None:
+    return run_now(read_fingerprint(_calls(client), collection))
+
+
+def _calls(client: EdgeClient | QdrantClient) -> BlockingCalls:
+    return BlockingCalls(client, Retries.of(client))
