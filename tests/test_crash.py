@@ -29,6 +29,7 @@ N_KILLS_OF_SYNC = 50
 # What the killed process runs. Two rounds: the second replaces documents by versions of more, fewer or no
 # chunks. A line is printed when an add has returned, and when an optimization starts.
 CHILD = """
+import os
 import sys
 sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
@@ -39,8 +40,11 @@ shard._WALKED_BYTES = 20 * 64
 shard._SHARE_WHILE_WRITING = 0.05
 start = shard.Shard._start_indexing
 
+def tell(line):
+    os.write(1, f"{line}\\n".encode())  # whole, whichever thread it is
+
 def tell_and_start(self):
-    print("indexing", flush=True)
+    tell("indexing")
     return start(self)
 
 shard.Shard._start_indexing = tell_and_start
@@ -58,9 +62,9 @@ if __name__ == "__main__":
                 numbers = range(number, min(60, number + together))
                 store.add(Document(id=f"d{n}", chunks=chunks_of(n, version)) for n in numbers)
                 for n in numbers:
-                    print("added", n, version, flush=True)
+                    tell(f"added {n} {version}")
                 number += together
-    print("done", flush=True)
+    tell("done")
 """
 
 # What is forked and killed in `sync`: once for each index that is named on its standard input. A line is printed
