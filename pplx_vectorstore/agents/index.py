@@ -166,12 +166,13 @@ class LazyIndex:
             opened.close()
 
     def _create(self) -> None:
+        from pplx_vectorstore.engines.calls import BlockingCalls
         from pplx_vectorstore.store import VectorStore
 
         encoder = self._model.get(None)
         with self._connect() as client:
             VectorStore(client, self.place.collection, encoder=encoder, tenant=self.place.tenant)
-            fingerprint = _read_fingerprint(_calls(client), self.place.collection)
+            fingerprint = _read_fingerprint(BlockingCalls.of(client), self.place.collection)
         self._model.keep(fingerprint, encoder)
 
 
@@ -231,9 +232,11 @@ class _Opened:
 
     @classmethod
     def open(cls, place: Place, connect: Connect) -> _Opened:
+        from pplx_vectorstore.engines.calls import BlockingCalls
+
         with ExitStack() as stack:
             client = stack.enter_context(connect())
-            calls = _calls(client)
+            calls = BlockingCalls.of(client)
             fingerprint = _read_fingerprint(calls, place.collection)
             if fingerprint is None:
                 raise StoreNotFoundError(f"there is no index {place.collection!r} in {place.name}; {place.way_out}")
@@ -273,13 +276,6 @@ class _Opened:
         from pplx_vectorstore.store import VectorStore
 
         return VectorStore(self._client, self.place.collection, encoder=encoder, tenant=self.place.tenant, create=False)
-
-
-def _calls(client: Any) -> BlockingCalls:
-    from pplx_vectorstore.engines.calls import BlockingCalls
-    from pplx_vectorstore.engines.retrying import Retries
-
-    return BlockingCalls(client, Retries.of(client))
 
 
 def _read_fingerprint(calls: BlockingCalls, collection: str) -> Fingerprint | None:

@@ -29,7 +29,6 @@ from pplx_vectorstore.cli.stores import (
     bulk_load,
     connect,
     index_what_is_not,
-    make_calls,
     open_reader,
     recorded_fingerprint,
 )
@@ -124,6 +123,7 @@ def index(
     from pplx_vectorstore.display import print_estimate, print_notes, print_report, print_skipped
     from pplx_vectorstore.dry_run import estimate
     from pplx_vectorstore.encoders.unfinished import Unfinished
+    from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.file_records import FileRecords, way_of_reading
     from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
@@ -165,7 +165,7 @@ def index(
             "dtype": dtype,
         }
         with connect(store, grpc_port) as client:
-            recorded = read_settings(make_calls(client), collection)
+            recorded = read_settings(BlockingCalls.of(client), collection)
             settings = choose_settings(
                 recorded,
                 chunk_tokens=chunk_tokens,
@@ -225,7 +225,7 @@ def index(
                 if opened is None:
                     delete_unusable(client, target, encoder.fingerprint)
                     opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
-                record_settings(make_calls(client), target, settings)
+                record_settings(BlockingCalls.of(client), target, settings)
                 reading.remember(opened.fingerprint, way)
                 encoder.unfinished = Unfinished(_unfinished_folder(store, target))
                 with bulk_load(messages, opened, bulk):
@@ -234,7 +234,7 @@ def index(
             else:
                 assert names is not None
                 print_notes(messages, names)
-                record_settings(make_calls(client), collection, settings)
+                record_settings(BlockingCalls.of(client), collection, settings)
                 report = SyncReport()
             assert opened is not None
             gone = find_gone(before or opened, paths, files, base) if prune else []

@@ -62,8 +62,12 @@ def mcp(
     port: Annotated[
         int, typer.Option(help="With --http: where to listen; 0 for any free port.", min=0, max=65535)
     ] = DEFAULT_PORT,
-    key: Annotated[
-        str | None, typer.Option(help="With --http: what clients must send.", envvar="PPLX_VECTORSTORE_KEY")
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="With --http: key that requests must have; better in the environment.",
+            envvar="PPLX_VECTORSTORE_API_KEY",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the index's model is now, if it moved; or the model of a new index.")
@@ -89,9 +93,10 @@ def mcp(
         return source is not None and source.name == "COMMANDLINE"
 
     with reported_errors() as messages:
-        for option in ("host", "port", "key"):
+        for option in ("host", "port", "api_key"):
             if is_given(option) and not http:
-                raise InvalidInputError(f"--{option} is of --http; give that too, or leave --{option} out")
+                name = f"--{option.replace('_', '-')}"
+                raise InvalidInputError(f"{name} is of --http; give that too, or leave {name} out")
         settings = QdrantSettings.from_environment(os.environ) if compat else None
         if settings is not None:
             store = store if is_given("store") else settings.store or store
@@ -105,7 +110,7 @@ def mcp(
             http=http,
             host=host,
             port=port,
-            key=key,
+            key=api_key,
         )
         # Absolute: an agent does not know the current folder.
         name = without_password(store) if is_url(store) else as_text(Path(store).resolve())
