@@ -72,6 +72,8 @@ def test_a_file_beside_the_index_goes_before_the_project_and_the_nearest_before_
         (f'{TABLE}store = "http://127.0.0.1:1"', "sets 'store' to a URL"),
         (f'{TABLE}store = ""', "sets 'store' to an empty text"),
         (f'{TABLE}backend = "api"', "give --backend api"),
+        (f'{TABLE}base-url = "http://127.0.0.1:1"', "give --base-url, or set PPLX_VECTORSTORE_BASE_URL"),
+        (f'{TABLE}[tool.pplx-vectorstore.mcp]\nbase_url = "http://127.0.0.1:1"', "is for you to choose"),
         (f"{TABLE}search = 1", "the options of a command are a table"),
         (f"{TABLE}[tool.pplx-vectorstore.search]\nchunk-tokens = 1", "sets 'chunk-tokens' of 'search'"),
         (f'{TABLE}hybrid = "yes"', "it takes true or false"),

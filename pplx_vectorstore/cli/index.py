@@ -13,6 +13,7 @@ from pplx_vectorstore.cli.model import load_model
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
+    BaseUrlOption,
     BulkOption,
     CollectionOption,
     DeviceOption,
@@ -109,6 +110,7 @@ def index(
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
     bulk: BulkOption = False,
     backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -160,6 +162,7 @@ def index(
             "window_tokens": window_tokens,
             "dimensions": dimensions,
             "backend": backend,
+            "base_url": base_url,
             "onnx_file": onnx_file,
             "device": device,
             "dtype": dtype,

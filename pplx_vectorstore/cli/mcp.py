@@ -12,6 +12,7 @@ from pplx_vectorstore.agents import DEFAULT_HOST, DEFAULT_PORT
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DtypeOption,
@@ -73,6 +74,7 @@ def mcp(
         str | None, typer.Option(help="Where the index's model is now, if it moved; or the model of a new index.")
     ] = None,
     backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -122,7 +124,13 @@ def mcp(
             way_out=f"make one {'with index_folder, or ' if allow_write and root is not None else ''}with: "
             f"pplx-vectorstore index PATH --store {name}",
         )
-        options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
+        options_of_model = {
+            "backend": backend,
+            "base_url": base_url,
+            "onnx_file": onnx_file,
+            "device": device,
+            "dtype": dtype,
+        }
 
         def load(recorded: Fingerprint | None) -> ApiEncoder | LateChunkingEncoder | QueryEncoder:
             if allow_write or recorded is None:
