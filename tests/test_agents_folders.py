@@ -9,7 +9,7 @@ import pytest
 from agent_client import ask, lazy_index, refused, talking
 from typer.testing import CliRunner
 
-from pplx_vectorstore import VectorStore
+from pplx_vectorstore import VectorStore, file_reading
 from pplx_vectorstore.agents.folders import require_within
 from pplx_vectorstore.agents.index import LazyIndex, Place
 from pplx_vectorstore.agents.places import FilePlaces
@@ -17,6 +17,7 @@ from pplx_vectorstore.cli import app
 from pplx_vectorstore.documents import StoredChunk
 from pplx_vectorstore.engines.server import make_client
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.file_records import FileRecords
 from pplx_vectorstore.readers import ReaderOptions
 
 
@@ -215,3 +216,40 @@ async def test_a_server_is_indexed_into_by_absolute_paths(project, server, hash_
         assert (hit["document_id"], hit["lines"]) == (str(project / "docs" / "cats.md"), [1, 1])
     with VectorStore.connect(server.url, collection="docs", encoder=encoder) as store:
         assert store.count() == 2
+
+
+async def test_what_an_emptied_file_said_is_forgotten(project, hash_encoder):
+    cats, stars = project / "docs" / "cats.md", project / "docs" / "sub" / "stars.txt"
+    index = lazy_index(project / ".pplx-vectorstore", hash_encoder())
+    async with talking(index, allow_write=True, root=project) as client:
+        (project / "none").mkdir()
+        (project / "none" / "empty.txt").touch()
+        assert "left out: 1 empty" in await refused(client, "index_folder", path="none")
+        assert not index.place.folder.exists()
+        await ask(client, "index_folder")
+        cats.write_text("")
+        done = await ask(client, "index_folder", path="docs/cats.md")  # alone, and without prune
+        assert (done["emptied"], done["deleted"], done["chunks"]) == (["docs/cats.md"], 1, 1)
+        stars.write_text(" \n")  # which is found when it is read
+        result = await client.call_tool("index_folder", {})
+        assert result.structured_content["emptied"] == ["docs/sub/stars.txt"]
+        assert "1 deleted, whose files are empty now" in result.content[0].text
+        assert (await ask(client, "search", query="Cats purr."))["hits"] == []
+        cats.write_text("Cats sleep.")
+        assert (await ask(client, "index_folder"))["new"] == 1
+
+
+async def test_what_is_remembered_is_shared_with_the_command_line(project, hash_encoder, monkeypatch):
+    index = lazy_index(project / ".pplx-vectorstore", hash_encoder())
+    async with talking(index, allow_write=True, root=project) as client:
+        await ask(client, "index_folder")
+        read = []
+        read_content = file_reading.read_content
+        monkeypatch.setattr(file_reading, "read_content", lambda *given: read.append(given[0]) or read_content(*given))
+        (project / "docs" / "cats.md").write_text("Cats sleep.")
+        assert (await ask(client, "index_folder"))["unchanged"] == 1
+        assert read == ["cats.md"]
+    records = FileRecords(index.place.folder, "documents", None)
+    assert len(records) == 2
+    (project / "docs" / "cats.md").write_text("Cats dream.")
+    assert records.find_changes().changed == ["docs/cats.md"]

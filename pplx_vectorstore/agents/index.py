@@ -108,6 +108,14 @@ class LazyIndex:
         with self.searching() as index:
             yield index
 
+    def exists(self) -> bool:
+        """Tell whether there is an index; errors as of `reading`, but for the one that there is none."""
+        try:
+            with self.reading():
+                return True
+        except StoreNotFoundError:
+            return False
+
     def preload(self) -> None:
         """Begin to load the model of the index, if there is one, without waiting for it; what fails is logged."""
         threading.Thread(target=self._preload, name="pplx-vectorstore preload", daemon=True).start()

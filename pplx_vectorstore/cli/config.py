@@ -32,6 +32,9 @@ WHOLE_NUMBERS = frozenset({
 })  # fmt: skip
 NUMBERS = frozenset({"min-score"})
 
+# There, it is where an agent may have files read and indexed.
+NOT_OF = frozenset({("mcp", "root")})
+
 FILE = "config.toml"
 _PROJECT = "pyproject.toml"
 _TABLE = "pplx-vectorstore"
@@ -121,6 +124,8 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, value: Any, file: Path) -> bool:
     """Set a default, or return False where the command has no such option."""
     name = key.replace("_", "-")
+    if (command, name) in NOT_OF:
+        return False
     if name == "base-url":
         raise InvalidInputError(
             f"{file} sets {key!r}. Where texts and keys are sent to is for you to choose: give --base-url, or set "
