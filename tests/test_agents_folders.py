@@ -86,9 +86,16 @@ async def test_what_is_hidden_or_ignored_stays_out_also_where_it_is_named(projec
         assert "if it was deleted" in await refused(client, "index_folder", path="gone.md")
         assert not index.place.folder.exists()
         (project / "docs" / "broken.docx").write_bytes(b"nothing")
+        with (project / "docs" / "large.txt").open("wb") as large:
+            large.truncate(10_000_001)
+        assert "bytes; a person can have it indexed, by naming it to" in await refused(
+            client, "index_folder", path="docs/large.txt"
+        )
         done = await ask(client, "index_folder")
         assert (done["new"], done["left_out"]) == (2, {"hidden": 2, "ignored": 1})
-        assert done["problems"][0]["file"] == str(project / "docs" / "broken.docx")
+        assert [problem["file"] for problem in done["problems"]] == [
+            str(project / "docs" / name) for name in ("large.txt", "broken.docx")
+        ]
 
 
 async def test_names_that_are_no_unicode(project, hash_encoder):

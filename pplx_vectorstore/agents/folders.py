@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.walking import Walk
 
+# An agent that names a file has it found from the root as any other.
+_HAVE_IT_NAMED = "a person can have it indexed, by naming it to pplx-vectorstore index"
 _MOST_NAMED = 10
 _MOST_LISTED = 200  # in the answer for programs
 
@@ -97,7 +99,7 @@ class FolderTool:
 
     def _walk(self, target: Path) -> Walk:
         """Find the documents below a path as they are found from the root, whatever is hidden or ignored above them."""
-        from pplx_vectorstore.walking import Walk, WalkOptions, walk
+        from pplx_vectorstore.walking import NAME_IT, Walk, WalkOptions, walk
 
         everything = walk([self.root], WalkOptions(links=False), skip=self.index.place.folder)
         found = Walk(files=[file for file in everything.files if file.path.is_relative_to(target)])
@@ -105,7 +107,11 @@ class FolderTool:
             for path in paths:
                 if path.is_relative_to(target) or target.is_relative_to(path):
                     found.leave_out(path, reason)
-        found.skipped += [(path, reason) for path, reason in everything.skipped if path.is_relative_to(target)]
+        found.skipped += [
+            (path, reason.replace(NAME_IT, _HAVE_IT_NAMED))
+            for path, reason in everything.skipped
+            if path.is_relative_to(target)
+        ]
         return found
 
 

@@ -116,13 +116,14 @@ def mcp(
         )
         # Absolute: an agent does not know the current folder.
         name = without_password(store) if is_url(store) else as_text(Path(store).resolve())
+        ways = ["index_folder"] if options.may_write and root is not None else []
+        ways += ["qdrant-store"] if options.may_write and compat else []
         place = Place(
             name=name,
             collection=collection,
             tenant=tenant,
             folder=None if is_url(store) else Path(store),
-            way_out=f"make one {'with index_folder, or ' if allow_write and root is not None else ''}with: "
-            f"pplx-vectorstore index PATH --store {name}",
+            way_out=f"make one with {' or '.join([*ways, 'the command'])}: pplx-vectorstore index PATH --store {name}",
         )
         options_of_model = {
             "backend": backend,
@@ -133,7 +134,7 @@ def mcp(
         }
 
         def load(recorded: Fingerprint | None) -> ApiEncoder | LateChunkingEncoder | QueryEncoder:
-            if allow_write or recorded is None:
+            if options.may_write or recorded is None:
                 return load_model(messages, model, recorded, options_of_model)
             return load_model_of_queries(messages, model, recorded, options_of_model)
 
