@@ -123,7 +123,8 @@ def mcp(
             collection=collection,
             tenant=tenant,
             folder=None if is_url(store) else Path(store),
-            way_out=f"make one with {' or '.join([*ways, 'the command'])}: pplx-vectorstore index PATH --store {name}",
+            way_out=f"make one with {' or '.join([*ways, 'the command'])}: pplx-vectorstore index PATH --store {name}"
+            + ("" if collection == DEFAULT_COLLECTION else f" --collection {collection}"),
         )
         options_of_model = {
             "backend": backend,
