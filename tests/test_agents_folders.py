@@ -195,6 +195,17 @@ def test_files_elsewhere_are_not_opened(project, folder):
     assert FilePlaces([folder.resolve()], ReaderOptions()).find(outside).change is not None
 
 
+def test_large_files_are_compared_up_to_a_bound(project, monkeypatch):
+    monkeypatch.setattr("pplx_vectorstore.agents.places._MOST_BYTES", 25)
+    for name in ("a", "b"):
+        (project / f"{name}.txt").write_text("What it says is new.")
+    places = FilePlaces([project], ReaderOptions())
+    a, b = (chunk("What it said.", root=project, source=f"{name}.txt", line=1) for name in ("a", "b"))
+    assert "does not say this any more" in places.find(a).change
+    assert places.find(b).change is None
+    assert "does not say this any more" in places.find(a).change
+
+
 def test_pages_are_said(project):
     page = chunk("Text", root=project, source="docs/paper.pdf", page=3, page_end=4)
     found = FilePlaces([project], ReaderOptions()).find(page)
