@@ -111,9 +111,9 @@ def print_report(report: SyncReport, chunks: int, store: str) -> None:
     ]
     say("; ".join(done))
     if report.usage.requests:
+        where, cost = ("hosted model", f", ${report.usage.cost:.6f}") if report.usage.cost else ("server", "")
         say(
-            f"the hosted model took {number(report.usage.requests, 'request')}, "
-            f"{number(report.usage.tokens, 'token')}, ${report.usage.cost:.6f}"
+            f"the {where} took {number(report.usage.requests, 'request')}, {number(report.usage.tokens, 'token')}{cost}"
         )
     if report.bent_chunks:
         say(

@@ -101,6 +101,12 @@ def relative_root(root: Path, store: Path) -> str | None:
     return Path(os.path.relpath(root, home)).as_posix()
 
 
+def absolute_root(recorded: str | None, store: Path) -> Path:
+    """Return the folder that a recorded root means, of an index in a folder."""
+    home = store.resolve().parent
+    return home if recorded is None else (home / recorded).resolve()
+
+
 def read_settings(calls: BlockingCalls, collection: str) -> FileSettings | None:
     """Read the settings that a collection records; None where it does not exist, or records none."""
     if not run_now(calls("collection_exists", collection)):

@@ -12,7 +12,6 @@ from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.encoders import PrecomputedEncoder
 from pplx_vectorstore.engines.calls import BlockingCalls
 from pplx_vectorstore.engines.edge import EdgeClient
-from pplx_vectorstore.engines.retrying import Retries
 from pplx_vectorstore.errors import InvalidInputError, SchemaMismatchError
 from pplx_vectorstore.operations.prepare import list_tenants, read_fingerprint
 from pplx_vectorstore.store import VectorStore
@@ -72,7 +71,7 @@ def choose_collection(client: EdgeClient | QdrantClient, collection: str, wanted
             f"collection {collection!r} on a server has settings of its own, such as replicas, and is not made anew "
             "with another model. Index into another one (--collection), and delete this one when that is done"
         )
-    if run_now(list_tenants(_calls(client), collection)) is not None:
+    if run_now(list_tenants(BlockingCalls.of(client), collection)) is not None:
         raise InvalidInputError(
             f"collection {collection!r} is of several tenants, and one of them cannot change its model. Index all into "
             "another one (--collection)"
@@ -145,8 +144,4 @@ def _open(client: EdgeClient, collection: str) -> VectorStore:
 
 
 def _recorded(client: EdgeClient | QdrantClient, collection: str) -> Fingerprint | None:
-    return run_now(read_fingerprint(_calls(client), collection))
-
-
-def _calls(client: EdgeClient | QdrantClient) -> BlockingCalls:
-    return BlockingCalls(client, Retries.of(client))
+    return run_now(read_fingerprint(BlockingCalls.of(client), collection))

@@ -18,6 +18,9 @@ DEFAULT_MAX_FILE_SIZE = 10_000_000
 EMPTY = "empty"
 """Why a file is left out that holds nothing, and what it held before is forgotten."""
 
+NAME_IT = "name it, or give --max-file-size"
+"""The way out for a file that is too large, on the command line."""
+
 _PACKAGES = {"__pycache__", "node_modules", "site-packages", "bower_components"}
 
 
@@ -210,9 +213,7 @@ class _Walker:
         if kind is not None:
             self.found.leave_out(path, kind)
         elif status.st_size > self._options.max_file_size:
-            self.found.skipped.append(
-                (path, f"is larger than {self._options.max_file_size:,} bytes; name it, or give --max-file-size")
-            )
+            self.found.skipped.append((path, f"is larger than {self._options.max_file_size:,} bytes; {NAME_IT}"))
         else:
             self.take(path, is_chosen=self._include is not None)
 

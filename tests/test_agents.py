@@ -172,6 +172,42 @@ async def test_answers_are_bounded_and_say_where_they_go_on(index, project, enco
         assert result.structured_content["chunks"][0]["text"] == "long " * 10_000
 
 
+async def test_no_part_of_an_answer_is_without_bounds(index, project, encoder):
+    metadata = {
+        "lang": "en",
+        "heading": ["x" * 5000],
+        "abstract": "y" * 5000,
+        **{f"f{n}": "z" * 40 for n in range(300)},
+    }
+    with VectorStore.open(index.place.folder, encoder=encoder) as store:
+        store.add([Document(id=f"d{n}", chunks=["text " * 2000] * 3, metadata=metadata) for n in range(20)])
+    async with talking(index) as client:
+        result = await client.call_tool("search", {"query": "text", "k": 50, "context": 5})
+        hits = result.structured_content["hits"]
+        assert len(hits) == 50
+        assert sum(len(hit["text"]) for hit in hits) < 70_000
+        assert sum(len(hit["context"]) for hit in hits) < 70_000
+        assert len(json.dumps(hits)) < 300_000
+        assert max(len(json.dumps(hit["metadata"])) for hit in hits) < 3_000
+        assert hits[0]["metadata"]["lang"] == "en"
+        assert hits[0]["metadata_left_out"][:2] == ["heading", "abstract"]
+        assert "metadata that is too long to be shown: heading, abstract" in said(result)
+        assert len(said(result)) < 250_000
+        facts = await ask(client, "index_info")
+        assert len(facts["metadata_fields"]) == 200
+
+
+async def test_what_is_null_was_left_out(index, encoder):
+    with VectorStore.open(index.place.folder, encoder=encoder) as store:
+        store.add([Document(id="one", chunks=["one"])])
+    async with talking(index) as client:
+        nulls = dict.fromkeys(("k", "filter", "hybrid", "group_by_document", "context"))
+        assert len((await ask(client, "search", query="one", **nulls))["hits"]) == 1
+        assert "query: Field required" in await refused(client, "search", query=None)
+        assert "there is no argument 'limit'" in await refused(client, "search", query="one", limit=None)
+        assert "there is no argument 'x' (there are: none)" in await refused(client, "index_info", x=None)
+
+
 async def test_only_our_errors_are_told(index, project, encoder, monkeypatch, caplog):
     with VectorStore.open(index.place.folder, encoder=encoder) as store:
         store.add([Document(id="one", chunks=["one"])])

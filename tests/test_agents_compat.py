@@ -50,6 +50,25 @@ async def test_nothing_is_stored_where_that_is_not_allowed(index):
             assert "there is no index 'memories'" in await refused(client, "qdrant-find", query="x")
 
 
+async def test_read_only_is_of_all_tools(index, folder):
+    compat = settings(QDRANT_READ_ONLY="1")
+    async with talking(index, compat=compat, allow_write=True, root=folder) as client:
+        tools = (await client.list_tools()).tools
+        assert all(tool.annotations.read_only_hint for tool in tools)
+        assert "there is no tool" in await refused(client, "index_folder")
+
+
+async def test_what_is_stored_and_found_is_bounded(index):
+    async with talking(index, compat=settings(), allow_write=True) as client:
+        assert "at most 60000 characters" in await refused(client, "qdrant-store", information="x" * 60_001)
+        for n in range(3):
+            await ask(client, "qdrant-store", information=f"{n} " * 20_000, metadata={"long": "x" * 5000, "n": n})
+        result = await client.call_tool("qdrant-find", {"query": "0"})
+        assert len(result.content) == 4
+        assert 60_000 < len(said(result)) < 70_000
+        assert '"metadata_left_out": ["long"]' in said(result)
+
+
 async def test_filters_limits_and_descriptions(index):
     compat = settings(
         QDRANT_ALLOW_ARBITRARY_FILTER="1",
@@ -66,6 +85,7 @@ async def test_filters_limits_and_descriptions(index):
         only = {"must": [{"key": "metadata.n", "match": {"value": 3}}]}
         found = await ask(client, "qdrant-find", query="note", query_filter=only)
         assert found.endswith('<entry><content>note 3</content><metadata>{"n": 3}</metadata></entry>')
+        assert len((await client.call_tool("qdrant-find", {"query": "note", "query_filter": None})).content) == 3
         none = {"must": [{"key": "metadata.n", "match": {"value": 7}}]}
         result = await client.call_tool("qdrant-find", {"query": "note", "query_filter": none})
         assert said(result) == "No information found for the query 'note'"
@@ -84,6 +104,9 @@ def test_the_environment():
     assert (read.store, read.collection, read.read_only) == ("http://localhost:6333", "notes", True)
     assert read.model == "sentence-transformers/all-MiniLM-L6-v2"
     assert settings(QDRANT_LOCAL_PATH="/data").store == "/data"
+    for url in (":memory:", "localhost:6333", "index"):
+        with pytest.raises(InvalidInputError, match="QDRANT_URL must begin with http"):
+            settings(QDRANT_URL=url)
     with pytest.raises(InvalidInputError, match="both set"):
         settings(QDRANT_URL="http://x", QDRANT_LOCAL_PATH="/y")
     with pytest.raises(InvalidInputError, match="QDRANT_READ_ONLY must be true or false, not 'maybe'"):

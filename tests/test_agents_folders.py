@@ -9,7 +9,7 @@ import pytest
 from agent_client import ask, lazy_index, refused, talking
 from typer.testing import CliRunner
 
-from pplx_vectorstore import VectorStore
+from pplx_vectorstore import VectorStore, file_reading
 from pplx_vectorstore.agents.folders import require_within
 from pplx_vectorstore.agents.index import LazyIndex, Place
 from pplx_vectorstore.agents.places import FilePlaces
@@ -17,6 +17,7 @@ from pplx_vectorstore.cli import app
 from pplx_vectorstore.documents import StoredChunk
 from pplx_vectorstore.engines.server import make_client
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.file_records import FileRecords
 from pplx_vectorstore.readers import ReaderOptions
 
 
@@ -85,9 +86,16 @@ async def test_what_is_hidden_or_ignored_stays_out_also_where_it_is_named(projec
         assert "if it was deleted" in await refused(client, "index_folder", path="gone.md")
         assert not index.place.folder.exists()
         (project / "docs" / "broken.docx").write_bytes(b"nothing")
+        with (project / "docs" / "large.txt").open("wb") as large:
+            large.truncate(10_000_001)
+        assert "bytes; a person can have it indexed, by naming it to" in await refused(
+            client, "index_folder", path="docs/large.txt"
+        )
         done = await ask(client, "index_folder")
         assert (done["new"], done["left_out"]) == (2, {"hidden": 2, "ignored": 1})
-        assert done["problems"][0]["file"] == str(project / "docs" / "broken.docx")
+        assert [problem["file"] for problem in done["problems"]] == [
+            str(project / "docs" / name) for name in ("large.txt", "broken.docx")
+        ]
 
 
 async def test_names_that_are_no_unicode(project, hash_encoder):
@@ -187,6 +195,17 @@ def test_files_elsewhere_are_not_opened(project, folder):
     assert FilePlaces([folder.resolve()], ReaderOptions()).find(outside).change is not None
 
 
+def test_large_files_are_compared_up_to_a_bound(project, monkeypatch):
+    monkeypatch.setattr("pplx_vectorstore.agents.places._MOST_BYTES", 25)
+    for name in ("a", "b"):
+        (project / f"{name}.txt").write_text("What it says is new.")
+    places = FilePlaces([project], ReaderOptions())
+    a, b = (chunk("What it said.", root=project, source=f"{name}.txt", line=1) for name in ("a", "b"))
+    assert "does not say this any more" in places.find(a).change
+    assert places.find(b).change is None
+    assert "does not say this any more" in places.find(a).change
+
+
 def test_pages_are_said(project):
     page = chunk("Text", root=project, source="docs/paper.pdf", page=3, page_end=4)
     found = FilePlaces([project], ReaderOptions()).find(page)
@@ -215,3 +234,40 @@ async def test_a_server_is_indexed_into_by_absolute_paths(project, server, hash_
         assert (hit["document_id"], hit["lines"]) == (str(project / "docs" / "cats.md"), [1, 1])
     with VectorStore.connect(server.url, collection="docs", encoder=encoder) as store:
         assert store.count() == 2
+
+
+async def test_what_an_emptied_file_said_is_forgotten(project, hash_encoder):
+    cats, stars = project / "docs" / "cats.md", project / "docs" / "sub" / "stars.txt"
+    index = lazy_index(project / ".pplx-vectorstore", hash_encoder())
+    async with talking(index, allow_write=True, root=project) as client:
+        (project / "none").mkdir()
+        (project / "none" / "empty.txt").touch()
+        assert "left out: 1 empty" in await refused(client, "index_folder", path="none")
+        assert not index.place.folder.exists()
+        await ask(client, "index_folder")
+        cats.write_text("")
+        done = await ask(client, "index_folder", path="docs/cats.md")  # alone, and without prune
+        assert (done["emptied"], done["deleted"], done["chunks"]) == (["docs/cats.md"], 1, 1)
+        stars.write_text(" \n")  # which is found when it is read
+        result = await client.call_tool("index_folder", {})
+        assert result.structured_content["emptied"] == ["docs/sub/stars.txt"]
+        assert "1 deleted, whose files are empty now" in result.content[0].text
+        assert (await ask(client, "search", query="Cats purr."))["hits"] == []
+        cats.write_text("Cats sleep.")
+        assert (await ask(client, "index_folder"))["new"] == 1
+
+
+async def test_what_is_remembered_is_shared_with_the_command_line(project, hash_encoder, monkeypatch):
+    index = lazy_index(project / ".pplx-vectorstore", hash_encoder())
+    async with talking(index, allow_write=True, root=project) as client:
+        await ask(client, "index_folder")
+        read = []
+        read_content = file_reading.read_content
+        monkeypatch.setattr(file_reading, "read_content", lambda *given: read.append(given[0]) or read_content(*given))
+        (project / "docs" / "cats.md").write_text("Cats sleep.")
+        assert (await ask(client, "index_folder"))["unchanged"] == 1
+        assert read == ["cats.md"]
+    records = FileRecords(index.place.folder, "documents", None)
+    assert len(records) == 2
+    (project / "docs" / "cats.md").write_text("Cats dream.")
+    assert records.find_changes().changed == ["docs/cats.md"]

@@ -161,7 +161,7 @@ async def test_a_client_that_hangs_up_ends_what_it_asked_for(folder, hash_encode
 
 def test_other_machines_need_a_key(index):
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
-        with pytest.raises(InvalidInputError, match="set PPLX_VECTORSTORE_KEY"):
+        with pytest.raises(InvalidInputError, match="set PPLX_VECTORSTORE_API_KEY"):
             check_binding(host, None)
         check_binding(host, KEY)
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):

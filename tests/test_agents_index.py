@@ -130,7 +130,7 @@ async def test_writers_take_turns_and_readers_go_on(folder, encoder, monkeypatch
         for n in range(5):
             (root / f"{n}.txt").write_text(f"other {n}")
         monkeypatch.setattr(encoder, "encode_documents", slow)
-        writers = [asyncio.create_task(ask(client, "index_folder")) for _ in range(3)]
+        writers = [asyncio.create_task(ask(client, "index_folder")) for _ in range(9)]
         assert await asyncio.to_thread(begun.wait, 20)
         (hit, *_) = (await ask(client, "search", query="text 3"))["hits"]
         assert hit["document_id"] == "3.txt"

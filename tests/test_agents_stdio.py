@@ -120,7 +120,7 @@ def run(*arguments, **environment):
 
 
 def test_the_command_refuses_what_does_not_go_together(project):
-    assert "lets other machines in" in run("--http", "--host", "0.0.0.0", PPLX_VECTORSTORE_KEY="").stderr
+    assert "lets other machines in" in run("--http", "--host", "0.0.0.0", PPLX_VECTORSTORE_API_KEY="").stderr
     assert "--allow-write needs --root FOLDER" in run("--allow-write").stderr
     assert "--root must be a folder" in run("--root", str(project / "none")).stderr
     assert "--describe must be TOOL=TEXT" in run("--describe", "search").stderr
@@ -128,6 +128,7 @@ def test_the_command_refuses_what_does_not_go_together(project):
     assert "both set" in run("--compat", QDRANT_URL="http://x", QDRANT_LOCAL_PATH="y").stderr
     assert run("--port", "70000").exit_code == 2
     assert "--port is of --http" in run("--port", "8000").stderr
+    assert "--api-key is of --http" in run("--api-key", "x").stderr
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):

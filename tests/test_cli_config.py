@@ -72,6 +72,9 @@ def test_a_file_beside_the_index_goes_before_the_project_and_the_nearest_before_
         (f'{TABLE}store = "http://127.0.0.1:1"', "sets 'store' to a URL"),
         (f'{TABLE}store = ""', "sets 'store' to an empty text"),
         (f'{TABLE}backend = "api"', "give --backend api"),
+        (f'{TABLE}base-url = "http://127.0.0.1:1"', "give --base-url, or set PPLX_VECTORSTORE_BASE_URL"),
+        (f'{TABLE}[tool.pplx-vectorstore.mcp]\nbase_url = "http://127.0.0.1:1"', "is for you to choose"),
+        (f'{TABLE}[tool.pplx-vectorstore.mcp]\nroot = "/"', "sets 'root' of 'mcp'"),
         (f"{TABLE}search = 1", "the options of a command are a table"),
         (f"{TABLE}[tool.pplx-vectorstore.search]\nchunk-tokens = 1", "sets 'chunk-tokens' of 'search'"),
         (f'{TABLE}hybrid = "yes"', "it takes true or false"),
@@ -91,6 +94,12 @@ def test_what_a_file_may_not_set_is_named(run, text, said):
     assert "--no-config" in refused.stderr
     assert "Usage" in run("search", "-h").stdout
     run("--no-config", "documents", code=1)  # for there is no index
+
+
+def test_a_file_does_not_say_what_agents_may_have_indexed(run):
+    Path("pyproject.toml").write_text(f'{TABLE}root = "."\n')  # for `index`
+    refused = run("mcp", "--allow-write", code=1)
+    assert "--allow-write needs --root FOLDER" in refused.stderr
 
 
 def test_what_a_file_may_set_are_options_that_there_are():

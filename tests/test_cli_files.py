@@ -289,3 +289,17 @@ def test_every_hit_of_a_mixed_folder_says_where_it_is_also_after_edits(run, tmp_
     assert "docs/eel.csv" not in listed
     assert "docs/broken.pdf" in listed
     assert "nothing to embed" in run("index", "docs").stdout
+
+
+def test_what_an_emptied_file_said_is_forgotten_also_where_it_is_alone(corpus, tmp_path):
+    corpus("index", "docs", *MODEL)
+    (tmp_path / "docs" / "cats.md").write_text("")
+    assert "there is no file to read" in corpus("index", "docs/cats.md", "--prune", code=1).stderr
+    assert "there is no file to read" in corpus("index", "docs/cats.md", "--dry-run", code=1).stderr
+    assert len(ids(corpus)) == 2
+    assert "1 deleted" in corpus("index", "docs/cats.md").stdout
+    assert ids(corpus) == ["docs/sub/stars.txt"]
+    assert "empty ones" in corpus("index", "docs/cats.md", code=1).stderr
+    assert "there is no index" in corpus("info", "--store", "other", code=1).stderr
+    assert "empty ones" in corpus("index", "docs/cats.md", "--store", "other", *MODEL, code=1).stderr
+    assert not (tmp_path / "other" / "documents").exists()

@@ -573,7 +573,7 @@ def test_altered_settings_raise_an_error_of_ours(folder, hash_encoder, damage):
 def test_a_missing_shard_is_an_error_and_not_an_empty_index(folder, hash_encoder):
     make_index(folder, hash_encoder())
     shutil.rmtree(folder / "documents" / "shard")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="put a copy of it back, or index into a new folder"):
         VectorStore.open(folder, encoder=hash_encoder())
 
 

@@ -67,6 +67,7 @@ ORDER = [
     ["operations"],
     ["store", "async_store", "display"],
     ["shared_store", "files", "rebuilding"],
+    ["file_updates"],
     ["agents"],
     ["cli"],
 ]

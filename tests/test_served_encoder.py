@@ -1,6 +1,9 @@
 """An encoder that asks ``pplx-vectorstore serve`` gives the vectors of the local one."""
 
+import asyncio
 import importlib.util
+import json
+import os
 import pickle
 import random
 import sys
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pplx_vectorstore import ApiOptions, Document, VectorStore, load_encoder
+from pplx_vectorstore.cli import app
 from pplx_vectorstore.encoders.served import ServedModel
 from pplx_vectorstore.errors import ApiError, InvalidInputError, SchemaMismatchError
 
@@ -31,7 +36,7 @@ KEY = "secret-key-4711"
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
-    for name in ("PERPLEXITY_API_KEY", "PPLX_API_KEY", "PPLX_VECTORSTORE_API_KEY"):
+    for name in ("PERPLEXITY_API_KEY", "PPLX_API_KEY", "PPLX_VECTORSTORE_API_KEY", "PPLX_VECTORSTORE_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -220,3 +225,75 @@ class TestKey:
         monkeypatch.setenv("PERPLEXITY_API_KEY", KEY)
         with pytest.raises(ApiError, match="refused the key"):
             load()
+
+
+class TestCommands:
+    """``--base-url`` of `index`, `search` and `mcp`."""
+
+    @pytest.fixture
+    def run(self, server, wide_pplx_checkpoint, tmp_path, monkeypatch):
+        (tmp_path / "docs").mkdir()
+        for name in ("cats", "stars"):
+            (tmp_path / "docs" / f"{name}.txt").write_text(f"All about {name}.")
+        monkeypatch.chdir(tmp_path)
+
+        def run(*arguments, code=0):
+            done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+            assert done.exit_code == code, done.output
+            return done
+
+        run("index", "docs", "--model", str(wide_pplx_checkpoint), "--backend", "api", "--base-url", server.url)
+        return run
+
+    def test_index_and_search_ask_it(self, run, server, local, wide_pplx_checkpoint, monkeypatch):
+        assert find_best(run, "--base-url", server.url) == "docs/cats.txt"  # the tokenizer's folder is remembered
+        # The index says nothing of the place; the environment may.
+        monkeypatch.setenv("PPLX_VECTORSTORE_BASE_URL", server.url)
+        assert find_best(run) == "docs/cats.txt"
+        Path("docs/stars.txt").write_text("Of stars alone.")
+        assert "indexed 1 document" in run("index", "docs").stdout
+        with VectorStore.open(".pplx-vectorstore", encoder=local) as store:  # the same vectors as made here
+            assert store.search("Of stars alone.", k=1)[0].score == pytest.approx(1, abs=0.01)
+
+    def test_what_was_asked_at_home_is_not_asked_of_the_hosted_service(self, run, monkeypatch):
+        monkeypatch.setenv("PERPLEXITY_API_KEY", KEY)
+        monkeypatch.setenv("PERPLEXITY_BASE_URL", "http://127.0.0.1:1")
+        for options in ([], ["--backend", "api"]):
+            refused = run("search", "All about cats.", *options, code=2).stderr
+            assert "say where that is, with --base-url http://HOST:PORT" in " ".join(refused.split())
+        Path("docs/stars.txt").write_text("Of stars alone.")
+        assert "PPLX_VECTORSTORE_BASE_URL" in run("index", "docs", code=1).stderr
+
+    def test_an_index_made_here_is_searched_through_it(self, run, server, local, wide_pplx_checkpoint):
+        with VectorStore.open("local", encoder=local) as store:
+            store.add([Document(id="cats", chunks=["All about cats."])])
+        model = ["--model", str(wide_pplx_checkpoint)]
+        assert find_best(run, "--store", "local", *model, "--base-url", server.url) == "cats"
+
+    def test_what_does_not_go_together_is_refused(self, run, server):
+        refused = run("search", "x", "--base-url", server.url, "--backend", "torch", code=2).stderr
+        assert "base_url is not an option of backend='torch'" in refused
+        assert "--base-url is empty" in run("search", "x", "--base-url", "", code=2).stderr
+
+    def test_agents_search_through_it(self, run, server):
+        from agent_client import ask
+        from mcp.client import Client
+        from mcp.client.stdio import StdioServerParameters, stdio_client
+
+        async def converse():
+            parameters = StdioServerParameters(
+                command=sys.executable,
+                args=["-c", "from pplx_vectorstore.cli import main; main()", "mcp", "--base-url", server.url],
+                env=dict(os.environ),
+                cwd=Path.cwd(),
+            )
+            async with Client(stdio_client(parameters)) as client:
+                return (await ask(client, "search", query="All about cats.", k=1))["hits"]
+
+        (hit,) = asyncio.run(converse())
+        assert hit["document_id"] == "docs/cats.txt"
+
+
+def find_best(run, *options):
+    (hit,) = json.loads(run("search", "All about cats.", "-k", "1", "--json", *options).stdout)
+    return hit["document_id"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS = 60_000
 """Of the texts in one answer: about 15,000 tokens. Beyond, an agent is told how to read on."""
+
+_MOST_OF_METADATA = 2_000
+"""Characters of a chunk's metadata as JSON. Fields beyond are named, and left out."""
+_MOST_NAMES, _MOST_OF_A_NAME = 20, 50
 
 # Metadata that an answer shows in its own words.
 _SHOWN = {SOURCE_KEY, ROOT_KEY, LINE_KEY, HEADING_KEY, "sheet"}
@@ -46,21 +50,22 @@ def render_hits(hits: Sequence[Hit], places: FilePlaces, *, filtered: bool) -> A
     if not hits:
         why = "; index_info names the fields that a filter may ask for" if filtered else ""
         return Answer(texts=(f"nothing found{why}",), data={"hits": []})
-    texts = _cut([hit.text if hit.context is None else hit.context for hit in hits])
+    passages = cut_texts([hit.text if hit.context is None else hit.context for hit in hits])
+    texts = cut_texts([hit.text for hit in hits])
     shown, data = [], []
-    for rank, (hit, text) in enumerate(zip(hits, texts, strict=True), start=1):
+    for rank, (hit, passage, text) in enumerate(zip(hits, passages, texts, strict=True), start=1):
         place = places.find(hit)
-        shown.append(f"[{rank}] {_where(hit, place)}  score {hit.score:.3f}\n{_details(hit, place)}\n\n{text}")
+        shown.append(f"[{rank}] {_where(hit, place)}  score {hit.score:.3f}\n{_details(hit, place)}\n\n{passage}")
         data.append(
-            {**_facts(hit, place), "score": hit.score, "text": text if hit.context is None else hit.text}
-            | ({} if hit.context is None else {"context": text})
+            {**_facts(hit, place), "score": hit.score, "text": text}
+            | ({} if hit.context is None else {"context": passage})
         )
     return Answer(texts=("\n\n".join(shown),), data={"hits": data})
 
 
 def render_chunks(chunks: Sequence[StoredChunk], places: FilePlaces) -> Answer:
     """Show chunks of one document, in order."""
-    texts = _cut([chunk.text for chunk in chunks])
+    texts = cut_texts([chunk.text for chunk in chunks])
     last = chunks[-1]
     shown, data = [], []
     for chunk, text in zip(chunks, texts, strict=True):
@@ -81,20 +86,24 @@ def _where(chunk: StoredChunk, place: FilePlace) -> str:
 
 def _details(chunk: StoredChunk, place: FilePlace) -> str:
     """Say what else is known of a chunk, in lines."""
+    metadata, left_out = shorten_metadata(chunk.metadata)
     lines = []
     if place.change is not None:
         lines.append(f"note: {place.change}")
-    headings = chunk.metadata.get(HEADING_KEY)
+    headings = metadata.get(HEADING_KEY)
     if isinstance(headings, list) and headings:
         lines.append(f"under: {' > '.join(map(str, headings))}")
-    own = {key: value for key, value in chunk.metadata.items() if key not in _SHOWN}
+    own = {key: value for key, value in metadata.items() if key not in _SHOWN}
     if own:
         lines.append(f"metadata: {json.dumps(own, ensure_ascii=False)}")
+    if left_out:
+        lines.append(f"metadata that is too long to be shown: {', '.join(left_out)}")
     lines.append(f"id: {chunk.id}  ({chunk.document_id}, chunk {chunk.chunk_index} of 0 to {chunk.chunk_count - 1})")
     return "\n".join(lines)
 
 
 def _facts(chunk: StoredChunk, place: FilePlace) -> dict[str, Any]:
+    metadata, left_out = shorten_metadata(chunk.metadata)
     return {
         "id": chunk.id,
         "document_id": chunk.document_id,
@@ -104,11 +113,26 @@ def _facts(chunk: StoredChunk, place: FilePlace) -> dict[str, Any]:
         "lines": None if place.lines is None else list(place.lines),
         "place": place.place,
         "change": place.change,
-        "metadata": chunk.metadata,
+        "metadata": metadata,
+        **({"metadata_left_out": left_out} if left_out else {}),
     }
 
 
-def _cut(texts: Sequence[str]) -> list[str]:
+def shorten_metadata(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return as much of a chunk's metadata as an answer may hold, field by field, and the names of the rest."""
+    left = _MOST_OF_METADATA
+    short, left_out = {}, []
+    for name, value in metadata.items():
+        size = len(name) + len(json.dumps(value, ensure_ascii=False))
+        if size <= left:
+            short[name] = value
+            left -= size
+        else:
+            left_out.append(name)
+    return short, [name[:_MOST_OF_A_NAME] for name in left_out[:_MOST_NAMES]]
+
+
+def cut_texts(texts: Sequence[str]) -> list[str]:
     """Return as much of texts as an answer may hold, and say where one goes on."""
     left = MOST_CHARACTERS
     cut = []

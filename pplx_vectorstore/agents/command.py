@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ class ServeOptions:
     http: bool = False
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.root is not None and not self.root.is_dir():
@@ -53,6 +53,11 @@ class ServeOptions:
             raise InvalidInputError(
                 "--allow-write needs --root FOLDER, below which files may be indexed (or --compat, to store texts)"
             )
+
+    @property
+    def may_write(self) -> bool:
+        """Whether tools that write are offered, which the environment of mcp-server-qdrant may forbid."""
+        return self.allow_write and not (self.compat is not None and self.compat.read_only)
 
 
 def parse_descriptions(given: Sequence[str]) -> dict[str, str]:
@@ -81,10 +86,10 @@ def make_tools(index: LazyIndex, options: ServeOptions) -> list[Tool]:
     if index.place.folder is not None:
         folders.append(index.place.folder.resolve().parent)
     tools = ReadingTools(index=index, folders=folders).tools()
-    if options.allow_write and root is not None:
+    if options.may_write and root is not None:
         tools += FolderTool(index=index, root=root).tools()
     if options.compat is not None:
-        tools += QdrantTools(index=index, settings=options.compat, may_write=options.allow_write).tools()
+        tools += QdrantTools(index=index, settings=options.compat, may_write=options.may_write).tools()
     unknown = set(options.descriptions) - {tool.name for tool in tools}
     if unknown:
         raise InvalidInputError(

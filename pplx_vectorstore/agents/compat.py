@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from pplx_vectorstore.agents.answers import Answer
+from pplx_vectorstore.agents.answers import MOST_CHARACTERS, Answer, cut_texts, shorten_metadata
 from pplx_vectorstore.agents.index import LazyIndex
-from pplx_vectorstore.agents.reading import MOST_HITS
+from pplx_vectorstore.agents.reading import MOST_CHARACTERS_OF_A_QUERY, MOST_HITS
 from pplx_vectorstore.agents.tools import Arguments, JsonObject, Progress, Tool
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.redaction import without_password
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -62,6 +63,11 @@ class QdrantSettings:
         """
         given = {name: value for name, value in environment.items() if value}
         url, folder = given.get("QDRANT_URL"), given.get("QDRANT_LOCAL_PATH")
+        if url and not url.startswith(("http://", "https://")):
+            raise InvalidInputError(
+                f"QDRANT_URL must begin with http:// or https://, not {without_password(url)!r}; a folder is given as "
+                "QDRANT_LOCAL_PATH"
+            )
         if url and folder:
             raise InvalidInputError("QDRANT_URL and QDRANT_LOCAL_PATH are both set; set one of them")
         settings: dict[str, Any] = {
@@ -84,7 +90,7 @@ class QdrantSettings:
 class FindArguments(Arguments):
     """Of `qdrant-find`."""
 
-    query: str = Field(min_length=1, description="What to search for.")
+    query: str = Field(min_length=1, max_length=MOST_CHARACTERS_OF_A_QUERY, description="What to search for.")
     collection_name: str = Field("", description="The collection that this server serves; may be left out.")
 
 
@@ -99,7 +105,7 @@ class FilteredFindArguments(FindArguments):
 class StoreArguments(Arguments):
     """Of `qdrant-store`."""
 
-    information: str = Field(min_length=1, description="The text to remember.")
+    information: str = Field(min_length=1, max_length=MOST_CHARACTERS, description="The text to remember.")
     metadata: JsonObject | None = Field(None, description="Any JSON to keep with it.")
     collection_name: str = Field("", description="The collection that this server serves; may be left out.")
 
@@ -111,7 +117,7 @@ class QdrantTools:
     Attributes:
         index: What they read and write.
         settings: What the environment says.
-        may_write: Whether `qdrant-store` is offered.
+        may_write: Whether `qdrant-store` is offered, too.
     """
 
     index: LazyIndex
@@ -126,7 +132,7 @@ class QdrantTools:
             arguments=FilteredFindArguments if self.settings.arbitrary_filter else FindArguments,
             run=self.find,
         )
-        if not self.may_write or self.settings.read_only:
+        if not self.may_write:
             return [find]
         store = Tool(
             name=STORE,
@@ -145,7 +151,8 @@ class QdrantTools:
             hits = index.store.search(arguments.query, k=self.settings.search_limit, filter=condition)
         if not hits:
             return Answer(texts=(f"No information found for the query '{arguments.query}'",))
-        return Answer(texts=(f"Results for the query '{arguments.query}'", *map(_entry, hits)))
+        entries = map(_entry, hits, cut_texts([hit.text for hit in hits]))
+        return Answer(texts=(f"Results for the query '{arguments.query}'", *entries))
 
     def store(self, arguments: StoreArguments, _: Progress) -> Answer:
         """Store a text; one that is there already, with the same metadata, changes nothing."""
@@ -170,9 +177,12 @@ class QdrantTools:
             )
 
 
-def _entry(hit: Hit) -> str:
-    metadata = json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else ""
-    return f"<entry><content>{hit.text}</content><metadata>{metadata}</metadata></entry>"
+def _entry(hit: Hit, text: str) -> str:
+    own, left_out = shorten_metadata(hit.metadata)
+    if left_out:
+        own["metadata_left_out"] = left_out
+    metadata = json.dumps(own, ensure_ascii=False) if own else ""
+    return f"<entry><content>{text}</content><metadata>{metadata}</metadata></entry>"
 
 
 def _as_filter(given: Mapping[str, Any]) -> models.Filter | None:

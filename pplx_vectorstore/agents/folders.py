@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.file_ids import as_text
 
 if TYPE_CHECKING:
-    from pplx_vectorstore.agents.index import OpenIndex
     from pplx_vectorstore.file_reading import Reading
     from pplx_vectorstore.reports import SyncReport
     from pplx_vectorstore.walking import Walk
 
+# An agent that names a file has it found from the root as any other.
+_HAVE_IT_NAMED = "a person can have it indexed, by naming it to pplx-vectorstore index"
 _MOST_NAMED = 10
+_MOST_LISTED = 200  # in the answer for programs
 
 
 class FolderArguments(Arguments):
@@ -62,33 +64,42 @@ class FolderTool:
     def index_folder(self, arguments: FolderArguments, progress: Progress) -> Answer:
         """Index what is at or below a path; what has not changed is skipped."""
         from pplx_vectorstore.chunking import Chunker
-        from pplx_vectorstore.file_reading import Reading
-        from pplx_vectorstore.file_settings import FileSettings
-        from pplx_vectorstore.files import find_gone, find_names
-        from pplx_vectorstore.readers import ReaderOptions
+        from pplx_vectorstore.file_records import FileRecords
+        from pplx_vectorstore.file_settings import FileSettings, absolute_root
+        from pplx_vectorstore.file_updates import FileUpdate
+        from pplx_vectorstore.walking import EMPTY
 
         target = require_within(self.root, arguments.path)
         found = self._walk(target)
-        if not found.files:
+        found.leave_out_empty()
+        # Of a file that was emptied, what it said is forgotten; there may be no other.
+        if not found.files and not (found.left_out.get(EMPTY) and self.index.exists()):
             raise InvalidInputError(f"there is no document to index in {target}{_why(found)}")
+        place = self.index.place
         with self.index.writing() as index:
             settings = index.file_settings or FileSettings()
             index.record_file_settings(settings)
-            base = self._base(settings.root)
-            files = [file.path for file in found.files]
-            names = find_names(index.store, files, base)
-            chunker = Chunker(index.tokenizer, settings.chunk_tokens)
-            options = ReaderOptions(encoding=settings.encoding, text_columns=settings.text_columns)
-            reading = progress.size = Reading(found, names.roots, chunker, options)
-            report = index.store.sync(reading)
-            gone = find_gone(index.store, [target], files, base)
-            if gone and arguments.prune:
-                index.store.delete(document_ids=gone)
-            return _answer(index, report, found, reading, gone, pruned=arguments.prune)
+            root = records = None
+            if place.folder is not None:  # on a server, ids are absolute, and nothing is remembered
+                root = absolute_root(settings.root, place.folder)
+                records = FileRecords(place.folder, place.collection, place.tenant)
+            update = FileUpdate(found, settings, root=root, records=records)
+            update.leave_out_unchanged(index.store)
+            reading = progress.size = update.read(Chunker(index.tokenizer, settings.chunk_tokens))
+            report = update.write(index.store)
+            gone, emptied = update.find_gone(index.store, [target]), update.find_emptied(index.store)
+            forgotten = [*gone, *emptied] if arguments.prune else emptied
+            if forgotten:
+                index.store.delete(document_ids=forgotten)
+            update.remember(forgotten)
+            outcome = _Outcome(gone=gone, emptied=emptied, is_pruned=arguments.prune)
+            return _answer(
+                index.store.count(), replace(report, deleted_documents=len(forgotten)), found, reading, outcome
+            )
 
     def _walk(self, target: Path) -> Walk:
         """Find the documents below a path as they are found from the root, whatever is hidden or ignored above them."""
-        from pplx_vectorstore.walking import Walk, WalkOptions, walk
+        from pplx_vectorstore.walking import NAME_IT, Walk, WalkOptions, walk
 
         everything = walk([self.root], WalkOptions(links=False), skip=self.index.place.folder)
         found = Walk(files=[file for file in everything.files if file.path.is_relative_to(target)])
@@ -96,16 +107,12 @@ class FolderTool:
             for path in paths:
                 if path.is_relative_to(target) or target.is_relative_to(path):
                     found.leave_out(path, reason)
-        found.skipped += [(path, reason) for path, reason in everything.skipped if path.is_relative_to(target)]
+        found.skipped += [
+            (path, reason.replace(NAME_IT, _HAVE_IT_NAMED))
+            for path, reason in everything.skipped
+            if path.is_relative_to(target)
+        ]
         return found
-
-    def _base(self, recorded: str | None) -> Path | None:
-        """Return what the ids of new files are relative to, as the command line has it; None for absolute ids."""
-        folder = self.index.place.folder
-        if folder is None:
-            return None
-        home = folder.resolve().parent
-        return home if recorded is None else (home / recorded).resolve()
 
 
 def require_within(root: Path, path: str) -> Path:
@@ -137,16 +144,29 @@ def require_within(root: Path, path: str) -> Path:
     return target
 
 
-def _answer(
-    index: OpenIndex, report: SyncReport, found: Walk, reading: Reading, gone: Sequence[str], *, pruned: bool
-) -> Answer:
-    chunks = index.store.count()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the index held of files that say nothing any more.
+
+    Attributes:
+        gone: Ids of the documents of files that are not there.
+        emptied: Ids of those whose files are empty; deleted.
+        is_pruned: Whether those that are gone were deleted, too.
+    """
+
+    gone: Sequence[str]
+    emptied: Sequence[str]
+    is_pruned: bool
+
+
+def _answer(chunks: int, report: SyncReport, found: Walk, reading: Reading, outcome: _Outcome) -> Answer:
+    gone, emptied = outcome.gone, outcome.emptied
     counts = {
         "embedded": report.documents,
         "new": report.new_documents,
         "unchanged": report.unchanged_documents,
         "relabelled": report.relabelled_documents,
-        "deleted": len(gone) if pruned else 0,
+        "deleted": report.deleted_documents,
     }
     said = [
         f"embedded {number(report.documents, 'document')} ({report.new_documents:,} new), "
@@ -156,9 +176,11 @@ def _answer(
     if gone:
         said.append(
             f"{len(gone):,} deleted, whose files are gone"
-            if pruned
+            if outcome.is_pruned
             else f"{number(len(gone), 'indexed file')} gone (prune=true deletes what is indexed of them)"
         )
+    if emptied:
+        said.append(f"{len(emptied):,} deleted, whose files are empty now")
     lines = [f"{'; '.join(said)}; the index now holds {number(chunks, 'chunk')}"]
     problems = [
         *((as_text(path), f"skipped: {reason}") for path, reason in found.skipped),
@@ -173,8 +195,11 @@ def _answer(
     data = {
         **counts,
         "chunks": chunks,
-        "gone": list(gone),
-        "problems": [{"file": path, "reason": reason} for path, reason in problems],
+        "gone": list(gone[:_MOST_LISTED]),
+        "gone_count": len(gone),
+        "emptied": list(emptied[:_MOST_LISTED]),
+        "problems": [{"file": path, "reason": reason} for path, reason in problems[:_MOST_LISTED]],
+        "problem_count": len(problems),
         "left_out": {reason: len(paths) for reason, paths in found.left_out.items()},
         "usage": asdict(report.usage),
     }

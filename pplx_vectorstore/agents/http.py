@@ -29,8 +29,8 @@ def check_binding(host: str, key: str | None) -> None:
     """
     if not is_loopback(host) and not key:
         raise InvalidInputError(
-            f"--host {host} lets other machines in, and there is no key; set PPLX_VECTORSTORE_KEY to one that clients "
-            "send as 'Authorization: Bearer KEY', or leave --host out to serve this machine alone"
+            f"--host {host} lets other machines in, and there is no key; set PPLX_VECTORSTORE_API_KEY to one that "
+            "clients send as 'Authorization: Bearer KEY', or leave --host out to serve this machine alone"
         )
     if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
         raise InvalidInputError("the key must be printable ASCII, not empty, and without spaces around it")

@@ -108,6 +108,14 @@ class LazyIndex:
         with self.searching() as index:
             yield index
 
+    def exists(self) -> bool:
+        """Tell whether there is an index; errors as of `reading`, but for the one that there is none."""
+        try:
+            with self.reading():
+                return True
+        except StoreNotFoundError:
+            return False
+
     def preload(self) -> None:
         """Begin to load the model of the index, if there is one, without waiting for it; what fails is logged."""
         threading.Thread(target=self._preload, name="pplx-vectorstore preload", daemon=True).start()
@@ -166,12 +174,13 @@ class LazyIndex:
             opened.close()
 
     def _create(self) -> None:
+        from pplx_vectorstore.engines.calls import BlockingCalls
         from pplx_vectorstore.store import VectorStore
 
         encoder = self._model.get(None)
         with self._connect() as client:
             VectorStore(client, self.place.collection, encoder=encoder, tenant=self.place.tenant)
-            fingerprint = _read_fingerprint(_calls(client), self.place.collection)
+            fingerprint = _read_fingerprint(BlockingCalls.of(client), self.place.collection)
         self._model.keep(fingerprint, encoder)
 
 
@@ -231,9 +240,11 @@ class _Opened:
 
     @classmethod
     def open(cls, place: Place, connect: Connect) -> _Opened:
+        from pplx_vectorstore.engines.calls import BlockingCalls
+
         with ExitStack() as stack:
             client = stack.enter_context(connect())
-            calls = _calls(client)
+            calls = BlockingCalls.of(client)
             fingerprint = _read_fingerprint(calls, place.collection)
             if fingerprint is None:
                 raise StoreNotFoundError(f"there is no index {place.collection!r} in {place.name}; {place.way_out}")
@@ -273,13 +284,6 @@ class _Opened:
         from pplx_vectorstore.store import VectorStore
 
         return VectorStore(self._client, self.place.collection, encoder=encoder, tenant=self.place.tenant, create=False)
-
-
-def _calls(client: Any) -> BlockingCalls:
-    from pplx_vectorstore.engines.calls import BlockingCalls
-    from pplx_vectorstore.engines.retrying import Retries
-
-    return BlockingCalls(client, Retries.of(client))
 
 
 def _read_fingerprint(calls: BlockingCalls, collection: str) -> Fingerprint | None:

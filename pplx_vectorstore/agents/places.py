@@ -23,6 +23,9 @@ GONE = "the file is not there any more"
 CHANGED = "the file has changed since it was indexed, and does not say this any more: these lines are of then"
 MOVED = "the file has changed since it was indexed: these lines are of now"
 
+# Of the files that hits of one answer are compared with; those beyond are not looked at.
+_MOST_BYTES = 5 * DEFAULT_MAX_FILE_SIZE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlace:
@@ -64,6 +67,7 @@ class FilePlaces:
         self._folders = folders
         self._options = options
         self._read: dict[Path, Content | str | None] = {}
+        self._bytes_left = _MOST_BYTES
 
     def find(self, chunk: StoredChunk) -> FilePlace:
         """Find where a chunk is."""
@@ -99,8 +103,10 @@ class FilePlaces:
                 return None
             if not real.is_file():
                 return CHANGED
-            if real.stat().st_size > DEFAULT_MAX_FILE_SIZE:
+            size = real.stat().st_size
+            if size > min(DEFAULT_MAX_FILE_SIZE, self._bytes_left):
                 return None
+            self._bytes_left -= size
             read = partial(read_text, format=FORMATS.get(real.suffix.lower(), "text"))
             return read(real.read_bytes(), self._options)
         except UnreadableFileError:

@@ -27,14 +27,17 @@ MOST_HITS = 50
 _MOST_CONTEXT = 5
 _MOST_CHUNKS = 50
 _MOST_DOCUMENTS = 500
-_MOST_CHARACTERS = 20_000
+MOST_CHARACTERS_OF_A_QUERY = 20_000
 _SAMPLED_CHUNKS = 200
+_MOST_FIELDS = 200
 
 
 class SearchArguments(Arguments):
     """Of `search`."""
 
-    query: str = Field(min_length=1, max_length=_MOST_CHARACTERS, description="A question, or what is looked for.")
+    query: str = Field(
+        min_length=1, max_length=MOST_CHARACTERS_OF_A_QUERY, description="A question, or what is looked for."
+    )
     k: int = Field(8, ge=1, le=MOST_HITS, description="Most hits.")
     filter: JsonObject = Field(
         default_factory=dict,
@@ -230,9 +233,9 @@ def _why_nothing(index: OpenIndex, document_id: str, first: int) -> str:
 
 
 def _metadata_fields(chunks: Iterable[StoredChunk]) -> dict[str, list[str]]:
-    """Return the metadata fields of some chunks, each with the types of its values, by name."""
+    """Return the first metadata fields of some chunks, by name, each with the types of its values."""
     found: dict[str, set[str]] = {}
     for chunk in chunks:
         for name, value in chunk.metadata.items():
             found.setdefault(name, set()).add(type(value).__name__)
-    return {name: sorted(types) for name, types in sorted(found.items())}
+    return {name: sorted(types) for name, types in sorted(found.items())[:_MOST_FIELDS]}

@@ -20,7 +20,8 @@ from pplx_vectorstore.agents.answers import Answer
 from pplx_vectorstore.agents.tools import Arguments, Progress, Tool
 from pplx_vectorstore.errors import InvalidInputError, PplxVectorStoreError
 
-# Calls at once; more wait. Searching gains little by more threads, but nobody should wait for somebody's indexing.
+# Calls at once of each kind; more wait. Searching gains little by more threads, and writers take turns anyway, but no
+# reader waits for them.
 _THREADS = 8
 _SECONDS_BETWEEN_REPORTS = 1.0
 _UNEXPECTED = "something unexpected went wrong; what, is in the server's log (its standard error)"
@@ -49,7 +50,8 @@ class ToolServer:
     def __init__(self, tools: Sequence[Tool], *, preload: Callable[[], None] = lambda: None) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._preload = preload
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pplx-vectorstore tool")
+        self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="pplx-vectorstore tool")
+        self._writers = ThreadPoolExecutor(_THREADS, thread_name_prefix="pplx-vectorstore writing tool")
         self.server: Server[Any] = Server(
             "pplx-vectorstore",
             version=__version__,
@@ -60,7 +62,8 @@ class ToolServer:
 
     def close(self) -> None:
         """Let go of the threads; calls that are under way end first."""
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._readers, self._writers):
+            threads.shutdown(cancel_futures=True)
 
     async def _list_tools(self, _: Context, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         self._preload()
@@ -107,7 +110,8 @@ class ToolServer:
         progress = Progress()
         with operation() as given_up:
             work = functools.partial(contextvars.copy_context().run, tool.run, arguments, progress)
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        threads = self._writers if tool.writes else self._readers
+        future = asyncio.get_running_loop().run_in_executor(threads, work)
         try:
             while not (await asyncio.wait([future], timeout=_SECONDS_BETWEEN_REPORTS))[0]:
                 if progress.size is not None:

@@ -70,17 +70,19 @@ class Tool:
         return schema
 
     def check(self, given: Mapping[str, Any]) -> Arguments:
-        """Check arguments.
+        """Check arguments; null, which some clients send for what they leave out, is as if it was left out.
 
         Raises:
             InvalidInputError: Names each that is wrong, and what was expected.
         """
         try:
-            return self.arguments.model_validate(given)
+            known = self.arguments.model_fields
+            return self.arguments.model_validate(
+                {name: value for name, value in given.items() if value is not None or name not in known}
+            )
         except ValidationError as error:
-            known = ", ".join(self.arguments.model_fields)
             wrong = [
-                f"there is no argument {problem['loc'][0]!r} (there are: {known})"
+                f"there is no argument {problem['loc'][0]!r} (there are: {', '.join(known) or 'none'})"
                 if problem["type"] == "extra_forbidden"
                 else f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}"
                 for problem in error.errors(include_url=False, include_context=False)

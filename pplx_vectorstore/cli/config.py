@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pplx_vectorstore.cli.model import BASE_URL_VARIABLE
 from pplx_vectorstore.cli.options import STORE_NAME, is_url
 from pplx_vectorstore.errors import InvalidInputError
 
@@ -30,6 +31,9 @@ WHOLE_NUMBERS = frozenset({
     "candidates", "chunk-tokens", "context", "dimensions", "k", "max-file-size", "window-tokens",
 })  # fmt: skip
 NUMBERS = frozenset({"min-score"})
+
+# There, it is where an agent may have files read and indexed.
+NOT_OF = frozenset({("mcp", "root")})
 
 FILE = "config.toml"
 _PROJECT = "pyproject.toml"
@@ -120,6 +124,13 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _set(defaults: dict[str, Any], group: TyperGroup, command: str, key: str, value: Any, file: Path) -> bool:
     """Set a default, or return False where the command has no such option."""
     name = key.replace("_", "-")
+    if (command, name) in NOT_OF:
+        return False
+    if name == "base-url":
+        raise InvalidInputError(
+            f"{file} sets {key!r}. Where texts and keys are sent to is for you to choose: give --base-url, or set "
+            f"{BASE_URL_VARIABLE}"
+        )
     option = f"-{name}" if len(name) == 1 else f"--{name}"
     parameter = next((one for one in group.commands[command].params if option in one.opts), None)
     if parameter is None or name not in OPTIONS or parameter.name is None:

@@ -13,6 +13,7 @@ from pplx_vectorstore.cli.model import load_model
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
+    BaseUrlOption,
     BulkOption,
     CollectionOption,
     DeviceOption,
@@ -29,7 +30,6 @@ from pplx_vectorstore.cli.stores import (
     bulk_load,
     connect,
     index_what_is_not,
-    make_calls,
     open_reader,
     recorded_fingerprint,
 )
@@ -41,8 +41,7 @@ from pplx_vectorstore.terminal import note, reported_errors
 from pplx_vectorstore.walking import DEFAULT_MAX_FILE_SIZE
 
 if TYPE_CHECKING:
-    from pplx_vectorstore.file_records import FileRecord
-    from pplx_vectorstore.files import Names
+    from pplx_vectorstore.file_updates import FileUpdate
     from pplx_vectorstore.store import VectorStore
 
 
@@ -110,6 +109,7 @@ def index(
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many components.")] = None,
     bulk: BulkOption = False,
     backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -124,11 +124,17 @@ def index(
     from pplx_vectorstore.display import print_estimate, print_notes, print_report, print_skipped
     from pplx_vectorstore.dry_run import estimate
     from pplx_vectorstore.encoders.unfinished import Unfinished
-    from pplx_vectorstore.file_reading import Reading
-    from pplx_vectorstore.file_records import FileRecords, way_of_reading
-    from pplx_vectorstore.file_settings import choose_settings, read_settings, record_settings, relative_root
-    from pplx_vectorstore.files import Names, find_changed, find_emptied, find_gone, find_names, find_unchanged
-    from pplx_vectorstore.readers import ReaderOptions
+    from pplx_vectorstore.engines.calls import BlockingCalls
+    from pplx_vectorstore.file_records import FileRecords
+    from pplx_vectorstore.file_settings import (
+        absolute_root,
+        choose_settings,
+        read_settings,
+        record_settings,
+        relative_root,
+    )
+    from pplx_vectorstore.file_updates import FileUpdate
+    from pplx_vectorstore.files import find_changed
     from pplx_vectorstore.rebuilding import (
         choose_collection,
         complete_replacing,
@@ -151,8 +157,8 @@ def index(
         )
         found = walk(paths, walk_options, skip=None if is_url(store) else Path(store))
         found.leave_out_empty()
-        files = [file.path for file in found.files]
-        if not files:
+        nothing = not found.files
+        if nothing and (prune or not found.left_out.get(EMPTY)):
             would = "; --prune would delete all that was indexed from them" if prune else ""
             print_skipped(messages, found, None, verbose=verbose)
             raise InvalidInputError(f"there is no file to read in these folders{would}")
@@ -160,12 +166,13 @@ def index(
             "window_tokens": window_tokens,
             "dimensions": dimensions,
             "backend": backend,
+            "base_url": base_url,
             "onnx_file": onnx_file,
             "device": device,
             "dtype": dtype,
         }
         with connect(store, grpc_port) as client:
-            recorded = read_settings(make_calls(client), collection)
+            recorded = read_settings(BlockingCalls.of(client), collection)
             settings = choose_settings(
                 recorded,
                 chunk_tokens=chunk_tokens,
@@ -177,7 +184,7 @@ def index(
                 if root is not None and base is not None:
                     settings = replace(settings, root=relative_root(base, Path(store)))
                 elif settings.root is not None:
-                    base = (Path(store).resolve().parent / settings.root).resolve()
+                    base = absolute_root(settings.root, Path(store))
             complete_replacing(client, collection)
             left = None if rebuild else find_left(client, collection)
             if left is not None:
@@ -189,110 +196,82 @@ def index(
                 )
             fingerprint = recorded_fingerprint(client, collection)
             records = None if is_url(store) else FileRecords(Path(store), collection, tenant)
-            way = way_of_reading(settings)
-            opened = before = names = reading = None
-            unchanged: dict[Path, tuple[str, FileRecord]] = {}
-            if fingerprint is not None and records and not (rebuild or dry_run):
+            if nothing and (fingerprint is None or rebuild or dry_run):
+                raise InvalidInputError("there is no file to read in these folders but empty ones")
+            update = FileUpdate(found, settings, root=base, records=records)
+            opened = before = reading = None
+            if fingerprint is not None and (records or nothing) and not (rebuild or dry_run):
                 opened = before = open_reader(client, collection, fingerprint, tenant)
-                names = find_names(opened, files, base)
-                unchanged = find_unchanged(opened, found.files, names, records, way)
-                found.files = [file for file in found.files if file.path not in unchanged]
+                update.leave_out_unchanged(opened)
             target = collection
             # Whether options of the model fit, its encoder knows.
             if found.files or any(value not in (None, "auto") for value in (model, *options.values())):
                 encoder = load_model(messages, model, fingerprint, options)
                 target = choose_collection(client, collection, encoder.fingerprint, rebuild=rebuild)
                 chunker = Chunker(encoder.tokenizer.tokenizer, settings.chunk_tokens)
-                reader_options = ReaderOptions(
-                    encoding=settings.encoding, password=password, text_columns=settings.text_columns
-                )
                 opened = None
                 if target == collection and (fingerprint is not None or not dry_run):
                     opened = before = VectorStore(client, collection, encoder=encoder, chunker=chunker, tenant=tenant)
                 elif fingerprint is not None:
                     before = open_reader(client, collection, fingerprint, tenant)
-                if names is None:
-                    names = Names(dict.fromkeys(files, base)) if before is None else find_names(before, files, base)
-                print_notes(messages, names)
-                reading = Reading(found, names.roots, chunker, reader_options)
+                print_notes(messages, update.choose_names(before))
+                reading = update.read(chunker, password=password)
                 if dry_run:
                     changed = reading if opened is None else find_changed(opened, reading)
                     print_estimate(estimate(changed, encoder), verbose=verbose)
                     print_skipped(messages, found, reading, verbose=verbose)
                     return
                 if rebuild and before is not None:
-                    _require_all(before, paths, files, found.left_out.get(EMPTY, []), names, base, prune=prune)
+                    _require_all(before, update, paths, prune=prune)
                 if opened is None:
                     delete_unusable(client, target, encoder.fingerprint)
                     opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
-                record_settings(make_calls(client), target, settings)
-                reading.remember(opened.fingerprint, way)
+                record_settings(BlockingCalls.of(client), target, settings)
                 encoder.unfinished = Unfinished(_unfinished_folder(store, target))
                 with bulk_load(messages, opened, bulk):
-                    report = opened.sync(reading, progress=not quiet)
+                    report = update.write(opened, progress=not quiet)
                 encoder.unfinished.clear()
             else:
-                assert names is not None
-                print_notes(messages, names)
-                record_settings(make_calls(client), collection, settings)
-                report = SyncReport()
+                print_notes(messages, update.choose_names(before))
+                record_settings(BlockingCalls.of(client), collection, settings)
+                report = SyncReport(unchanged_documents=len(update.unchanged))
             assert opened is not None
-            gone = find_gone(before or opened, paths, files, base) if prune else []
-            gone += find_emptied(before or opened, found.left_out.get(EMPTY, []), base)
+            gone = update.find_gone(before or opened, paths) if prune else []
+            gone += update.find_emptied(before or opened)
+            if nothing and not gone:
+                raise InvalidInputError("there is no file to read in these folders but empty ones")
             if target != collection:
-                replace_collection(client, collection, made_of=_ids_of(files, names), may_go=gone)
+                replace_collection(client, collection, made_of=update.ids, may_go=gone)
                 opened = VectorStore(client, collection, encoder=encoder, chunker=chunker)
             elif gone:
                 opened.delete(document_ids=gone)
-            report = replace(
-                report,
-                unchanged_documents=report.unchanged_documents + len(unchanged),
-                deleted_documents=len(gone),
-            )
-            if records is not None:
-                read = {} if reading is None else reading.records
-                records.save({**dict(unchanged.values()), **read}, gone, anew=rebuild)
+            report = replace(report, deleted_documents=len(gone))
+            update.remember(gone, anew=rebuild)
             chunks = opened.count()
             index_what_is_not(messages, client, collection)
         print_skipped(messages, found, reading, verbose=verbose)
         if not quiet:
             print_report(report, chunks, without_password(store))
-        if not unchanged and reading is not None and not reading.n_read:
+        if not update.unchanged and reading is not None and not reading.n_read:
             raise InvalidInputError("no file could be read; nothing was indexed")
         if strict and (found.skipped or (reading is not None and reading.losses)):
             raise InvalidInputError("some files, or parts of them, could not be read (--strict)")
 
 
-def _require_all(
-    opened: VectorStore,
-    paths: list[Path],
-    files: list[Path],
-    emptied: list[Path],
-    names: Names,
-    base: Path | None,
-    *,
-    prune: bool,
-) -> None:
+def _require_all(opened: VectorStore, update: FileUpdate, paths: list[Path], *, prune: bool) -> None:
     """Refuse to change the settings of an index for some of its files alone."""
     from pplx_vectorstore.display import number
-    from pplx_vectorstore.files import find_emptied, find_gone, find_recorded
+    from pplx_vectorstore.files import find_recorded
 
-    spared = _ids_of(files, names)
-    spared.update(find_emptied(opened, emptied, base))
+    spared = update.ids | set(update.find_emptied(opened))
     if prune:
-        spared.update(find_gone(opened, paths, files, base))
+        spared.update(update.find_gone(opened, paths))
     others = [document_id for document_id in find_recorded(opened) if document_id not in spared]
     if others:
         raise InvalidInputError(
             f"--rebuild is of all files of an index, and it also holds {number(len(others), 'document')} of others, "
             f"such as {others[0]}. Give their paths too, or delete them (--prune deletes those whose files are gone)"
         )
-
-
-def _ids_of(files: list[Path], names: Names) -> set[str]:
-    from pplx_vectorstore.file_ids import name_file
-
-    return {name_file(file, names.roots[file]) for file in files}
 
 
 def _choose_root(given: Path | None, store: str, paths: list[Path]) -> Path | None:

@@ -15,7 +15,7 @@ from pplx_vectorstore.cli.options import (
     TenantOption,
     is_url,
 )
-from pplx_vectorstore.cli.stores import connect, make_calls, open_reader, read_tenants, require_fingerprint
+from pplx_vectorstore.cli.stores import connect, open_reader, read_tenants, require_fingerprint
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import reported_errors, say, say_json
@@ -30,6 +30,7 @@ def info(
 ) -> None:
     """Tell what an index holds and how it was made."""
     from pplx_vectorstore.display import bytes_on_disk
+    from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.file_settings import read_settings
     from pplx_vectorstore.operations.manage import BENT
 
@@ -47,7 +48,7 @@ def info(
                 "bent chunks": opened.count(BENT),
             }
         facts |= asdict(recorded)
-        settings = read_settings(make_calls(client), collection)
+        settings = read_settings(BlockingCalls.of(client), collection)
         if settings is not None:
             facts |= asdict(settings)
         if not is_url(store):

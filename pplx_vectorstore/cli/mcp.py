@@ -12,6 +12,7 @@ from pplx_vectorstore.agents import DEFAULT_HOST, DEFAULT_PORT
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DtypeOption,
@@ -62,13 +63,18 @@ def mcp(
     port: Annotated[
         int, typer.Option(help="With --http: where to listen; 0 for any free port.", min=0, max=65535)
     ] = DEFAULT_PORT,
-    key: Annotated[
-        str | None, typer.Option(help="With --http: what clients must send.", envvar="PPLX_VECTORSTORE_KEY")
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="With --http: key that requests must have; better in the environment.",
+            envvar="PPLX_VECTORSTORE_API_KEY",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the index's model is now, if it moved; or the model of a new index.")
     ] = None,
     backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -89,9 +95,10 @@ def mcp(
         return source is not None and source.name == "COMMANDLINE"
 
     with reported_errors() as messages:
-        for option in ("host", "port", "key"):
+        for option in ("host", "port", "api_key"):
             if is_given(option) and not http:
-                raise InvalidInputError(f"--{option} is of --http; give that too, or leave --{option} out")
+                name = f"--{option.replace('_', '-')}"
+                raise InvalidInputError(f"{name} is of --http; give that too, or leave {name} out")
         settings = QdrantSettings.from_environment(os.environ) if compat else None
         if settings is not None:
             store = store if is_given("store") else settings.store or store
@@ -105,22 +112,30 @@ def mcp(
             http=http,
             host=host,
             port=port,
-            key=key,
+            key=api_key,
         )
         # Absolute: an agent does not know the current folder.
         name = without_password(store) if is_url(store) else as_text(Path(store).resolve())
+        ways = ["index_folder"] if options.may_write and root is not None else []
+        ways += ["qdrant-store"] if options.may_write and compat else []
         place = Place(
             name=name,
             collection=collection,
             tenant=tenant,
             folder=None if is_url(store) else Path(store),
-            way_out=f"make one {'with index_folder, or ' if allow_write and root is not None else ''}with: "
-            f"pplx-vectorstore index PATH --store {name}",
+            way_out=f"make one with {' or '.join([*ways, 'the command'])}: pplx-vectorstore index PATH --store {name}"
+            + ("" if collection == DEFAULT_COLLECTION else f" --collection {collection}"),
         )
-        options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
+        options_of_model = {
+            "backend": backend,
+            "base_url": base_url,
+            "onnx_file": onnx_file,
+            "device": device,
+            "dtype": dtype,
+        }
 
         def load(recorded: Fingerprint | None) -> ApiEncoder | LateChunkingEncoder | QueryEncoder:
-            if allow_write or recorded is None:
+            if options.may_write or recorded is None:
                 return load_model(messages, model, recorded, options_of_model)
             return load_model_of_queries(messages, model, recorded, options_of_model)
 

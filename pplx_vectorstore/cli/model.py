@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from pplx_vectorstore.collection import WEIGHTS_PREFIX
 from pplx_vectorstore.errors import InvalidInputError, UnknownModelError
 from pplx_vectorstore.models import DEFAULT_MODEL, find_spec
 from pplx_vectorstore.terminal import busy
+
+BASE_URL_VARIABLE = "PPLX_VECTORSTORE_BASE_URL"
 
 if TYPE_CHECKING:
     from pplx_vectorstore.collection import Fingerprint
@@ -46,6 +49,8 @@ def _choose_model(
     """Return the name of the model asked for, or of the index's own, and how it is loaded."""
     from pplx_vectorstore.encoders.api import ApiOptions
 
+    if options.get("base_url") == "":
+        raise InvalidInputError("--base-url is empty; was a variable not set? Leave it out to run the model here")
     if model == "":
         raise InvalidInputError("--model is empty; was a variable not set? Leave it out for the index's own model")
     name = model or (recorded.source if recorded else DEFAULT_MODEL)
@@ -57,8 +62,9 @@ def _choose_model(
             "Python, with the encoder or the embeddings that wrote it"
         )
     backend, _, file = (recorded.backend if recorded is not None and has_model else "torch").partition(":")
-    if options.get("backend") not in (None, backend):
-        backend, file = options["backend"], ""
+    asked = options.get("backend") or ("api" if options.get("base_url") else None)
+    if asked not in (None, backend):
+        backend, file = asked, ""
     onnx_file: str | None = options.get("onnx_file") or file or None
     # Another model has settings of its own; they differ, and then the store names every difference.
     if recorded is not None and (model is None or _is_same(model, recorded, backend, onnx_file)):
@@ -78,11 +84,27 @@ def _choose_model(
     settings |= {option: value for option, value in options.items() if value is not None}
     settings |= {"backend": backend, "onnx_file": onnx_file}
     if backend == "api":
+        settings["base_url"] = _choose_base_url(recorded, options)
         for of_the_service in ("context_weight", "crest_factor"):
             settings.pop(of_the_service, None)
         if recorded is not None and recorded.quantizer == "sign":
             settings["api"] = ApiOptions(encoding="binary")
     return name, settings
+
+
+def _choose_base_url(recorded: Fingerprint | None, options: dict[str, Any]) -> str | None:
+    """Return the address of a server of one's own, or None for the hosted service.
+
+    No index says where it is, which anybody may have written: what is asked, and the key, would go there.
+    """
+    given: str | None = options.get("base_url") or os.environ.get(BASE_URL_VARIABLE) or None
+    # The hosted service tells no revision. What was kept at home must not be asked there, for want of an option.
+    if given is None and recorded is not None and recorded.backend == "api" and recorded.revision is not None:
+        raise InvalidInputError(
+            f"the index was written by a server of your own that runs {recorded.source}; say where that is, with "
+            f"--base-url http://HOST:PORT or {BASE_URL_VARIABLE}, or run the model here, with --backend torch"
+        )
+    return given
 
 
 def _is_same(model: str, recorded: Fingerprint, backend: str, onnx_file: str | None) -> bool:

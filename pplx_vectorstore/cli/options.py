@@ -68,6 +68,14 @@ BackendOption = Annotated[
         help="torch, onnx, or api (hosted; key from PERPLEXITY_API_KEY); by default the index's own, or torch."
     ),
 ]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Have the model run by the `pplx-vectorstore serve` at this address (backend api); by default that in "
+        "PPLX_VECTORSTORE_BASE_URL.",
+        metavar="URL",
+    ),
+]
 OnnxFileOption = Annotated[
     str | None, typer.Option(help="model, model_quantized or model_q4; by default the first there is.")
 ]

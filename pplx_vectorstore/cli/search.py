@@ -14,6 +14,7 @@ from pplx_vectorstore.cli.model import load_model_of_queries
 from pplx_vectorstore.cli.options import (
     NEAREST,
     BackendOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DtypeOption,
@@ -73,6 +74,7 @@ def search(
     ] = False,
     model: Annotated[str | None, typer.Option(help="Where the index's model is now, if it moved.")] = None,
     backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     onnx_file: OnnxFileOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -114,7 +116,13 @@ def search(
         started = time.monotonic()
         with connect(store, grpc_port) as client:
             recorded = require_fingerprint(client, store, collection)
-            options_of_model = {"backend": backend, "onnx_file": onnx_file, "device": device, "dtype": dtype}
+            options_of_model = {
+                "backend": backend,
+                "base_url": base_url,
+                "onnx_file": onnx_file,
+                "device": device,
+                "dtype": dtype,
+            }
             encoder = load_model_of_queries(messages, model, recorded, options_of_model)
             opened = VectorStore(client, collection, encoder=encoder, tenant=tenant, create=False)
             records = None if is_url(store) else FileRecords(Path(store), collection, tenant)

@@ -15,7 +15,6 @@ from pplx_vectorstore.terminal import busy
 
 if TYPE_CHECKING:
     from pplx_vectorstore.collection import Fingerprint
-    from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.store import VectorStore
     from pplx_vectorstore.terminal import Messages
 
@@ -64,20 +63,13 @@ def index_what_is_not(messages: Messages, client: Any, collection: str) -> None:
             client.optimize(collection)
 
 
-def make_calls(client: Any) -> BlockingCalls:
-    """Return what calls the engine, and again after failures that may pass."""
-    from pplx_vectorstore.engines.calls import BlockingCalls
-    from pplx_vectorstore.engines.retrying import Retries
-
-    return BlockingCalls(client, Retries.of(client))
-
-
 def recorded_fingerprint(client: Any, collection: str) -> Fingerprint | None:
     """Read how the collection was written, or return None where there is none yet."""
     from pplx_vectorstore.coroutines import run_now
+    from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.operations.prepare import read_fingerprint
 
-    return run_now(read_fingerprint(make_calls(client), collection))
+    return run_now(read_fingerprint(BlockingCalls.of(client), collection))
 
 
 def require_fingerprint(client: Any, store: str, collection: str) -> Fingerprint:
@@ -100,9 +92,10 @@ def require_fingerprint(client: Any, store: str, collection: str) -> Fingerprint
 def read_tenants(client: Any, collection: str) -> list[str] | None:
     """List a collection's tenants, or return None where it has none."""
     from pplx_vectorstore.coroutines import run_now
+    from pplx_vectorstore.engines.calls import BlockingCalls
     from pplx_vectorstore.operations.prepare import list_tenants
 
-    return run_now(list_tenants(make_calls(client), collection))
+    return run_now(list_tenants(BlockingCalls.of(client), collection))
 
 
 def open_reader(

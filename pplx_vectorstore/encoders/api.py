@@ -470,6 +470,9 @@ def load_served_encoder(
     finally:
         client.close()
     served = ServedModel.read(listed, model, base_url)
+    checkpoint = Path(model).expanduser()
+    if checkpoint.is_dir():  # where the tokenizer is found again, whatever the server calls the model
+        served = replace(served, fingerprint=replace(served.fingerprint, source=str(checkpoint.resolve())))
     served.require(base_url, revision=revision, window_tokens=window_tokens, min_context=min_context)
     given = options.tokenizer
     folder = find_tokenizer(model, served.fingerprint.revision) if given is None else Path(given).expanduser()

@@ -95,6 +95,7 @@ def load_query_encoder(
     query_cache: int = 0,
     onnx_file: str | None = None,
     api_key: str | None = None,
+    base_url: str | None = None,
     api: ApiOptions | None = None,
 ) -> QueryEncoder | LateChunkingEncoder | ApiEncoder:
     """Load what embeds queries, for one search in a process of its own.
@@ -118,8 +119,9 @@ def load_query_encoder(
         crest_factor: Largest component over the root mean square that vectors have.
         query_cache: Queries whose codes are remembered.
         onnx_file: Name of an ONNX file.
-        api_key: Of the hosted service.
-        api: How the hosted service is asked.
+        api_key: Of the hosted service, or of the server at `base_url`.
+        base_url: Of a ``pplx-vectorstore serve`` that runs the model.
+        api: How the service is asked.
 
     Returns:
         A `QueryEncoder`, or what `load_encoder` returns.
@@ -130,7 +132,7 @@ def load_query_encoder(
     options: dict[str, Any] = {name: value for name, value in locals().items() if name != "model"}
     of_numpy = {"dimensions", "window_tokens", "min_context", "context_weight", "crest_factor", "query_cache"}
     is_for_numpy = backend == "torch" and device in ("auto", "cpu") and dtype in ("auto", "float32")
-    if is_for_numpy and onnx_file is None and api_key is None and api is None:
+    if is_for_numpy and all(options[name] is None for name in ("onnx_file", "api_key", "base_url", "api")):
         try:
             return _load(model, revision, **{name: options[name] for name in of_numpy})
         except UnsupportedByNumpyError as error:

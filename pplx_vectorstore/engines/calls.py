@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import GLANCE, Retries, operation, require_wanted
@@ -76,6 +76,11 @@ class BlockingCalls:
         self._retries = retries
         self._threads = threads
         self._turn = contextlib.nullcontext() if threads else _turn_of(client)
+
+    @classmethod
+    def of(cls, client: Any) -> Self:
+        """Return what calls an engine for one who has no store over it, and again after failures that may pass."""
+        return cls(client, Retries.of(client))
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""

@@ -203,7 +203,7 @@ class Shard:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-            with translated(self.path):
+            with translated(self.path, _DAMAGED):
                 self._load(self._take_turn())
         finally:
             with self._changed:
@@ -727,9 +727,12 @@ def _replay(engine: edge.EdgeShard, indexing: Indexing, done: int) -> int:
     return end
 
 
+_DAMAGED = ". If it cannot be opened again and again, it is damaged: put a copy of it back, or index into a new folder"
+
+
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn the engine's errors into ours; it raises bare Exception for all of them."""
+def translated(path: Path, way_out: str = "") -> Iterator[None]:
+    """Turn the engine's errors into ours, which end in a way out; it raises bare Exception for all of them."""
     try:
         yield
     except (StoreError, InvalidInputError, GivenUpError):
@@ -737,7 +740,7 @@ def translated(path: Path) -> Iterator[None]:
     except Exception as error:
         if "WouldBlock" in str(error):
             raise StoreLockedError(f"the index {path} is in use by another program; close it there first") from error
-        raise StoreError(f"the engine failed on {path}: {error}") from error
+        raise StoreError(f"the engine failed on {path}: {error}{way_out}") from error
 
 
 _shards: dict[tuple[Path, bool], Shard] = {}
