@@ -480,7 +480,7 @@ class AsynchronousOnEdge(OnEdge):
 
 
 # Over HTTP, each step takes several times as long.
-EXAMPLES = {OnEdge: 200, AsynchronousOnEdge: 100, OnServer: 50, Asynchronous: 20}
+EXAMPLES = {OnEdge: 200, AsynchronousOnEdge: 50, OnServer: 30, Asynchronous: 15}
 
 
 @pytest.mark.parametrize("machine", EXAMPLES, ids=lambda machine: machine.__name__)

@@ -142,7 +142,7 @@ def by_bits(monkeypatch):
     monkeypatch.setattr(access, "_FULL_SCAN_BYTES", 0)
 
 
-@pytest.fixture(params=["64 by codes", "384 by codes", "384 by bits"])
+@pytest.fixture(params=["64 by codes", pytest.param("384 by codes", marks=pytest.mark.slow), "384 by bits"])
 def indexed(request, folder, hash_encoder):
     dimension, _, way = request.param.split()
     if way == "bits":
@@ -197,7 +197,7 @@ def test_recall_from_the_first_add_to_a_reopened_index(indexed, rng):
     indexed.assert_found(sample)
 
 
-@pytest.mark.parametrize("n_new", [1, 2, 3, 50])
+@pytest.mark.parametrize("n_new", [1, 3, 50])
 def test_points_written_after_indexing_are_found(indexed, rng, n_new):
     dimension = indexed.codes.shape[1]
     indexed.add(clustered_codes(rng, 2000, dimension))

@@ -394,7 +394,7 @@ SEARCHES = st.fixed_dictionaries(
 # --- what is asked of points at rest -------------------------------------------------------------------
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     points=POINTS,
     more=POINTS,
@@ -440,7 +440,7 @@ def indexed():
         yield both
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(codes=QUERIES, search=SEARCHES, given_filter=ALONE | FILTERS, page=st.integers(20, 200))
 def test_indexed_points_are_the_same(indexed, codes, search, given_filter, page):
     indexed.assert_same_hits(codes, **search)
@@ -546,4 +546,4 @@ class Writes(RuleBasedStateMachine):
 
 
 def test_any_order_of_writes_leaves_the_same_points():
-    run_state_machine_as_test(Writes, settings=settings(max_examples=45, stateful_step_count=15, deadline=None))
+    run_state_machine_as_test(Writes, settings=settings(max_examples=20, stateful_step_count=15, deadline=None))

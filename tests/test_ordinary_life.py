@@ -27,7 +27,9 @@ DIMENSION = 384
 
 
 EACH_WAY = pytest.mark.parametrize(
-    ("engine", "way"), [("edge", "codes"), ("edge", "bits"), ("http", "bits")], indirect=True
+    ("engine", "way"),
+    [("edge", "codes"), ("edge", "bits"), pytest.param("http", "bits", marks=pytest.mark.slow)],
+    indirect=True,
 )
 
 

@@ -455,7 +455,7 @@ def as_json(value):
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=dict)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_no_interleaving_touches_another_tenant(open_tenant, tmp_path, hash_encoder, read_points, seed):
     stores = {tenant: open_tenant(tenant) for tenant in TENANTS}
     interleaving = Interleaving(stores, seed, tmp_path, hash_encoder(DIMENSION), read_points)

@@ -151,7 +151,7 @@ def assert_left(index, encoder, left):
                 assert store.search(query, k=1)[0].text == text
 
 
-@pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [30, pytest.param(150, marks=pytest.mark.slow)])
 def test_spawned_processes_share_a_folder(index, hash_encoder, start, n):
     workers = [start(SPAWNED, index, number, n) for number in range(4)]
     left = {}
@@ -161,7 +161,7 @@ def test_spawned_processes_share_a_folder(index, hash_encoder, start, n):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [30, pytest.param(150, marks=pytest.mark.slow)])
 def test_forked_processes_share_a_folder(index, hash_encoder, start, n):
     left = finish(start(FORKING, index, 3, n))
     assert_left(index, hash_encoder(DIMENSION), {**left, "before": 3, "after": 3})
@@ -266,7 +266,7 @@ def children_of(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-@pytest.mark.parametrize("n_kills", [4, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_kills_at_any_moment_lose_and_double_nothing(index, hash_encoder, start, n_kills):
     """Two processes write, index aside and take turns; one, the program that indexes for it, or all are killed."""
     rng = random.Random(0)
