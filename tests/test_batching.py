@@ -41,3 +41,14 @@ def test_pad_rows():
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert lengths.tolist() == [3, 1]
     assert ids.dtype == lengths.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("longest", "grain", "most", "width"),
+    [(1, 16, None, 16), (16, 16, None, 16), (17, 16, None, 32), (17, 16, 32, 32), (17, 16, 20, 20), (17, 16, 8, 17)],
+)
+def test_rows_are_filled_up_to_a_multiple_as_far_as_that_goes(longest, grain, most, width):
+    ids, lengths = pad_rows([np.arange(longest), np.arange(1)], pad_id=9, grain=grain, most=most)
+    assert ids.shape == (2, width)
+    assert lengths.tolist() == [longest, 1]
+    assert ids[0].tolist() == [*range(longest), *[9] * (width - longest)]

@@ -1,5 +1,6 @@
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,14 +156,35 @@ class TestPooling:
 
         class Short(torch.nn.Module):
             device = torch.device("cpu")
+            config = SimpleNamespace()
 
             def forward(self, input_ids, attention_mask):
                 hidden = torch.zeros(len(input_ids), input_ids.shape[1] - 1, 64)
                 return type("Output", (), {"last_hidden_state": hidden})
 
         model = TorchTokenModel(Short(), 0, bidirectional_qwen3=True)
-        with pytest.raises(AlignmentError, match=r"gave \(1, 2, 64\) for token ids of shape \(1, 3\)"):
+        with pytest.raises(AlignmentError, match=r"gave \(1, 15, 64\) for token ids of shape \(1, 16\)"):
             model.pool([np.arange(3)], [[(0, 2)]])
+
+    def test_few_shapes_of_batches_and_no_position_too_many(self):
+        """Libraries below keep code and buffers for each; a position that a model lacks is out of range."""
+        shapes = set()
+
+        class Seeing(torch.nn.Module):
+            device = torch.device("cpu")
+            config = SimpleNamespace(max_position_embeddings=100)
+
+            def forward(self, input_ids, attention_mask):
+                shapes.add(tuple(input_ids.shape))
+                if attention_mask is not None:
+                    assert ((input_ids == 9) == ~attention_mask).all()
+                return SimpleNamespace(last_hidden_state=input_ids[..., None].float())
+
+        model = TorchTokenModel(Seeing(), 9, bidirectional_qwen3=False)
+        for length in range(1, 101):
+            pooled = model.pool([np.full(length, length + 9), np.arange(1)], [[(0, length)], [(0, 1)]])
+            assert pooled.tolist() == [[length + 9], [0]]
+        assert shapes == {(2, width) for width in (16, 32, 48, 64, 80, 96, 100)}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

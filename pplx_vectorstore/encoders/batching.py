@@ -37,18 +37,26 @@ def plan_batches(lengths: Sequence[int], token_budget: int, *, pads: bool) -> li
     return batches
 
 
-def pad_rows(rows: Sequence[TokenIds], pad_id: int) -> tuple[TokenIds, TokenIds]:
-    """Fill rows up to the longest.
+def pad_rows(
+    rows: Sequence[TokenIds], pad_id: int, *, grain: int = 1, most: int | None = None
+) -> tuple[TokenIds, TokenIds]:
+    """Fill rows up to the longest, or somewhat further.
 
     Args:
         rows: int64 ids, at least one row.
         pad_id: What to fill with.
+        grain: What the width is to be a multiple of.
+        most: Width at which that ends, if any; longer rows are not cut.
 
     Returns:
-        int64 ids of shape (n_rows, longest), and the rows' lengths, int64, shape (n_rows,).
+        int64 ids of shape (n_rows, width), and the rows' lengths, int64, shape (n_rows,).
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    ids = np.full((len(rows), int(lengths.max())), pad_id, dtype=np.int64)
+    longest = int(lengths.max())
+    width = -(-longest // grain) * grain
+    if most is not None:
+        width = max(longest, min(width, most))
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     for filled, row in zip(ids, rows, strict=True):
         filled[: len(row)] = row
     return ids, lengths

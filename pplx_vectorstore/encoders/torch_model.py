@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"\blayers?\.\d+\.")
 
+# On a CPU, code and buffers are kept for every shape that was seen: rows are filled up to a multiple of this, so that
+# there are few, and memory stays what it is.
+_CPU_GRAIN = 16
+
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 
 
@@ -73,7 +77,9 @@ class TorchTokenModel:
         """Run the rows as one batch and mean-pool spans of each; see ``TokenModel.pool``."""
         import torch
 
-        ids, lengths = pad_rows(rows, self._pad_id)
+        # Some models have so many positions, whoever takes them.
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        ids, lengths = pad_rows(rows, self._pad_id, grain=_CPU_GRAIN if self.runs_on_cpu else 1, most=positions)
         with torch.inference_mode():
             hidden = self._forward(torch.from_numpy(ids), lengths)
             if hidden.shape[:2] != ids.shape:
