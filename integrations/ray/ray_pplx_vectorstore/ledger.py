@@ -33,7 +33,7 @@ class _Open:
 class Ledger:
     """Kept in an actor of its own, so that it outlives the workers.
 
-    Batches are named by whoever works at them: the same name for each attempt at the same rows.
+    Batches are named by whoever works at them: the same name for each attempt at a batch, and another for all others.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Ledger:
             self._error = error
 
     def report(self) -> IngestionReport:
-        """Return what was done so far, as far as workers have told; what two batches of the same ids did, once."""
+        """Return what was done so far, as far as workers have told."""
         self._reports = [sum_reports(self._reports)]
         return self._reports[0]
 

@@ -24,17 +24,15 @@ from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
-from pplx_vectorstore.errors import InvalidInputError, ServerUnavailableError, StoreNotFoundError
+from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreNotFoundError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from ray_pplx_vectorstore.ledger import Ledger
+from ray_pplx_vectorstore.patience import DEFAULT_PATIENCE, check_patience
 from ray_pplx_vectorstore.place import Model, ModelChoice, Place
 from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
 from ray_pplx_vectorstore.reports import IngestionReport, sum_reports
 from ray_pplx_vectorstore.rows import document_columns
 from ray_pplx_vectorstore.worker import OnError, SyncWorker, read_reports
-
-DEFAULT_PATIENCE = 900.0
-"""Seconds; less than Ray Data's own, after which it ends a job without progress, 1,800 by default."""
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -109,8 +107,12 @@ def sync_documents(
     """
     if on_error not in get_args(OnError):
         raise InvalidInputError(f"on_error must be 'raise' or 'report', not {on_error!r}")
-    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience < 0:
-        raise InvalidInputError(f"patience must be seconds of at least 0, not {patience!r}")
+    patience = check_patience(patience)
+    if ds.context.max_errored_blocks:
+        raise InvalidInputError(
+            f"Ray Data's max_errored_blocks is {ds.context.max_errored_blocks}: it would leave out documents that "
+            "cannot be stored, and not tell; set it to 0, and have on_error='report' name them"
+        )
     place = Place(
         url=url,
         model=ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=chunk_tokens),
@@ -132,7 +134,7 @@ def sync_documents(
         if columns is None:
             return IngestionReport()
         with store.bulk_load() if bulk_load else contextlib.nullcontext(None) as still_loading:
-            job = _Job(pool, (place, on_error, float(patience)), still_loading, started, told=progress)
+            job = _Job(pool, (place, on_error, patience), still_loading, started, told=progress)
             report, error = job.run(ds.select_columns(columns))
             if error is not None:
                 gc.collect()  # Ray's frames and errors hold one another, and so the workers
@@ -184,7 +186,7 @@ class _Job:
                 warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
                 synced.write_datasink(sink)
         except Exception as error:  # noqa: BLE001 - returned, to be raised
-            pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+            pickled, report = _ask(ledger)
             report = self._timed(report)
             return report, _with_report(error.with_traceback(None), pickled, report)
         finally:
@@ -198,12 +200,16 @@ class _Job:
 
         def watch() -> None:
             while not ended.wait(SECONDS_BETWEEN_LINES):
-                if self._told and not sys.stderr.isatty():
-                    report = self._timed(ray.get(ledger.report.remote()))
-                    print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
+                # What goes wrong here is no reason to stop: others would take the load for abandoned, and end it.
                 if self._still_loading is not None:
-                    with contextlib.suppress(ServerUnavailableError):  # the next time, then
+                    with contextlib.suppress(StoreError):  # the next time, then
                         self._still_loading()
+                if self._told and not sys.stderr.isatty():
+                    with contextlib.suppress(
+                        ray.exceptions.RayError, OSError
+                    ):  # of which the job tells, or nobody reads
+                        report = self._timed(ray.get(ledger.report.remote()))
+                        print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
 
         thread = threading.Thread(target=watch, name="pplx-vectorstore", daemon=True)
         thread.start()
@@ -259,6 +265,15 @@ def _open_store(
 
 def _create_collection(place: Place, config: CollectionConfig | None) -> None:
     place.open(place.model.load(), create=True, config=config).close()
+
+
+def _ask(ledger: Any) -> tuple[bytes | None, IngestionReport]:
+    """Ask the ledger for the error that has ended a job, pickled, and for what was done; nothing where it is gone."""
+    try:
+        pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+    except ray.exceptions.RayActorError:  # which may be why the job ended, and what Ray says of that is to be read
+        return None, IngestionReport()
+    return pickled, report
 
 
 def _with_report(error: Exception, pickled: bytes | None, report: IngestionReport) -> Exception:
