@@ -9,14 +9,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
 import ray
-from ray.data import Dataset, Datasink
-from ray.data.block import Block, BlockAccessor
-from ray.data.datasource import WriteResult
+from ray.data import Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pplx_vectorstore import CollectionConfig, PplxVectorStoreError, VectorStore
@@ -30,9 +28,10 @@ from ray_pplx_vectorstore.ledger import Ledger
 from ray_pplx_vectorstore.patience import DEFAULT_PATIENCE, check_patience
 from ray_pplx_vectorstore.place import Model, ModelChoice, Place
 from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
-from ray_pplx_vectorstore.reports import IngestionReport, sum_reports
+from ray_pplx_vectorstore.reports import IngestionReport
 from ray_pplx_vectorstore.rows import document_columns
-from ray_pplx_vectorstore.worker import OnError, SyncWorker, read_reports
+from ray_pplx_vectorstore.sink import CountingDatasink
+from ray_pplx_vectorstore.worker import OnError, SyncWorker
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -179,7 +178,7 @@ class _Job:
         actor: Any = ray.remote(num_cpus=0)(Ledger)
         ledger = actor.options(scheduling_strategy=here).remote()
         synced = self._pool.map(self._pool.repartition(documents), SyncWorker, (place, ledger, on_error, patience))
-        sink = _CountingDatasink()
+        sink = CountingDatasink()
         try:
             with self._watch(ledger), warnings.catch_warnings():
                 # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
@@ -221,27 +220,6 @@ class _Job:
 
     def _timed(self, report: IngestionReport) -> IngestionReport:
         return replace(report, seconds=time.monotonic() - self._started)
-
-
-class _CountingDatasink(Datasink[list[IngestionReport]]):
-    """The end of a job: all is written already, and only counts come, each once, whatever was done again before.
-
-    Also where Ray notes in its checkpoint what has come through.
-
-    Attributes:
-        report: The sum, once the job has ended.
-    """
-
-    def __init__(self) -> None:
-        self.report = IngestionReport()
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> list[IngestionReport]:
-        """Read the reports of batches."""
-        return [report for block in blocks for report in read_reports(BlockAccessor.for_block(block).to_arrow())]
-
-    def on_write_complete(self, write_result: WriteResult[list[IngestionReport]]) -> None:
-        """Add them up."""
-        self.report = sum_reports(report for reports in write_result.write_returns for report in reports)
 
 
 def _open_store(

@@ -24,6 +24,7 @@ from ray_pplx_vectorstore.patience import insist
 from ray_pplx_vectorstore.place import MeteredEncoder, Place
 from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_counts, go_on_from
 from ray_pplx_vectorstore.rows import read_documents
+from ray_pplx_vectorstore.sink import RESULT, make_result
 
 OnError = Literal["raise", "report"]
 
@@ -34,14 +35,6 @@ MOST_DEATHS = 2
 
 # Of a server's refusals, those that are of what was sent: a bad request, too large, not to be processed.
 _OF_WHAT_WAS_SENT = (400, 413, 422)
-
-RESULT = pa.schema([("id", pa.string()), ("report", pa.binary())])
-"""Of the rows that a worker gives: one for each document that is stored, and one with the batch's report, pickled.
-
-A checkpoint remembers the ids, so those of failed documents, which are to be tried again, are not among them.
-"""
-# What the id of a report begins with: a checkpoint needs one, and leaves out a document of the same.
-_REPORT_OF = "report of the batch "
 
 
 @dataclass(slots=True)
@@ -93,8 +86,7 @@ class SyncWorker:
             ray.get(self._ledger.fail.remote(pickle.dumps(error)))
             raise
         ray.get(self._ledger.end.remote(name, report))
-        rows = [*stored, _REPORT_OF + name], [*[None] * len(stored), pickle.dumps(report)]
-        return pa.table(list(rows), schema=RESULT)
+        return make_result(name, stored, report)
 
     def _sync(self, batch: pa.Table, name: str, attempt: Attempt) -> tuple[list[str], IngestionReport]:
         encoder, store = self._open()
@@ -185,13 +177,6 @@ class SyncWorker:
                 raise
 
         return insist(sync, self._patience)
-
-
-def read_reports(result: pa.Table) -> list[IngestionReport]:
-    """Read the reports of batches from the rows that workers gave."""
-    if not result.num_rows:  # Ray's own, without columns, where a checkpoint has left no row at all
-        return []
-    return [pickle.loads(pickled) for pickled in result.column("report").drop_null().to_pylist()]
 
 
 def _name_of(batch: pa.Table) -> str:

@@ -11,7 +11,8 @@ import pytest
 from ray_pplx_vectorstore import patience, worker
 from ray_pplx_vectorstore.ledger import Attempt, Ledger
 from ray_pplx_vectorstore.place import ModelChoice, Place
-from ray_pplx_vectorstore.worker import RESULT, SyncWorker, read_reports
+from ray_pplx_vectorstore.sink import RESULT, read_reports
+from ray_pplx_vectorstore.worker import SyncWorker
 
 from pplx_vectorstore import VectorStore
 from pplx_vectorstore.errors import (
