@@ -180,10 +180,8 @@ class SyncWorker:
 
 
 def _name_of(batch: pa.Table) -> str:
-    """Name a batch, alike for each attempt at it, and unlike all others, of the same ids too."""
-    task = ray.get_runtime_context().get_task_id()  # the same when it is tried again
-    ids = batch.column("id").to_pylist()
-    return hashlib.sha256(repr((task, ids)).encode("utf-8")).hexdigest()
+    """Name a batch, alike for each attempt at it: by its rows, since Ray's own names change when it tries again."""
+    return hashlib.sha256(repr(batch.to_pydict()).encode("utf-8")).hexdigest()
 
 
 def _is_of_a_document(error: PplxVectorStoreError) -> bool:

@@ -57,7 +57,6 @@ def ask(ledger):
 def make_worker(server, ledger, chaos, tmp_path, hash_encoder, monkeypatch):
     """A factory of workers on a collection that exists: ``make_worker(on_error="report", patience=0)``."""
     monkeypatch.setattr(worker.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: types.SimpleNamespace(get_task_id=lambda: "task"))
     with VectorStore.connect(server.url, encoder=hash_encoder(64)):
         pass
 
@@ -158,10 +157,8 @@ def test_a_batch_has_one_name_and_another_of_the_same_ids_another(make_worker, l
     begin = ledger.begin
     monkeypatch.setattr(ledger, "begin", lambda name: begun.append(name) or begin(name))
     one = make_worker()
-    for task in ("a", "a", "b"):
-        context = types.SimpleNamespace(get_task_id=lambda task=task: task)
-        monkeypatch.setattr(worker.ray, "get_runtime_context", lambda context=context: context)
-        one(batch_of(1))
+    for batch in (batch_of(2), batch_of(2), batch_of(2, d1={"chunks": ["another"]})):
+        one(batch)
     assert begun[0] == begun[1] != begun[2]
 
 
