@@ -117,6 +117,8 @@ def start_ray() -> Iterator[None]:
     """Start Ray on two CPUs of this machine; what it writes is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ |= {"HOME": folder, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        # As on any machine of few cores: 32 processes by default, which would be most of a small job's cost.
+        os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"
         os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
         ray.data.DataContext.get_current().enable_progress_bars = False
