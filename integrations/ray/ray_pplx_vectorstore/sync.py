@@ -204,9 +204,8 @@ class _Job:
                     with contextlib.suppress(StoreError):  # the next time, then
                         self._still_loading()
                 if self._told and not sys.stderr.isatty():
-                    with contextlib.suppress(
-                        ray.exceptions.RayError, OSError
-                    ):  # of which the job tells, or nobody reads
+                    # The job itself tells of the one; of the other, nobody reads.
+                    with contextlib.suppress(ray.exceptions.RayError, OSError):
                         report = self._timed(ray.get(ledger.report.remote()))
                         print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
 
