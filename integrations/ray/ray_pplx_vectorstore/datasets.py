@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from pplx_vectorstore.documents import Chunk, Document
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError
+from ray_pplx_vectorstore.patience import DEFAULT_PATIENCE, check_patience, insist
 from ray_pplx_vectorstore.place import MeteredEncoder, Model, ModelChoice, Place
 from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
 from ray_pplx_vectorstore.rows import document_columns, read_documents, require_query_column
+
+HITS = "hits"
+"""The column of what was found, a list of `HIT` in each row."""
 
 HIT = pa.struct(
     [
@@ -63,7 +68,8 @@ def embed_documents(
 
     Returns:
         A dataset, computed as it is read: `id` (string), `chunks` (list<string>) and `codes`, int8 of
-        (n_chunks, dimension) as a list<fixed_size_list<int8>>, which ``Document(vectors=...)`` takes.
+        (n_chunks, dimension) as a list<fixed_size_list<int8>>; ``Document(vectors=...)`` takes them as
+        ``np.array(list(row["codes"]), np.int8).reshape(-1, dimension)``.
 
     Raises:
         InvalidInputError: An argument or the dataset's columns are not usable. What is raised while the dataset is read
@@ -99,6 +105,7 @@ def search_dataset(
     num_gpus: float = 0,
     num_cpus: float | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    patience: float = DEFAULT_PATIENCE,
     tenant: str | None = None,
     prefer_grpc: bool = False,
     grpc_port: int | None = None,
@@ -127,6 +134,7 @@ def search_dataset(
         num_gpus: See there.
         num_cpus: See there.
         batch_size: Questions that a worker searches for at once.
+        patience: See there.
         tenant: See there.
         prefer_grpc: See there.
         grpc_port: See there.
@@ -142,6 +150,7 @@ def search_dataset(
         StoreNotFoundError: There is no such collection.
         PplxVectorStoreError: As for ``VectorStore``.
     """
+    patience = check_patience(patience)
     place = Place(
         url=url,
         model=ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=DEFAULT_CHUNK_TOKENS),
@@ -156,7 +165,7 @@ def search_dataset(
     )
     pool = Pool(workers=workers, num_gpus=num_gpus, num_cpus=num_cpus, batch_size=batch_size)
     pool.require_room_for_reading(ds)
-    require_query_column(ds.schema(), column)
+    require_query_column(ds.schema(), column, HITS)
     place.open_without_model().close()  # what is wrong is told now
     search = {
         "k": k,
@@ -169,7 +178,7 @@ def search_dataset(
         "score_threshold": score_threshold,
         "context": context,
     }
-    return pool.map(pool.repartition(ds), SearchWorker, (place, column, search))
+    return pool.map(pool.repartition(ds), SearchWorker, (place, column, search, patience))
 
 
 class EmbeddingWorker:
@@ -180,8 +189,8 @@ class EmbeddingWorker:
     """
 
     def __init__(self, choice: ModelChoice) -> None:
-        self._encoder: MeteredEncoder = choice.load()
-        self._chunker: Chunker = choice.chunker_of(self._encoder)
+        self._choice = choice
+        self._loaded: tuple[MeteredEncoder, Chunker] | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Embed a batch."""
@@ -190,9 +199,10 @@ class EmbeddingWorker:
             if not isinstance(read, Document):
                 raise read
             documents.append(read)
-        texts = [[chunk.text for chunk in self._chunks_of(document)] for document in documents]
-        all_codes = self._encoder.encode_documents(texts)
-        dimension = self._encoder.spec.dimension
+        encoder, chunker = self._load()
+        texts = [[chunk.text for chunk in _chunks_of(document, chunker)] for document in documents]
+        all_codes = encoder.encode_documents(texts)
+        dimension = encoder.spec.dimension
         flat = np.concatenate([np.zeros((0, dimension), np.int8), *all_codes])
         rows = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dimension)
         offsets = np.cumsum([0, *map(len, all_codes)])
@@ -204,10 +214,11 @@ class EmbeddingWorker:
             }
         )
 
-    def _chunks_of(self, document: Document) -> list[Chunk]:
-        if document.chunks is None:
-            return self._chunker.split(document.text or "", document.format)
-        return [chunk if isinstance(chunk, Chunk) else Chunk(text=chunk) for chunk in document.chunks]
+    def _load(self) -> tuple[MeteredEncoder, Chunker]:
+        if self._loaded is None:
+            encoder = self._choice.load()
+            self._loaded = encoder, self._choice.chunker_of(encoder)
+        return self._loaded
 
 
 class SearchWorker:
@@ -217,22 +228,36 @@ class SearchWorker:
         place: The store.
         column: Of the questions.
         search: Options of ``VectorStore.search_batch``.
+        patience: Seconds for which a server that is away is waited for.
     """
 
-    def __init__(self, place: Place, column: str, search: Mapping[str, Any]) -> None:
+    def __init__(self, place: Place, column: str, search: Mapping[str, Any], patience: float) -> None:
         self._place = place
         self._column = column
         self._search = dict(search)
+        self._patience = patience
+        self._encoder: MeteredEncoder | None = None
         self._store: VectorStore | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Search for the questions of a batch."""
-        if self._store is None:
-            self._store = self._place.open(self._place.model.load())
         questions = batch.column(self._column).to_pylist() if batch.num_rows else []
-        found = self._store.search_batch(questions, **self._search) if questions else []
+        found = insist(partial(self._search_batch, questions), self._patience) if questions else []
         hits = pa.array([[_row(hit) for hit in hits] for hits in found], pa.list_(HIT))
-        return batch.append_column("hits", hits)
+        return batch.append_column(HITS, hits)
+
+    def _search_batch(self, questions: list[str]) -> list[list[Hit]]:
+        if self._encoder is None:
+            self._encoder = self._place.model.load()
+        if self._store is None:
+            self._store = self._place.open(self._encoder)
+        return self._store.search_batch(questions, **self._search)
+
+
+def _chunks_of(document: Document, chunker: Chunker) -> list[Chunk]:
+    if document.chunks is None:
+        return chunker.split(document.text or "", document.format)
+    return [chunk if isinstance(chunk, Chunk) else Chunk(text=chunk) for chunk in document.chunks]
 
 
 def _row(hit: Hit) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Ledger:
 
     def begin_alone(self, batch: str, document_id: str) -> None:
         """Note that from now on the worker is at this document alone."""
-        self._open[batch].at = document_id
+        # It may be noted as done: where the same rows came twice, by another worker.
+        self._open.setdefault(batch, _Open()).at = document_id
 
     def end(self, batch: str, report: IngestionReport) -> None:
         """Note what was done with a batch; again only where its outcome was lost on the way, which changes nothing."""
@@ -68,7 +69,7 @@ class Ledger:
             self._error = error
 
     def report(self) -> IngestionReport:
-        """Return what was done so far, as far as workers have told; what two batches of the same ids did, once."""
+        """Return what was done so far, as far as workers have told; what two batches of the same rows did, once."""
         self._reports = [sum_reports(self._reports)]
         return self._reports[0]
 

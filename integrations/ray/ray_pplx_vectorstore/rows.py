@@ -48,15 +48,18 @@ def document_columns(schema: Schema | None) -> list[str] | None:
     return [name for name in DOCUMENT_COLUMNS if name in types]
 
 
-def require_query_column(schema: Schema | None, column: str) -> None:
-    """Refuse a dataset without a column of questions.
+def require_query_column(schema: Schema | None, column: str, result: str) -> None:
+    """Refuse a dataset without a column of questions, or with one of the name that the result gets.
 
     Raises:
-        InvalidInputError: The column is missing, or no text.
+        InvalidInputError: The column is missing, or no text; or there is one that is called like the result.
     """
     types = _types(schema)
-    if types is not None:
-        _require(types, column, _is_text, "query")
+    if types is None:
+        return
+    _require(types, column, _is_text, "query")
+    if result in types:
+        raise InvalidInputError(f"the dataset has a column {result!r}, which would be that of the result; rename it")
 
 
 def read_documents(table: pa.Table) -> Iterator[tuple[str | None, Document | InvalidDocumentError]]:
@@ -121,13 +124,16 @@ def _require(types: Mapping[str, Any], column: str, fits: Any, meaning: str | No
         raise InvalidInputError(
             f"the dataset has no column {column!r} ({expected}: {meaning}); it has {_listed(types)}"
         )
+    if not isinstance(types[column], pa.DataType):
+        raise InvalidInputError(
+            f"column {column!r} must be of type {expected}, not of Python objects ({meaning}); "
+            "ray.data.from_arrow(pyarrow.Table.from_pandas(frame)) keeps the types of a frame of pandas"
+        )
     if not fits(types[column]):
         raise InvalidInputError(f"column {column!r} must be of type {expected}, not {types[column]}: {meaning}")
 
 
-def _is_text(type_: Any) -> bool:
-    if not isinstance(type_, pa.DataType):
-        return False
+def _is_text(type_: pa.DataType) -> bool:
     return bool(
         pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_null(type_) or _is_coded(type_)
     )
@@ -137,9 +143,7 @@ def _is_coded(type_: pa.DataType) -> bool:
     return bool(pa.types.is_dictionary(type_) and _is_text(type_.value_type))
 
 
-def _is_list_of_text(type_: Any) -> bool:
-    if not isinstance(type_, pa.DataType):
-        return False
+def _is_list_of_text(type_: pa.DataType) -> bool:
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
     return bool(pa.types.is_null(type_) or (is_list and _is_text(type_.value_type)))
 

@@ -9,14 +9,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
 import ray
-from ray.data import Dataset, Datasink
-from ray.data.block import Block, BlockAccessor
-from ray.data.datasource import WriteResult
+from ray.data import Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pplx_vectorstore import CollectionConfig, PplxVectorStoreError, VectorStore
@@ -24,17 +22,16 @@ from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, IndexFields
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
-from pplx_vectorstore.errors import InvalidInputError, ServerUnavailableError, StoreNotFoundError
+from pplx_vectorstore.errors import InvalidInputError, StoreError, StoreNotFoundError
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from ray_pplx_vectorstore.ledger import Ledger
+from ray_pplx_vectorstore.patience import DEFAULT_PATIENCE, check_patience
 from ray_pplx_vectorstore.place import Model, ModelChoice, Place
 from ray_pplx_vectorstore.pool import DEFAULT_BATCH_SIZE, Pool
-from ray_pplx_vectorstore.reports import IngestionReport, sum_reports
+from ray_pplx_vectorstore.reports import IngestionReport
 from ray_pplx_vectorstore.rows import document_columns
-from ray_pplx_vectorstore.worker import OnError, SyncWorker, read_reports
-
-DEFAULT_PATIENCE = 900.0
-"""Seconds; less than Ray Data's own, after which it ends a job without progress, 1,800 by default."""
+from ray_pplx_vectorstore.sink import CountingDatasink
+from ray_pplx_vectorstore.worker import OnError, SyncWorker
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -109,8 +106,12 @@ def sync_documents(
     """
     if on_error not in get_args(OnError):
         raise InvalidInputError(f"on_error must be 'raise' or 'report', not {on_error!r}")
-    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience < 0:
-        raise InvalidInputError(f"patience must be seconds of at least 0, not {patience!r}")
+    patience = check_patience(patience)
+    if ds.context.max_errored_blocks:
+        raise InvalidInputError(
+            f"Ray Data's max_errored_blocks is {ds.context.max_errored_blocks}: it would leave out documents that "
+            "cannot be stored, and not tell; set it to 0, and have on_error='report' name them"
+        )
     place = Place(
         url=url,
         model=ModelChoice(model=model, options=dict(model_options or {}), chunk_tokens=chunk_tokens),
@@ -132,7 +133,7 @@ def sync_documents(
         if columns is None:
             return IngestionReport()
         with store.bulk_load() if bulk_load else contextlib.nullcontext(None) as still_loading:
-            job = _Job(pool, (place, on_error, float(patience)), still_loading, started, told=progress)
+            job = _Job(pool, (place, on_error, patience), still_loading, started, told=progress)
             report, error = job.run(ds.select_columns(columns))
             if error is not None:
                 gc.collect()  # Ray's frames and errors hold one another, and so the workers
@@ -177,14 +178,14 @@ class _Job:
         actor: Any = ray.remote(num_cpus=0)(Ledger)
         ledger = actor.options(scheduling_strategy=here).remote()
         synced = self._pool.map(self._pool.repartition(documents), SyncWorker, (place, ledger, on_error, patience))
-        sink = _CountingDatasink()
+        sink = CountingDatasink()
         try:
             with self._watch(ledger), warnings.catch_warnings():
                 # With a checkpoint, Ray warns that rows may be written twice. Those that are, are found unchanged.
                 warnings.filterwarnings("ignore", "Checkpointing with non-file datasink")
                 synced.write_datasink(sink)
         except Exception as error:  # noqa: BLE001 - returned, to be raised
-            pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+            pickled, report = _ask(ledger)
             report = self._timed(report)
             return report, _with_report(error.with_traceback(None), pickled, report)
         finally:
@@ -198,12 +199,15 @@ class _Job:
 
         def watch() -> None:
             while not ended.wait(SECONDS_BETWEEN_LINES):
-                if self._told and not sys.stderr.isatty():
-                    report = self._timed(ray.get(ledger.report.remote()))
-                    print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
+                # What goes wrong here is no reason to stop: others would take the load for abandoned, and end it.
                 if self._still_loading is not None:
-                    with contextlib.suppress(ServerUnavailableError):  # the next time, then
+                    with contextlib.suppress(StoreError):  # the next time, then
                         self._still_loading()
+                if self._told and not sys.stderr.isatty():
+                    # The job itself tells of the one; of the other, nobody reads.
+                    with contextlib.suppress(ray.exceptions.RayError, OSError):
+                        report = self._timed(ray.get(ledger.report.remote()))
+                        print(f"sync_documents: {_told(report)}", file=sys.stderr, flush=True)
 
         thread = threading.Thread(target=watch, name="pplx-vectorstore", daemon=True)
         thread.start()
@@ -215,27 +219,6 @@ class _Job:
 
     def _timed(self, report: IngestionReport) -> IngestionReport:
         return replace(report, seconds=time.monotonic() - self._started)
-
-
-class _CountingDatasink(Datasink[list[IngestionReport]]):
-    """The end of a job: all is written already, and only counts come, each once, whatever was done again before.
-
-    Also where Ray notes in its checkpoint what has come through.
-
-    Attributes:
-        report: The sum, once the job has ended.
-    """
-
-    def __init__(self) -> None:
-        self.report = IngestionReport()
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> list[IngestionReport]:
-        """Read the reports of batches."""
-        return [report for block in blocks for report in read_reports(BlockAccessor.for_block(block).to_arrow())]
-
-    def on_write_complete(self, write_result: WriteResult[list[IngestionReport]]) -> None:
-        """Add them up."""
-        self.report = sum_reports(report for reports in write_result.write_returns for report in reports)
 
 
 def _open_store(
@@ -259,6 +242,15 @@ def _open_store(
 
 def _create_collection(place: Place, config: CollectionConfig | None) -> None:
     place.open(place.model.load(), create=True, config=config).close()
+
+
+def _ask(ledger: Any) -> tuple[bytes | None, IngestionReport]:
+    """Ask the ledger for the error that has ended a job, pickled, and for what was done; nothing where it is gone."""
+    try:
+        pickled, report = ray.get([ledger.error.remote(), ledger.report.remote()])
+    except ray.exceptions.RayActorError:  # which may be why the job ended, and what Ray says of that is to be read
+        return None, IngestionReport()
+    return pickled, report
 
 
 def _with_report(error: Exception, pickled: bytes | None, report: IngestionReport) -> Exception:

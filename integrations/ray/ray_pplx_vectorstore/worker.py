@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from pplx_vectorstore import Document, SyncReport, VectorStore
 from pplx_vectorstore.errors import (
@@ -18,33 +18,23 @@ from pplx_vectorstore.errors import (
     InvalidInputError,
     PplxVectorStoreError,
     ServerError,
-    ServerUnavailableError,
 )
 from ray_pplx_vectorstore.ledger import Attempt
+from ray_pplx_vectorstore.patience import insist
 from ray_pplx_vectorstore.place import MeteredEncoder, Place
 from ray_pplx_vectorstore.reports import FailedDocument, IngestionReport, add_counts, go_on_from
 from ray_pplx_vectorstore.rows import read_documents
+from ray_pplx_vectorstore.sink import RESULT, make_result
 
 OnError = Literal["raise", "report"]
-T = TypeVar("T")
 
 WHOLE_ATTEMPTS = 2
 """Attempts at a batch as a whole. Where each has ended with the worker's death, its documents go one by one."""
 MOST_DEATHS = 2
 """Workers that may die at one document by itself before it is taken to be the reason."""
 
-# Seconds, beside the store's own tries, which take about a minute.
-_LONGEST_WAIT = 20.0
 # Of a server's refusals, those that are of what was sent: a bad request, too large, not to be processed.
 _OF_WHAT_WAS_SENT = (400, 413, 422)
-
-RESULT = pa.schema([("id", pa.string()), ("report", pa.binary())])
-"""Of the rows that a worker gives: one for each document that is stored, and one with the batch's report, pickled.
-
-A checkpoint remembers the ids, so those of failed documents, which are to be tried again, are not among them.
-"""
-# The id of a report, which no document has: a checkpoint needs one.
-_NO_DOCUMENT = "\0"
 
 
 @dataclass(slots=True)
@@ -96,8 +86,7 @@ class SyncWorker:
             ray.get(self._ledger.fail.remote(pickle.dumps(error)))
             raise
         ray.get(self._ledger.end.remote(name, report))
-        rows = [*stored, _NO_DOCUMENT], [*[None] * len(stored), pickle.dumps(report)]
-        return pa.table(list(rows), schema=RESULT)
+        return make_result(name, stored, report)
 
     def _sync(self, batch: pa.Table, name: str, attempt: Attempt) -> tuple[list[str], IngestionReport]:
         encoder, store = self._open()
@@ -125,7 +114,7 @@ class SyncWorker:
         if self._encoder is None:
             self._encoder = self._place.model.load()
         if self._store is None:
-            self._store = self._insist(self._place.open, self._encoder)
+            self._store = insist(partial(self._place.open, self._encoder), self._patience)
         return self._encoder, self._store
 
     def _sync_all(
@@ -182,34 +171,17 @@ class SyncWorker:
             nonlocal before
             try:
                 return go_on_from(before, store.sync(documents))
-            except ServerUnavailableError as error:
+            except PplxVectorStoreError as error:
                 if isinstance(error.report, SyncReport):
-                    before = go_on_from(before, error.report)
+                    error.report = before = go_on_from(before, error.report)
                 raise
 
-        return self._insist(sync)
-
-    def _insist(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function, and again while the server is away and patience lasts."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(ServerUnavailableError),
-            stop=stop_after_delay(self._patience),
-            wait=wait_random_exponential(max=_LONGEST_WAIT),
-            reraise=True,
-        )
-        return retrying(function, *arguments)
-
-
-def read_reports(result: pa.Table) -> list[IngestionReport]:
-    """Read the reports of batches from the rows that workers gave."""
-    if not result.num_rows:  # Ray's own, without columns, where a checkpoint has left no row at all
-        return []
-    return [pickle.loads(pickled) for pickled in result.column("report").drop_null().to_pylist()]
+        return insist(sync, self._patience)
 
 
 def _name_of(batch: pa.Table) -> str:
-    """Name a batch, alike for each attempt at it."""
-    return hashlib.sha256(repr(batch.column("id").to_pylist()).encode("utf-8")).hexdigest()
+    """Name a batch, alike for each attempt at it: by its rows, since Ray's own names change when it tries again."""
+    return hashlib.sha256(repr(batch.to_pydict()).encode("utf-8")).hexdigest()
 
 
 def _is_of_a_document(error: PplxVectorStoreError) -> bool:

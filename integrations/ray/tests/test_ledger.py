@@ -50,6 +50,16 @@ def test_deaths_are_laid_to_the_document_that_was_alone():
     assert ledger.begin("a") == Attempt(1, {})
 
 
+def test_of_the_same_rows_in_two_batches_one_may_end_first():
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.begin("a")
+    ledger.end("a", IngestionReport(documents=1))
+    ledger.begin_alone("a", "x")
+    ledger.end("a", IngestionReport(unchanged_documents=1))
+    assert ledger.begin("a") == Attempt(1, {})
+
+
 def test_the_first_error_is_kept():
     ledger = Ledger()
     assert ledger.error() is None

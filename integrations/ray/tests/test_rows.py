@@ -37,7 +37,10 @@ def test_columns_of_documents_are_taken_and_no_others(text):
             {"id": pa.string(), "text": pa.string(), "metadata": STRUCT},
             r"'metadata' .* not struct<.*json\.dumps.*nulls",
         ),
-        ({"id": object, "text": pa.string()}, r"column 'id' must be of type string"),
+        (
+            {"id": object, "text": pa.string()},
+            r"column 'id' must be of type string, not of Python .*Table\.from_pandas",
+        ),
     ],
 )
 def test_a_column_that_does_not_fit_is_named(types, message):
@@ -55,10 +58,12 @@ def test_a_dataset_without_rows_has_no_columns():
 
 
 def test_questions_are_text():
-    require_query_column(Schema(pa.schema([("q", pa.string())])), "q")
-    require_query_column(None, "q")
+    require_query_column(Schema(pa.schema([("q", pa.string())])), "q", "hits")
+    require_query_column(None, "q", "hits")
     with pytest.raises(InvalidInputError, match=r"no column 'query' \(string: a question\); it has 'q'"):
-        require_query_column(Schema(pa.schema([("q", pa.string())])), "query")
+        require_query_column(Schema(pa.schema([("q", pa.string())])), "query", "hits")
+    with pytest.raises(InvalidInputError, match="has a column 'hits', which would be that of the result; rename it"):
+        require_query_column(Schema(pa.schema([("q", pa.string()), ("hits", pa.int64())])), "q", "hits")
 
 
 def test_rows_become_documents():

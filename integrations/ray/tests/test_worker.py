@@ -1,18 +1,18 @@
 """A worker and the ledger, without a cluster."""
 
 import functools
+import itertools
 import json
 import pickle
-import threading
-import time
 import types
 
 import pyarrow as pa
 import pytest
-from ray_pplx_vectorstore import worker
+from ray_pplx_vectorstore import patience, worker
 from ray_pplx_vectorstore.ledger import Attempt, Ledger
 from ray_pplx_vectorstore.place import ModelChoice, Place
-from ray_pplx_vectorstore.worker import RESULT, SyncWorker, read_reports
+from ray_pplx_vectorstore.sink import RESULT, read_reports
+from ray_pplx_vectorstore.worker import SyncWorker
 
 from pplx_vectorstore import VectorStore
 from pplx_vectorstore.errors import (
@@ -124,25 +124,42 @@ def test_what_the_server_refuses_is_reported_and_the_rest_is_stored(make_worker)
     assert report.rows == 4
 
 
-def test_a_server_that_is_away_is_waited_for(make_worker, server, qdrant_server_module, monkeypatch):
-    monkeypatch.setattr(worker, "_LONGEST_WAIT", 0.1)
+def test_a_server_that_is_away_is_waited_for(make_worker, be_away):
     impatient, patient = make_worker(), make_worker(patience=60.0)
     patient(batch_of(1))
-    away = qdrant_server_module.Faults(seed=1, rate=1.0, kinds=("503", "reset_before"), everything=True)
-    server.faults = away
-    with pytest.raises(ServerUnavailableError):
-        impatient(batch_of(5))
-
-    def come_back():
-        while away.total < 6:
-            time.sleep(0.01)
-        server.faults = None
-
-    thread = threading.Thread(target=come_back)
-    thread.start()
-    report = report_of(patient(batch_of(5)))
-    thread.join()
+    with be_away():
+        with pytest.raises(ServerUnavailableError):
+            impatient(batch_of(5))
+        report = report_of(patient(batch_of(5)))
     assert (report.new_documents, report.unchanged_documents, report.rows) == (4, 1, 5)
+
+
+def test_what_was_written_before_an_outage_counts_also_where_a_document_is_wrong_after_it(make_worker, monkeypatch):
+    """The server goes away when two of three documents are written; the third is what the model cannot embed."""
+    monkeypatch.setattr(patience, "_LONGEST_WAIT", 0.01)
+    sync, times = VectorStore.sync, itertools.count()
+
+    def sync_or_go_away(store, documents):
+        if next(times):
+            return sync(store, documents)
+        error = ServerUnavailableError("away")
+        error.report = sync(store, documents[:2])
+        raise error
+
+    monkeypatch.setattr(VectorStore, "sync", sync_or_go_away)
+    report = report_of(make_worker(patience=60.0)(batch_of(3, d2={"chunks": ["NaN"]})))
+    assert (report.new_documents, report.unchanged_documents, len(report.failed)) == (2, 0, 1)
+
+
+def test_a_batch_has_one_name_and_another_of_the_same_ids_another(make_worker, ledger, monkeypatch):
+    """Else the second of them would look like the first, begun again since its worker has died."""
+    begun = []
+    begin = ledger.begin
+    monkeypatch.setattr(ledger, "begin", lambda name: begun.append(name) or begin(name))
+    one = make_worker()
+    for batch in (batch_of(2), batch_of(2), batch_of(2, d1={"chunks": ["another"]})):
+        one(batch)
+    assert begun[0] == begun[1] != begun[2]
 
 
 def test_a_collection_of_another_model_ends_the_job(make_worker, ask, hash_encoder):
