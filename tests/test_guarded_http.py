@@ -52,12 +52,14 @@ def connect(address):
 
 
 def head(address, *lines):
-    fields = [f"Host: {address[0]}:{address[1]}", "Content-Type: application/json", "Accept: application/json", *lines]
+    fields = [f"Host: {address[0]}:{address[1]}", "Content-Type: application/json", *lines]
     return "\r\n".join(["POST /mcp HTTP/1.1", *fields, "", ""]).encode()
 
 
 def whole(address):
-    return head(address, "Accept: text/event-stream", f"Content-Length: {len(INITIALIZE)}") + INITIALIZE
+    return (
+        head(address, "Accept: application/json, text/event-stream", f"Content-Length: {len(INITIALIZE)}") + INITIALIZE
+    )
 
 
 def read_answer(sock):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from pplx_vectorstore.errors import InvalidInputError
@@ -249,9 +250,52 @@ def test_all_formats_on_both_routes(server, encoder, path, encoding):
             assert np.dot(vector, own) / np.linalg.norm(own.astype(float)) == pytest.approx(1, abs=1e-5)
 
 
-def test_unset_means_what_the_server_was_told(encoder):
-    with serve(encoder, app_options={"unset_encoding": "float"}) as server:
-        assert len(post(server).json()["data"][0]["embedding"]) == 128
+class TestUnsetEncoding:
+    """With ``--unset-encoding float``: what passes an answer on as it came has vectors of numbers."""
+
+    @pytest.fixture(scope="class")
+    def server(self, encoder):
+        with serve(encoder, app_options={"unset_encoding": "float"}) as running:
+            yield running
+
+    @pytest.fixture(scope="class")
+    def vectors(self, encoder):
+        codes = np.concatenate(encoder.encode_documents([["a b"], ["c"]])).astype(float)
+        return codes / np.linalg.norm(codes, axis=1, keepdims=True)
+
+    @pytest.mark.parametrize(
+        "fields",
+        # As litellm 1.110 sends it, over openai's client or its own, where the caller sets nothing; and as others do.
+        [{}, {"encoding_format": None}, {"encoding_format": "float"}, {"encoding_format": None, "user": "somebody"}],
+    )
+    def test_clients_that_decode_nothing(self, server, vectors, fields):
+        answer = httpx.post(server.url + EMBEDDINGS, json={"model": NAME, "input": ["a b", "c"], **fields}).json()
+        assert [entry["index"] for entry in answer["data"]] == [0, 1]
+        assert all(type(number) is float for entry in answer["data"] for number in entry["embedding"])
+        np.testing.assert_allclose([entry["embedding"] for entry in answer["data"]], vectors, atol=1e-6)
+
+    def test_documents_too(self, server, vectors):
+        answer = httpx.post(server.url + CONTEXTUALIZED, json={"model": NAME, "input": [["a b"], ["c"]]}).json()
+        found = [entry["data"][0]["embedding"] for entry in answer["data"]]
+        np.testing.assert_allclose(found, vectors, atol=1e-6)
+
+    def test_openais_client_as_litellm_calls_it(self, server, vectors):
+        """Past what would ask for base64 and decode it."""
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            body = {"model": NAME, "input": ["a b", "c"]}
+            answer = client.post("/embeddings", body=body, cast_to=openai.types.CreateEmbeddingResponse)
+        np.testing.assert_allclose(np.array([entry.embedding for entry in answer.data], float), vectors, atol=1e-6)
+
+    @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}])
+    def test_openais_client(self, server, vectors, options):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            found = client.embeddings.create(model=NAME, input=["a b", "c"], **options)
+        np.testing.assert_allclose([entry.embedding for entry in found.data], vectors, atol=1e-6)
+
+    def test_who_sets_one_gets_that(self, server, vectors):
+        entry = post(server, {"input": "a b", "dimensions": 1024, "encoding_format": "base64_int8"}).json()["data"][0]
+        codes = np.frombuffer(base64.b64decode(entry["embedding"]), np.int8).astype(float)
+        np.testing.assert_allclose(codes / np.linalg.norm(codes), vectors[0], atol=1e-6)
 
 
 def test_models(server):

@@ -225,7 +225,7 @@ _SHOWN_PATHS = (EMBEDDINGS, CONTEXTUALIZED, "/v1/models", HEALTH, "/metrics")
 _SHOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-async def _read_body(request: Request, most_bytes: int, held: Held) -> bytes:
+async def _read_body(request: Request, most_bytes: int, held: Held) -> bytearray:
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -233,7 +233,7 @@ async def _read_body(request: Request, most_bytes: int, held: Held) -> bytes:
             raise _too_large(most_bytes)
         # As it comes, not as it is announced: whoever announces much and sends nothing keeps nobody out.
         held.grow(len(part))
-    return bytes(body)
+    return body
 
 
 async def _unless_hung_up(request: Request, work: Any) -> Any:
