@@ -253,12 +253,12 @@ def test_all_formats_on_both_routes(server, encoder, path, encoding):
 class TestUnsetEncoding:
     """With ``--unset-encoding float``: what passes an answer on as it came has vectors of numbers."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def server(self, encoder):
         with serve(encoder, app_options={"unset_encoding": "float"}) as running:
             yield running
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def vectors(self, encoder):
         codes = np.concatenate(encoder.encode_documents([["a b"], ["c"]])).astype(float)
         return codes / np.linalg.norm(codes, axis=1, keepdims=True)
