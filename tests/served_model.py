@@ -14,9 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pplx_vectorstore.encoders import LateChunkingEncoder
+from pplx_vectorstore.guarded_http.access import choose_access
 from pplx_vectorstore.models import find_spec
 from pplx_vectorstore.serving.app import make_app
-from pplx_vectorstore.serving.server import Server, bind, choose_access
+from pplx_vectorstore.serving.server import Server, bind
 from pplx_vectorstore.serving.service import EmbeddingService
 from pplx_vectorstore.tokenization import ChunkTokenizer
 
@@ -85,7 +86,8 @@ class RunningServer:
 
     def __init__(self, load, *, api_key=None, host="127.0.0.1", allowed_hosts=(), app_options=None, **options):
         self.service = EmbeddingService(load, **options)
-        app = make_app(self.service, choose_access(host, api_key, allowed_hosts), **(app_options or {}))
+        access = choose_access(host, api_key, allowed_hosts)
+        app = make_app(self.service, access, **(app_options or {}))
         self.app = app
         self._listener = bind(host, 0)
         self.address = self._listener.getsockname()[:2]

@@ -14,9 +14,10 @@ from mcp.client.streamable_http import streamable_http_client
 
 from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.agents.command import ServeOptions, make_tools, serve_index
-from pplx_vectorstore.agents.http import bind, check_binding, make_app, make_http_server
+from pplx_vectorstore.agents.http import bind, make_app, make_http_server
 from pplx_vectorstore.agents.server import ToolServer
 from pplx_vectorstore.errors import InvalidInputError, StoreError
+from pplx_vectorstore.guarded_http.access import choose_access
 
 KEY = "a-key-of-ours"
 INITIALIZE = {
@@ -162,13 +163,13 @@ async def test_a_client_that_hangs_up_ends_what_it_asked_for(folder, hash_encode
 def test_other_machines_need_a_key(index):
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
         with pytest.raises(InvalidInputError, match="set PPLX_VECTORSTORE_API_KEY"):
-            check_binding(host, None)
-        check_binding(host, KEY)
+            choose_access(host, None)
+        choose_access(host, KEY)
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
-        check_binding(host, None)
+        choose_access(host, None)
     for key in ("", " x", "kéy", "a\nb"):
         with pytest.raises(InvalidInputError):
-            check_binding("0.0.0.0", key)
+            choose_access("0.0.0.0", key)
     with pytest.raises(InvalidInputError, match="lets other machines in"):
         serve_index(index, ServeOptions(descriptions={}, http=True, host="0.0.0.0", port=0), print)
 

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from pplx_vectorstore.errors import InvalidInputError
-from pplx_vectorstore.serving.connections import GuardedProtocol
-from pplx_vectorstore.serving.server import bind, choose_access, is_loopback
+from pplx_vectorstore.guarded_http.access import choose_access, is_loopback
+from pplx_vectorstore.guarded_http.connections import GuardedProtocol
+from pplx_vectorstore.serving.server import bind
 from pplx_vectorstore.serving.wire import Limits
 
 
@@ -210,15 +212,15 @@ class TestHost:
 def test_other_hosts_need_a_key(host):
     assert not is_loopback(host)
     with pytest.raises(InvalidInputError, match="PPLX_VECTORSTORE_API_KEY"):
-        choose_access(host, None, [])
-    assert choose_access(host, KEY, []).hosts is None
+        choose_access(host, None)
+    assert choose_access(host, KEY).hosts is None
     assert choose_access(host, KEY, ["A"]).hosts == {"a"}
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel", "line\n"])
 def test_keys_that_no_header_can_hold(key):
     with pytest.raises(InvalidInputError, match="printable ASCII"):
-        choose_access("127.0.0.1", key, [])
+        choose_access("127.0.0.1", key)
 
 
 def test_a_port_that_is_taken_is_said():
@@ -247,9 +249,52 @@ def test_all_formats_on_both_routes(server, encoder, path, encoding):
             assert np.dot(vector, own) / np.linalg.norm(own.astype(float)) == pytest.approx(1, abs=1e-5)
 
 
-def test_unset_means_what_the_server_was_told(encoder):
-    with serve(encoder, app_options={"unset_encoding": "float"}) as server:
-        assert len(post(server).json()["data"][0]["embedding"]) == 128
+class TestUnsetEncoding:
+    """With ``--unset-encoding float``: what passes an answer on as it came has vectors of numbers."""
+
+    @pytest.fixture
+    def server(self, encoder):
+        with serve(encoder, app_options={"unset_encoding": "float"}) as running:
+            yield running
+
+    @pytest.fixture
+    def vectors(self, encoder):
+        codes = np.concatenate(encoder.encode_documents([["a b"], ["c"]])).astype(float)
+        return codes / np.linalg.norm(codes, axis=1, keepdims=True)
+
+    @pytest.mark.parametrize(
+        "fields",
+        # As litellm 1.110 sends it, over openai's client or its own, where the caller sets nothing; and as others do.
+        [{}, {"encoding_format": None}, {"encoding_format": "float"}, {"encoding_format": None, "user": "somebody"}],
+    )
+    def test_clients_that_decode_nothing(self, server, vectors, fields):
+        answer = httpx.post(server.url + EMBEDDINGS, json={"model": NAME, "input": ["a b", "c"], **fields}).json()
+        assert [entry["index"] for entry in answer["data"]] == [0, 1]
+        assert all(type(number) is float for entry in answer["data"] for number in entry["embedding"])
+        np.testing.assert_allclose([entry["embedding"] for entry in answer["data"]], vectors, atol=1e-6)
+
+    def test_documents_too(self, server, vectors):
+        answer = httpx.post(server.url + CONTEXTUALIZED, json={"model": NAME, "input": [["a b"], ["c"]]}).json()
+        found = [entry["data"][0]["embedding"] for entry in answer["data"]]
+        np.testing.assert_allclose(found, vectors, atol=1e-6)
+
+    def test_openais_client_as_litellm_calls_it(self, server, vectors):
+        """Past what would ask for base64 and decode it."""
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            body = {"model": NAME, "input": ["a b", "c"]}
+            answer = client.post("/embeddings", body=body, cast_to=openai.types.CreateEmbeddingResponse)
+        np.testing.assert_allclose(np.array([entry.embedding for entry in answer.data], float), vectors, atol=1e-6)
+
+    @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}])
+    def test_openais_client(self, server, vectors, options):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            found = client.embeddings.create(model=NAME, input=["a b", "c"], **options)
+        np.testing.assert_allclose([entry.embedding for entry in found.data], vectors, atol=1e-6)
+
+    def test_who_sets_one_gets_that(self, server, vectors):
+        entry = post(server, {"input": "a b", "dimensions": 1024, "encoding_format": "base64_int8"}).json()["data"][0]
+        codes = np.frombuffer(base64.b64decode(entry["embedding"]), np.int8).astype(float)
+        np.testing.assert_allclose(codes / np.linalg.norm(codes), vectors[0], atol=1e-6)
 
 
 def test_models(server):
@@ -411,6 +456,29 @@ class TestDeadlines:
             sock.sendall(head("Content-Length: 9")[:-2])
             assert is_closed(sock)
 
+    @pytest.mark.parametrize(
+        "rest", [request_bytes()[:-5], head("Content-Length: 9")[:-2]], ids=["half a body", "half a head"]
+    )
+    def test_nor_does_a_whole_request_before(self, server, rest):
+        with connection(server) as sock:
+            sock.sendall(request_bytes() + rest)
+            assert read_answer(sock)[0] == 200
+            assert is_closed(sock)
+        assert settles(lambda: server.service.is_idle)
+
+    def test_a_body_that_was_refused_unread_takes_no_time_from_the_next_request(self, server):
+        """Which begins when the time of the first is nearly over."""
+        refused, whole = request_bytes(path="/v2"), request_bytes()
+        with connection(server) as sock:
+            sock.sendall(refused[:-5])
+            assert read_answer(sock)[0] == 404
+            sock.sendall(refused[-5:])
+            time.sleep(0.4)
+            sock.sendall(whole[:-5])
+            time.sleep(0.3)
+            sock.sendall(whole[-5:])
+            assert read_answer(sock)[0] == 200
+
     def test_a_request_that_is_there_has_no_deadline(self, server, model):
         model.before = lambda rows: time.sleep(1.2)
         assert post(server).status_code == 200
@@ -424,11 +492,28 @@ class TestDeadlines:
             assert settles(lambda: not server.service.is_idle)
             assert settles(lambda: server.service.is_idle)
 
+    def test_whoever_reads_slowly_is_not(self, server):
+        """Although the whole takes many times as long as nothing may be read."""
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            sock.connect(server.address)
+            large = {"input": [["a"] * 40] * 50, "dimensions": 1024, "encoding_format": "float"}
+            sock.sendall(request_bytes(large, path=CONTEXTUALIZED))
+            sock.settimeout(10)
+            content = bytearray()
+            while not content.endswith(b'"USD"}}}'):
+                part = sock.recv(1_000_000)
+                assert part
+                content += part
+                time.sleep(0.005)
+        assert len(json.loads(content.partition(b"\r\n\r\n")[2])["data"]) == 50
+
     def test_a_thousand_of_them_hold_up_nobody(self, server):
+        announcing = ("Content-Type: application/json", "Content-Length: 30000000")
         with contextlib.ExitStack() as stack:
             for i in range(1000):
                 sock = stack.enter_context(connection(server))
-                sock.sendall([b"", b"POST /v1", head("Content-Length: 1000") + b"{"][i % 3])
+                sock.sendall([b"", b"POST /v1", head(*announcing) + b"{"][i % 3])
                 if i % 100 == 0:
                     assert post(server).status_code == 200
             assert post(server).status_code == 200
@@ -522,6 +607,54 @@ def test_bytes_that_are_held_are_bounded(encoder, model):
         assert post(server, {"input": ["a"] * 500, "encoding_format": "float", "dimensions": 1024}).status_code == 200
 
 
+def test_an_answer_is_held_until_its_client_has_read_it(server):
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        sock.connect(server.address)
+        before = count(server, "te_embed_success")
+        large = {"input": [["a"] * 32] * 50, "dimensions": 1024, "encoding_format": "float"}
+        sock.sendall(request_bytes(large, path=CONTEXTUALIZED))
+        assert settles(lambda: count(server, "te_embed_success") == before + 1600)
+        assert not settles(lambda: server.service.is_idle, seconds=0.5)
+        sock.settimeout(10)
+        read_answer(sock)
+        assert settles(lambda: server.service.is_idle)
+
+
+class TestTooMuchText:
+    """Refused when it is certain that it is too much, not when all of it was counted."""
+
+    @pytest.fixture
+    def counted(self, encoder, monkeypatch):
+        """The characters of each text that was tokenized."""
+        seen = []
+        encode = encoder.tokenizer.encode
+
+        def count(texts):
+            seen.extend(map(len, texts))
+            return encode(texts)
+
+        monkeypatch.setattr(encoder.tokenizer, "encode", count)
+        return seen
+
+    def test_in_one(self, server, counted):
+        refused = post(server, {"input": "a " * 3_000_000})
+        assert refused.status_code == 400
+        assert "exceeds the maximum of 32000 tokens" in refused.json()["error"]["message"]
+        assert sum(counted) < 500_000
+
+    def test_in_many(self, server, counted):
+        refused = post(server, {"input": ["a " * 10_000] * 500})
+        assert refused.status_code == 400
+        assert "exceeds the maximum of 120000 tokens" in refused.json()["error"]["message"]
+        assert sum(counted) < 350_000
+
+    def test_long_is_not_much(self, server, counted):
+        answer = post(server, {"input": ["a" + " " * 2_000_000 + "b", "b " * 20_000]})
+        assert answer.json()["usage"]["total_tokens"] == 20_002
+        assert counted[-1] == 40_000
+
+
 # --- when the model fails --------------------------------------------------------------------------------
 
 
@@ -574,6 +707,7 @@ def test_logs_hold_no_text_and_no_key(encoder, model, caplog):
         post(server, {"input": secret}, path=f"/{secret}", headers=headers)
         post(server, {"input": secret}, path=f"{EMBEDDINGS}?key={secret}", headers=headers)
         post(server, {"input": secret}, headers={"Authorization": f"Bearer {wrong}"})
+        httpx.request(secret, server.url + EMBEDDINGS, headers=headers)
         model.before = lambda rows: 1 / 0
         post(server, {"input": secret}, headers=headers)
         with connection(server) as sock:
@@ -652,7 +786,9 @@ def test_a_request_that_is_half_there_when_the_end_begins_is_answered(encoder):
         running.server.stop()
         assert settles(lambda: running.service.state == "draining")
         sock.sendall(whole[-5:])
-        assert read_answer(sock)[0] == 200
+        status, headers, _ = read_answer(sock)
+        assert (status, headers["connection"]) == (200, "close")
+        assert is_closed(sock)
     running.thread.join(30)
     assert not running.thread.is_alive()
 

@@ -2,6 +2,7 @@ import base64
 import json
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from pplx_vectorstore.quantization import pack_bits
 from pplx_vectorstore.serving.wire import (
     DEFAULT_LIMITS,
     ENCODINGS,
+    PART_BYTES,
     EmbeddingRequest,
     RefusalError,
     ServedModel,
@@ -82,6 +84,7 @@ def test_token_ids_are_refused_with_the_way_out(input_, nested):
         ({"input": "a", "model": "other"}, "model"),
         ({"input": "a", "dimensions": 7}, "dimensions"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "a", "encoding_format": ""}, "encoding_format"),
         ({"input": ""}, "input"),
         ({"input": [[]]}, "input"),
         ({"input": "a", "user": 3}, "user"),
@@ -109,6 +112,28 @@ def test_what_is_no_json_is_refused_as_that(body):
     assert refuse(body).status == 400
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input": [' + b"[]," * 20_000 + b"[]]}",
+        b'{"input": [' + b"{}," * 20_000 + b"{}]}",
+        b"{" + b",".join(b'"%d":1' % i for i in range(20_000)) + b"}",
+        b'{"input": ["\\\\", "\\"", ' + b"[]," * 20_000 + b"[]]}",
+    ],
+    ids=["arrays", "objects", "fields", "after escapes"],
+)
+def test_more_of_them_than_any_request_has_are_not_read(body, monkeypatch):
+    monkeypatch.setattr(orjson, "loads", None)
+    refusal = refuse(body)
+    assert (refusal.status, "arrays, objects and fields" in refusal.message) == (400, True)
+
+
+@pytest.mark.parametrize("quote", ['"', '\\"', "\\\\", '\\\\"', ""])
+def test_in_text_they_are_characters_as_others(quote):
+    text = f"{quote}[a: {{" * 10_000
+    assert read({"model": NAME, "input": [text, text]}).documents == [[text], [text]]
+
+
 def test_refusals_quote_no_text():
     secret = "the text of a document"
     for body in ({"model": NAME, "input": [secret, ""]}, {"model": NAME, "input": [secret, 1]}, secret):
@@ -126,7 +151,7 @@ def test_every_format_gives_back_the_codes(encoding, counts, dimensions, seed):
     codes = [rng.integers(-127, 128, size=(n, dimensions), dtype=np.int8) for n in counts]
     codes[0][0] = 0
     request = EmbeddingRequest(NAME, [["a"] * n for n in counts], True, dimensions, encoding)
-    answer = json.loads(write_answer(request, codes, 7))
+    answer = json.loads(b"".join(write_answer(request, codes, 7)))
     assert answer["usage"]["total_tokens"] == 7
     assert answer["usage"]["cost"]["total_cost"] == 0
     assert [entry["index"] for entry in answer["data"]] == list(range(len(counts)))
@@ -160,9 +185,23 @@ def test_texts_are_answered_flat_and_estimates_hold():
     for encoding in ENCODINGS:
         request = EmbeddingRequest(NAME, [["a"]] * 50, False, 1024, encoding)
         codes = np.random.default_rng(0).integers(-127, 128, size=(50, 1, 1024), dtype=np.int8)
-        content = write_answer(request, list(codes), 50)
+        content = b"".join(write_answer(request, list(codes), 50))
         assert [entry["index"] for entry in json.loads(content)["data"]] == list(range(50))
         assert request.answer_bytes == pytest.approx(len(content), rel=0.2)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_large_answers_are_written_in_parts(nested, encoding):
+    codes = np.random.default_rng(0).integers(-127, 128, size=(3000, 1, 1024), dtype=np.int8)
+    request = EmbeddingRequest(NAME, [["a"]] * 3000, nested, 1024, encoding)
+    parts = write_answer(request, list(codes), 3000)
+    assert max(map(len, parts)) < 2 * PART_BYTES
+    assert min(map(len, parts[:-1])) >= PART_BYTES
+    data = json.loads(b"".join(parts))["data"]
+    assert [entry["index"] for entry in data] == list(range(3000))
+    found = data[-1]["data"][0] if nested else data[-1]
+    np.testing.assert_array_equal(decode(found["embedding"], encoding), expected(codes[-1, 0], encoding))
 
 
 def test_the_models_description():

@@ -143,9 +143,10 @@ def _serve_stdio(server: ToolServer) -> None:
 
 
 def _serve_http(server: ToolServer, options: ServeOptions, announce: Callable[[str], None]) -> None:
-    from pplx_vectorstore.agents.http import PATH, bind, check_binding, make_app, make_http_server
+    from pplx_vectorstore.agents.http import PATH, bind, make_app, make_http_server
+    from pplx_vectorstore.guarded_http.access import choose_access
 
-    check_binding(options.host, options.key)
+    choose_access(options.host, options.key)  # refused before the port is taken
     with bind(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
         announce(f"at http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,16 @@ import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.responses import JSONResponse
 
-from pplx_vectorstore.errors import InvalidInputError, StoreError
+from pplx_vectorstore.errors import StoreError
+from pplx_vectorstore.guarded_http.access import (
+    Access,
+    NotAdmittedError,
+    choose_access,
+    is_loopback,
+    require_form,
+    require_key,
+)
+from pplx_vectorstore.guarded_http.connections import MOST_HEAD_BYTES, GuardedProtocol, allow_many_connections
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -19,29 +26,6 @@ if TYPE_CHECKING:
 
 PATH = "/mcp"
 _GRACE_SECONDS = 5
-
-
-def check_binding(host: str, key: str | None) -> None:
-    """Refuse to serve other machines without a key, and a key that no header can hold.
-
-    Raises:
-        InvalidInputError: Says what to do.
-    """
-    if not is_loopback(host) and not key:
-        raise InvalidInputError(
-            f"--host {host} lets other machines in, and there is no key; set PPLX_VECTORSTORE_API_KEY to one that "
-            "clients send as 'Authorization: Bearer KEY', or leave --host out to serve this machine alone"
-        )
-    if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
-        raise InvalidInputError("the key must be printable ASCII, not empty, and without spaces around it")
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -74,14 +58,23 @@ def make_app(server: Server[Any], *, host: str, port: int, key: str | None) -> A
     app = server.streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, transport_security=security, host=host
     )
-    return _Guard(app, key)
+    return _Guard(app, choose_access(host, key))
 
 
 def make_http_server(app: ASGIApp) -> uvicorn.Server:
-    """Make what serves an application until the process is told to end."""
+    """Make what serves an application until the process is told to end.
+
+    Connections that stand still are ended. The process may open more files from now on, so that many of them leave some
+    for the index.
+    """
+    allow_many_connections()
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=GuardedProtocol,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+            ws="none",
+            proxy_headers=False,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -95,32 +88,28 @@ class _Guard:
 
     Args:
         app: What answers.
-        key: None where nobody needs one.
+        access: Who may ask.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._key = None if key is None else key.encode("ascii")
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response: ASGIApp = self._app
-        if scope["type"] == "http" and not self._is_known(scope):
-            response = JSONResponse(
-                {"error": "unauthorized: send the server's key as 'Authorization: Bearer KEY'"},
-                status_code=401,
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        elif scope["type"] == "http" and scope["method"] != "POST":
-            # With GET, clients ask for a stream of what a server has to say unasked; this one has nothing.
-            response = JSONResponse({"error": "only POST is served"}, status_code=405, headers={"Allow": "POST"})
+        if scope["type"] == "http":
+            try:
+                require_form(scope, self._access)
+                require_key(scope, self._access)
+            except NotAdmittedError as error:
+                response = JSONResponse({"error": error.message}, status_code=error.status, headers=error.headers)
+            else:
+                if scope["method"] != "POST":
+                    # With GET, clients ask for a stream of what a server has to say unasked; this one has nothing.
+                    response = JSONResponse(
+                        {"error": "only POST is served"}, status_code=405, headers={"Allow": "POST"}
+                    )
         await response(scope, receive, send)
-
-    def _is_known(self, scope: Scope) -> bool:
-        if self._key is None:
-            return True
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, credentials = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-        return hmac.compare_digest(credentials.strip(), self._key) and scheme.lower() == b"bearer"
 
 
 def _as_authority(host: str) -> str:

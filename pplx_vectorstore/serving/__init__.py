@@ -4,5 +4,6 @@
 
     bytes → wire → service: tokenizer threads → scheduler → model threads → service → wire → bytes
 
-`app` and `connections` speak HTTP, `wire` the protocol's JSON, and neither knows the model; `scheduler` knows neither.
+`app` speaks HTTP, behind what `guarded_http` lets through, and `wire` the protocol's JSON; neither knows the model, and
+`scheduler` knows none of them.
 """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,32 +18,27 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pplx_vectorstore.encoders.served import DIGEST_HEADER
+from pplx_vectorstore.guarded_http.access import Access, NotAdmittedError, require_form, require_key
 from pplx_vectorstore.serving.metrics import CONTENT_TYPE
 from pplx_vectorstore.serving.service import EmbeddingService, Held, ModelFailureError, log_failure
-from pplx_vectorstore.serving.wire import DEFAULT_ENCODING, RefusalError, read_request, write_answer, write_model
+from pplx_vectorstore.serving.wire import (
+    DEFAULT_ENCODING,
+    EmbeddingRequest,
+    RefusalError,
+    ServedModel,
+    read_request,
+    write_answer,
+    write_model,
+)
 
 logger = logging.getLogger("pplx_vectorstore.serving")
 
 EMBEDDINGS = "/v1/embeddings"
 CONTEXTUALIZED = "/v1/contextualizedembeddings"
 HEALTH = "/health"
-_MOST_HEADERS = 64
 # Of HTTP, for a client that hung up: nobody sees it but the log.
 _HUNG_UP = 499
 _FAILURES = {401: "authentication", 429: "overloaded", 503: "unavailable", 500: "backend"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Who may use the server.
-
-    Attributes:
-        api_key: What requests must have as their bearer token; None for no key.
-        hosts: Names that requests may have in their Host header, in lower case and without port; None for any.
-    """
-
-    api_key: str | None = None
-    hosts: frozenset[str] | None = None
 
 
 def make_app(
@@ -91,8 +84,7 @@ class Gate:
     def __init__(self, router: ASGIApp, service: EmbeddingService, access: Access, *, log_requests: bool) -> None:
         self._router = router
         self._service = service
-        self._key = None if access.api_key is None else access.api_key.encode()
-        self._hosts = access.hosts
+        self._access = access
         self._log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +98,9 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._service.state == "draining" and not Headers(raw=message["headers"]).get("connection"):
+                    # So that nobody asks on a connection that is about to go.
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
         try:
@@ -114,18 +109,22 @@ class Gate:
             seconds = time.monotonic() - started
             self._count(scope["path"], status, seconds)
             if self._log_requests:
+                # Both are the client's words: anything can be in them.
                 path = scope["path"] if scope["path"] in _SHOWN_PATHS else "(another path)"
-                logger.info("%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds)
+                method = scope["method"] if scope["method"] in _SHOWN_METHODS else "(another method)"
+                logger.info("%s %s %d %.0f ms", method, path, status, 1000 * seconds)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._require_form(scope)
+            require_form(scope, self._access)
             if scope["path"] != HEALTH:
-                self._require_key(scope)
+                require_key(scope, self._access)
             # With an application in the scope, the router raises what it has no route for.
             await self._router({**scope, "app": self}, receive, send)
         except RefusalError as refusal:
             await _response(refusal)(scope, receive, send)
+        except NotAdmittedError as error:
+            await _response(RefusalError(error.status, error.message, headers=error.headers))(scope, receive, send)
         except HTTPException as error:
             await _response(_not_routed(error))(scope, receive, send)
         except ClientDisconnect:
@@ -134,37 +133,6 @@ class Gate:
             log_failure("a request failed", error)
             with contextlib.suppress(RuntimeError):  # an answer was under way
                 await _response(RefusalError(500, "the server failed at this request"))(scope, receive, send)
-
-    def _require_form(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        close = {"Connection": "close"}
-        if len(scope["headers"]) > _MOST_HEADERS:
-            raise RefusalError(431, f"a request may have {_MOST_HEADERS} header fields at most", headers=close)
-        if "content-length" in headers and "transfer-encoding" in headers:
-            # Who stands in front may take the other one's word for where the next request begins.
-            raise RefusalError(400, "a request has Content-Length or Transfer-Encoding, not both", headers=close)
-        if self._hosts is not None:
-            given = headers.getlist("host")
-            # A name that leads here by somebody else's DNS: a page of theirs would be asking.
-            if len(given) != 1 or _host_name(given[0]) not in self._hosts:
-                raise RefusalError(
-                    421,
-                    f"this server answers to {', '.join(sorted(self._hosts))}; another name is allowed by "
-                    "--allowed-host",
-                    headers=close,
-                )
-
-    def _require_key(self, scope: Scope) -> None:
-        if self._key is None:
-            return
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
-        # Compared to the end, whatever it is: how long it takes tells nothing of the key.
-        is_right = hmac.compare_digest(token.strip(), self._key)
-        if scheme.lower() != b"bearer" or not is_right:
-            raise RefusalError(
-                401, "a valid key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
-            )
 
     def _count(self, path: str, status: int, seconds: float) -> None:
         if path not in (EMBEDDINGS, CONTEXTUALIZED):
@@ -231,12 +199,9 @@ class _Routes:
         if announced > service.limits.body_bytes:
             raise _too_large(service.limits.body_bytes)
         with contextlib.ExitStack() as stack:
-            held = stack.enter_context(service.hold(announced))
-            body = await _read_body(request, service.limits.body_bytes, held)
-            read = partial(
-                read_request, body, model, service.limits, nested=nested, unset_encoding=self._unset_encoding
-            )
-            asked = await service.run_apart(len(body), read)
+            held = stack.enter_context(service.hold())
+            held.require(announced)
+            asked = await self._read(request, model, held, nested=nested)
             service.metrics.embed_count.add(amount=asked.n_chunks)
             patience = _patience(request.headers)
             try:
@@ -246,23 +211,29 @@ class _Routes:
                 headers = {"x-should-retry": "false"} if failure.is_final else {}
                 raise RefusalError(500, "the model failed at this request", headers=headers) from None
             service.metrics.embed_success.add(amount=asked.n_chunks)
-            content = await service.run_apart(asked.answer_bytes, partial(write_answer, asked, codes, tokens))
-            return _HeldResponse(content, stack.pop_all())
+            parts = await service.run_apart(asked.answer_bytes, partial(write_answer, asked, codes, tokens))
+            return _HeldResponse(parts, stack.pop_all())
+
+    async def _read(self, request: Request, model: ServedModel, held: Held, *, nested: bool) -> EmbeddingRequest:
+        limits = self._service.limits
+        body = await _read_body(request, limits.body_bytes, held)
+        read = partial(read_request, body, model, limits, nested=nested, unset_encoding=self._unset_encoding)
+        return await self._service.run_apart(len(body), read)
 
 
 _SHOWN_PATHS = (EMBEDDINGS, CONTEXTUALIZED, "/v1/models", HEALTH, "/metrics")
+_SHOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-async def _read_body(request: Request, most_bytes: int, held: Held) -> bytes:
+async def _read_body(request: Request, most_bytes: int, held: Held) -> bytearray:
     body = bytearray()
-    announced = _content_length(request.headers)
     async for part in request.stream():
         body += part
         if len(body) > most_bytes:
             raise _too_large(most_bytes)
-        if not announced:
-            held.grow(len(part))
-    return bytes(body)
+        # As it comes, not as it is announced: whoever announces much and sends nothing keeps nobody out.
+        held.grow(len(part))
+    return body
 
 
 async def _unless_hung_up(request: Request, work: Any) -> Any:
@@ -315,13 +286,6 @@ def _patience(headers: Headers) -> float | None:
     return seconds if 0 < seconds < float("inf") else None
 
 
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    name, colon, port = host.strip().lower().rpartition(":")
-    is_port = colon and port.isascii() and port.isdecimal() and (":" not in name or name.endswith("]"))
-    return (name if is_port else host.strip().lower()).removesuffix(".")
-
-
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, "application/json")
 
@@ -344,15 +308,22 @@ def _not_routed(error: HTTPException) -> RefusalError:
 class _HeldResponse(Response):
     """An answer that counts among the bytes that are held, until it is sent.
 
+    It is sent in parts: the next goes when the client has read nearly all before it.
+
     Args:
-        content: JSON.
+        parts: JSON.
         held: To be left.
     """
 
-    def __init__(self, content: bytes, held: contextlib.ExitStack) -> None:
-        super().__init__(content, media_type="application/json")
+    def __init__(self, parts: list[bytes], held: contextlib.ExitStack) -> None:
+        length = {"Content-Length": str(sum(map(len, parts)))}
+        super().__init__(headers=length, media_type="application/json")
+        self._parts = parts
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            last = len(self._parts) - 1
+            for i, part in enumerate(self._parts):
+                await send({"type": "http.response.body", "body": part, "more_body": i < last})

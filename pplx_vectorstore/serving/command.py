@@ -57,8 +57,9 @@ def serve_model(messages: Messages, options: ServeOptions) -> None:
         ModelError: The model cannot be loaded.
     """
     try:
+        from pplx_vectorstore.guarded_http.access import choose_access
         from pplx_vectorstore.serving.app import make_app
-        from pplx_vectorstore.serving.server import Server, bind, choose_access
+        from pplx_vectorstore.serving.server import Server, bind
         from pplx_vectorstore.serving.service import EmbeddingService
         from pplx_vectorstore.serving.wire import ENCODINGS
     except ModuleNotFoundError as error:
@@ -73,7 +74,12 @@ def serve_model(messages: Messages, options: ServeOptions) -> None:
         raise InvalidInputError(f"--backend of a server must be torch or onnx, not {options.load_options['backend']!r}")
     if options.turn_tokens is not None and options.turn_tokens < 1:
         raise InvalidInputError(f"--turn-tokens must be at least 1, not {options.turn_tokens}")
-    access = choose_access(options.host, options.api_key, options.allowed_hosts)
+    access = choose_access(
+        options.host,
+        options.api_key,
+        options.allowed_hosts,
+        host_option="--allowed-host",
+    )
     service = EmbeddingService(
         partial(load_encoder, options.model, **options.load_options),
         names=(options.model, *options.served_names),

@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import logging
 import socket
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from pplx_vectorstore.errors import InvalidInputError
-from pplx_vectorstore.serving.app import Access, Gate
-from pplx_vectorstore.serving.connections import MOST_CONNECTIONS, GuardedProtocol
+from pplx_vectorstore.guarded_http.connections import MOST_HEAD_BYTES, GuardedProtocol, allow_many_connections
+from pplx_vectorstore.serving.app import Gate
 from pplx_vectorstore.serving.service import EmbeddingService
+from pplx_vectorstore.serving.wire import RefusalError
 
-LOOPBACK = "127.0.0.1"
 _KEEP_ALIVE_SECONDS = 30  # longer than clients keep connections, so that they do not ask on one that is being closed
-_OPEN_FILES_BESIDE_CONNECTIONS = 512
-_MOST_HEAD_BYTES = 32_768
 # After the last answer there may be a client that has connected but not asked yet.
 _QUIET_SECONDS = 0.3
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only programs of this machine reach a host name or address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def choose_access(host: str, api_key: str | None, allowed_hosts: Sequence[str]) -> Access:
-    """Decide who may use a server.
-
-    Args:
-        host: What it binds to.
-        api_key: What requests must have, or None.
-        allowed_hosts: Names in the Host header that are right beside its own.
-
-    Raises:
-        InvalidInputError: Anybody could use it from elsewhere; or the key is none.
-    """
-    if api_key is not None and (
-        not api_key.isascii() or not api_key.isprintable() or not api_key.strip() or " " in api_key
-    ):
-        raise InvalidInputError("the API key must be of printable ASCII characters without spaces")
-    if not is_loopback(host):
-        if api_key is None:
-            raise InvalidInputError(
-                f"on {host} anybody in the network could use the server: set a key that requests must have in "
-                f"PPLX_VECTORSTORE_API_KEY, or leave --host out to serve this machine alone"
-            )
-        return Access(api_key=api_key, hosts=frozenset(map(str.lower, allowed_hosts)) or None)
-    bound = f"[{host}]" if ":" in host else host
-    names = {"localhost", LOOPBACK, "[::1]", bound, *allowed_hosts}
-    return Access(api_key=api_key, hosts=frozenset(map(str.lower, names)))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -80,6 +40,13 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
+class _Protocol(GuardedProtocol):
+    """Refuses in the protocol's JSON."""
+
+    def error_body(self, status: int, message: str) -> bytes:
+        return RefusalError(status, message).body()
+
+
 class Server(uvicorn.Server):
     """Serves until SIGTERM, SIGINT or `stop`; then answers what was taken on, while it refuses what comes.
 
@@ -94,7 +61,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: EmbeddingService, app: Gate, *, on_ready: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             app,
-            http=GuardedProtocol,
+            http=_Protocol,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -103,7 +70,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         )
         # Its loggers show what errors say, and warn of each request that is none.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
@@ -119,7 +86,7 @@ class Server(uvicorn.Server):
         Raises:
             BaseException: Whatever loading the model raised.
         """
-        _allow_many_connections()
+        allow_many_connections()
         self._service.start()
         try:
             self.run(sockets=[listener])
@@ -158,18 +125,7 @@ class Server(uvicorn.Server):
             self._quiet_since = None
         elif self._quiet_since is None:
             self._quiet_since = now
+            # Whoever comes now is told by the system; whoever is connected, by us.
+            for server in self.servers:
+                server.close()
         return self._quiet_since is not None and now - self._quiet_since >= _QUIET_SECONDS
-
-
-def _allow_many_connections() -> None:
-    """Raise the soft limit of open files to what the connections may take, as far as the hard one lets us."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + _OPEN_FILES_BESIDE_CONNECTIONS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # then there are as many as there are
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

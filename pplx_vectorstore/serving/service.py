@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ import numpy as np
 from pplx_vectorstore.errors import ModelError
 from pplx_vectorstore.serving.metrics import Metrics
 from pplx_vectorstore.serving.scheduler import LANES, Job, Lane, QueueFullError, Scheduler
+from pplx_vectorstore.serving.token_counting import SLICE_CHARACTERS, tokenize
 from pplx_vectorstore.serving.wire import (
     DEFAULT_LIMITS,
     EmbeddingRequest,
@@ -41,14 +42,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger("pplx_vectorstore.serving")
 
-# What a tokenizer thread does at once: some milliseconds, so that requests take turns there too.
-_SLICE_CHARACTERS = 65_536
 # Texts of so many characters have a tokenizer thread of their own: they are queries, or little more.
 _QUICK_CHARACTERS = 4_096
 _CHARACTERS_PER_TOKEN = 4
 # Requests and answers that may be held, as bytes; one alone may be larger.
 MOST_HELD_BYTES = 512_000_000
-# What a request takes beside its body, at least.
+# What a request takes beside its body.
 _LEAST_BYTES = 16_384
 _LOADING_RETRY_SECONDS = 5
 _DRAINING_RETRY_SECONDS = 10
@@ -154,13 +153,13 @@ class EmbeddingService:
         self._quick.shutdown()
         self._slow.shutdown()
 
-    def hold(self, n_bytes: int) -> Held:
-        """Make room for a request or an answer of about so many bytes, for as long as the result is open.
+    def hold(self) -> Held:
+        """Make room for a request and its answer, which grows as they do, for as long as the result is open.
 
         Raises:
             RefusalError: 429, so much is held already.
         """
-        return Held(self, n_bytes)
+        return Held(self)
 
     async def embed(
         self, request: EmbeddingRequest, held: Held, patience: float | None = None
@@ -204,7 +203,7 @@ class EmbeddingService:
 
     async def run_apart(self, n_bytes: int, function: Callable[[], T]) -> T:
         """Run what reads or writes so many bytes: beside the event loop, where that takes longer than going there."""
-        if n_bytes <= _SLICE_CHARACTERS:
+        if n_bytes <= SLICE_CHARACTERS:
             return function()
         return await _run(self._slow, function)
 
@@ -252,9 +251,12 @@ class EmbeddingService:
     async def _prepare(self, request: EmbeddingRequest, pool: ThreadPoolExecutor) -> tuple[_Work, int]:
         """Tokenize a request, check its tokens and plan its rows; return also the tokens."""
         started = time.monotonic()
-        chunk_ids: list[TokenIds] = []
-        for part in _slices([chunk for document in request.documents for chunk in document]):
-            chunk_ids += await _run(pool, partial(self._encoder.tokenizer.encode, part))
+
+        async def encode(texts: list[str]) -> list[TokenIds]:
+            return await _run(pool, partial(self._encoder.tokenizer.encode, texts))
+
+        texts = [chunk for document in request.documents for chunk in document]
+        chunk_ids = await tokenize(texts, encode, self.limits)
         counts = [len(document) for document in request.documents]
         tokens = _count_tokens(counts, chunk_ids)
         check_tokens(tokens, self.limits)
@@ -315,13 +317,13 @@ class EmbeddingService:
 class Held:
     """Room for some bytes, until it is left; see `EmbeddingService.hold`."""
 
-    def __init__(self, service: EmbeddingService, n_bytes: int) -> None:
+    def __init__(self, service: EmbeddingService) -> None:
         self._service = service
         self._n_bytes = 0
-        self.grow(max(n_bytes, _LEAST_BYTES))
+        self.grow(_LEAST_BYTES)
 
-    def grow(self, n_bytes: int) -> None:
-        """Make room for more.
+    def require(self, n_bytes: int) -> None:
+        """Refuse what there is no room for now, without holding it.
 
         Raises:
             RefusalError: 429, so much is held already.
@@ -334,7 +336,15 @@ class Held:
                 "the server holds as many bytes of requests and answers as it may; try again in about 1 s",
                 headers={"Retry-After": "1"},
             )
-        service._held_bytes += n_bytes
+
+    def grow(self, n_bytes: int) -> None:
+        """Make room for more.
+
+        Raises:
+            RefusalError: 429, so much is held already.
+        """
+        self.require(n_bytes)
+        self._service._held_bytes += n_bytes
         self._n_bytes += n_bytes
 
     def __enter__(self) -> Held:
@@ -376,19 +386,6 @@ def _measure_rate(encoder: LateChunkingEncoder, turn_tokens: int) -> float:
         encoder.run_rows(plan.rows, plan.spans)
         seconds = time.perf_counter() - started
     return sum(rows) / max(seconds, 1e-6)
-
-
-def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
-    part: list[str] = []
-    characters = 0
-    for text in texts:
-        if part and characters + len(text) > _SLICE_CHARACTERS:
-            yield part
-            part, characters = [], 0
-        part.append(text)
-        characters += len(text)
-    if part:
-        yield part
 
 
 def _count_tokens(counts: Sequence[int], chunk_ids: Sequence[TokenIds]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,6 +15,8 @@ from pplx_vectorstore.documents import is_blank
 from pplx_vectorstore.quantization import Codes, Floats, norms, pack_bits
 
 DEFAULT_ENCODING = "base64_int8"
+PART_BYTES = 262_144
+"""About what answers are written in: milliseconds during which no other thread runs."""
 
 _FIELDS = {"input", "model", "dimensions", "encoding_format", "user"}
 _TYPES = {
@@ -105,9 +107,14 @@ class EmbeddingRequest:
         return sum(len(chunk) for document in self.documents for chunk in document)
 
     @property
+    def entry_bytes(self) -> int:
+        """About how large a chunk's entry in the answer will be."""
+        return 64 + math.ceil(self.dimensions * ENCODINGS[self.encoding].bytes_per_component)
+
+    @property
     def answer_bytes(self) -> int:
         """About how large the answer will be."""
-        return self.n_chunks * (64 + math.ceil(self.dimensions * ENCODINGS[self.encoding].bytes_per_component))
+        return self.n_chunks * self.entry_bytes
 
 
 class RefusalError(Exception):
@@ -165,7 +172,7 @@ ENCODINGS = {
 
 
 def read_request(
-    body: bytes, model: ServedModel, limits: Limits, *, nested: bool, unset_encoding: str = DEFAULT_ENCODING
+    body: bytes | bytearray, model: ServedModel, limits: Limits, *, nested: bool, unset_encoding: str = DEFAULT_ENCODING
 ) -> EmbeddingRequest:
     """Read and check a request's body.
 
@@ -179,6 +186,10 @@ def read_request(
     Raises:
         RefusalError: 400 for a wrong value, 422 for a wrong type.
     """
+    most_nested = limits.documents + limits.chunks
+    # In text these are characters as others; they are looked at closely only where there are many.
+    if sum(map(body.count, (b"[", b"{", b":"))) > most_nested and _count_nested(body) > most_nested:
+        _refuse(400, f"the body must have at most {most_nested} arrays, objects and fields")
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -186,9 +197,9 @@ def read_request(
         _refuse(400, "the body is not valid JSON in UTF-8")
     if not isinstance(content, dict):
         _refuse(422, "the body must be a JSON object")
-    unknown = sorted(content.keys() - _FIELDS)
-    if unknown:
-        _refuse(422, f"unknown field {_quoted(unknown[0])}; the fields are {', '.join(sorted(_FIELDS))}")
+    unknown = next((name for name in content if name not in _FIELDS), None)
+    if unknown is not None:
+        _refuse(422, f"unknown field {_quoted(unknown)}; the fields are {', '.join(sorted(_FIELDS))}")
     for name in ("input", "model"):
         if name not in content:
             _refuse(422, f"{name} is required", name)
@@ -198,7 +209,7 @@ def read_request(
     if nested and not model.contextual:
         _refuse(400, f"{model.name!r} is not a contextual model; ask /v1/embeddings", "model")
     dimensions = _read_dimensions(content, model)
-    encoding = _typed(content, "encoding_format", str, "a string", None) or unset_encoding
+    encoding = _typed(content, "encoding_format", str, "a string", unset_encoding)
     if encoding not in ENCODINGS:
         _refuse(400, f"encoding_format must be one of {', '.join(ENCODINGS)}", "encoding_format")
     _typed(content, "user", str, "a string", None)
@@ -207,32 +218,59 @@ def read_request(
     return EmbeddingRequest(asked, documents, nested, dimensions, encoding)
 
 
-def write_answer(request: EmbeddingRequest, codes: Sequence[Codes], tokens: int) -> bytes:
+def write_answer(request: EmbeddingRequest, codes: Sequence[Codes], tokens: int) -> list[bytes]:
     """Write the answer to a request.
 
     Args:
         request: What was asked.
         codes: For each document int8, shape (n_chunks, dimensions).
         tokens: Of all documents.
+
+    Returns:
+        The JSON, in parts of `PART_BYTES` or so. Written as one, hundreds of megabytes would stop all other threads
+        for seconds.
     """
-    encoding = ENCODINGS[request.encoding]
+    return list(_join(_write_pieces(request, codes, tokens)))
 
-    def entries(of: Codes) -> list[dict[str, Any]]:
-        return [
-            {"object": "embedding", "index": index, "embedding": encoding.write(row)}
-            for index, row in enumerate(encoding.prepare(of))
-        ]
 
-    data: list[dict[str, Any]]
+def _write_pieces(request: EmbeddingRequest, codes: Sequence[Codes], tokens: int) -> Iterator[bytes]:
+    yield b'{"object":"list","data":['
     if request.nested:
-        data = [{"object": "list", "index": index, "data": entries(of)} for index, of in enumerate(codes)]
+        for index, of in enumerate(codes):
+            yield b'%s{"object":"list","index":%d,"data":[' % (b"," if index else b"", index)
+            yield from _write_entries(request, of)
+            yield b"]}"
     else:
-        data = entries(np.concatenate(codes))
+        yield from _write_entries(request, np.concatenate(codes))
     # Clients that find no cost reckon it by the hosted service's price list.
     cost = {"input_cost": 0.0, "total_cost": 0.0, "currency": "USD"}
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "cost": cost}
-    answer = {"object": "list", "data": data, "model": request.model, "usage": usage}
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    yield b"]," + orjson.dumps({"model": request.model, "usage": usage})[1:]
+
+
+def _write_entries(request: EmbeddingRequest, codes: Codes) -> Iterator[bytes]:
+    encoding = ENCODINGS[request.encoding]
+    rows_each = max(1, PART_BYTES // request.entry_bytes)
+    for start in range(0, len(codes), rows_each):
+        entries = [
+            {"object": "embedding", "index": index, "embedding": encoding.write(row)}
+            for index, row in enumerate(encoding.prepare(codes[start : start + rows_each]), start)
+        ]
+        yield (b"," if start else b"") + orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def _join(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces to parts of `PART_BYTES` at least, but for the last."""
+    part: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        part.append(piece)
+        size += len(piece)
+        if size >= PART_BYTES:
+            yield b"".join(part)
+            part, size = [], 0
+    if part:
+        yield b"".join(part)
 
 
 def write_model(model: ServedModel) -> dict[str, Any]:
@@ -267,6 +305,24 @@ def check_tokens(counts: Sequence[int], limits: Limits) -> None:
     ):
         if count > most:
             _refuse(400, f"{what} has {count} tokens, which exceeds the maximum of {most} tokens", "input")
+
+
+def refuse_more_tokens(what: str, tokens: int, most: int) -> NoReturn:
+    """Refuse what has so many tokens already that the rest was not counted.
+
+    Raises:
+        RefusalError: In the same words.
+    """
+    _refuse(400, f"{what} has more than {tokens} tokens, which exceeds the maximum of {most} tokens", "input")
+
+
+def _count_nested(body: bytes | bytearray) -> int:
+    """Count the arrays, objects and fields of JSON, without reading it: millions of them take minutes."""
+    # Escaped quotes end no string; pairs of backslashes go first, as they escape nothing.
+    text = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    is_within_text = np.logical_xor.accumulate(text == ord('"'))
+    is_nested = (text == ord("[")) | (text == ord("{")) | (text == ord(":"))
+    return int(np.count_nonzero(is_nested & ~is_within_text))
 
 
 def _read_dimensions(content: dict[str, Any], model: ServedModel) -> int:

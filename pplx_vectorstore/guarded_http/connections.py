@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import sys
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pplx_vectorstore.serving.wire import RefusalError
-
 RECEIVE_SECONDS = 30.0
-"""Time from a request's first byte, or the connection's beginning, to the request's last byte."""
+"""Time from the connection's beginning to a request's first byte, and from there to its last."""
 UNREAD_SECONDS = 60.0
-"""Time for which a client may read nothing of an answer that is under way."""
+"""Time for which an answer, or the part of it that is being sent, may stand still because its client does not read."""
 MOST_CONNECTIONS = 4096
+MOST_HEAD_BYTES = 32_768
+"""For ``h11_max_incomplete_event_size``."""
 
+_OPEN_FILES_BESIDE_CONNECTIONS = 512
 _RECEIVING = (h11.IDLE, h11.SEND_BODY)
 
 
@@ -46,8 +50,14 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; a request that is not complete by them must be in time."""
+        """Take bytes; with the first of a request its time begins."""
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._receiving.cancel()
         super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Read what has come, now or while the request before was being answered; the rest must be in time."""
+        super().handle_events()
         if self.conn.their_state in _RECEIVING:
             self._receiving.begin()
         else:
@@ -64,11 +74,11 @@ class GuardedProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, in the protocol's JSON."""
+        """Refuse what is no HTTP, in the application's form."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is under way, or was given
             self.transport.abort()
             return
-        body = RefusalError(400, "this is not an HTTP request as RFC 9112 has it, or its head is too large").body()
+        body = self.error_body(400, "this is not an HTTP request as RFC 9112 has it, or its head is too large")
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
@@ -77,6 +87,10 @@ class GuardedProtocol(H11Protocol):
         events = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
         self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
+
+    def error_body(self, status: int, message: str) -> bytes:
+        """Return the JSON of a refusal; an application that has a form of its own for them overrides this."""
+        return json.dumps({"error": message}).encode()
 
 
 class _Deadline:
@@ -98,3 +112,20 @@ class _Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def allow_many_connections() -> None:
+    """Raise the soft limit of open files to what the connections may take, as far as the hard one lets us.
+
+    Otherwise whoever opens many would keep the process from opening files of its own.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + _OPEN_FILES_BESIDE_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # then there are as many as there are
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
