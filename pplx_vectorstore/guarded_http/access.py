@@ -74,8 +74,8 @@ def choose_access(
     if not is_loopback(host):
         if api_key is None:
             raise InvalidInputError(
-                f"--host {host} lets other machines in, and there is no key; set {KEY_VARIABLE} to one that clients send "
-                "as 'Authorization: Bearer KEY', or leave --host out to serve this machine alone"
+                f"--host {host} lets other machines in, and there is no key; set {KEY_VARIABLE} to one that clients "
+                "send as 'Authorization: Bearer KEY', or leave --host out to serve this machine alone"
             )
         names = set(allowed_hosts)
     else:
