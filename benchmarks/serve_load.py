@@ -42,8 +42,9 @@ _DOCS = Path(__file__).parent.parent / "docs"
 
 @dataclass
 class Seen:
-    """What clients have seen."""
+    """What clients have seen; tokens are counted up to an end."""
 
+    end: float = float("inf")
     statuses: Counter[str] = field(default_factory=Counter)
     query_seconds: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -64,8 +65,13 @@ def make_document(chunks: list[str], rng: random.Random) -> list[str]:
     return chunks[start : start + _CHUNKS_EACH]
 
 
-def measure_encoder(model: str, chunks: list[str], seconds: float) -> float:
-    """Return the tokens a second that the encoder does here, several documents at a time."""
+def make_query(chunks: list[str], rng: random.Random) -> str:
+    """Take the first words of a chunk."""
+    return " ".join(rng.choice(chunks).split()[:12]) or "why"
+
+
+def measure_encoder(model: str, chunks: list[str], seconds: float) -> tuple[float, float]:
+    """Return the tokens a second that the encoder does here, several documents at a time, and seconds of a query."""
     encoder = load_encoder(model)
     rng = random.Random(0)
     encoder.encode_documents([make_document(chunks, rng)])
@@ -74,7 +80,11 @@ def measure_encoder(model: str, chunks: list[str], seconds: float) -> float:
         documents = [make_document(chunks, rng) for _ in range(_CHUNKS_EACH)]
         tokens += sum(len(ids) for document in documents for ids in encoder.tokenizer.encode(document))
         encoder.encode_documents(documents)
-    return tokens / (time.perf_counter() - started)
+    rate = tokens / (time.perf_counter() - started)
+    started = time.perf_counter()
+    for _ in range(_IDLE_QUERIES):
+        encoder.encode_queries([make_query(chunks, rng)])
+    return rate, (time.perf_counter() - started) / _IDLE_QUERIES
 
 
 @asynccontextmanager
@@ -115,7 +125,8 @@ async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any], seen: 
         return None
     if answer.status_code != 200:
         return None
-    seen.tokens += answer.json()["usage"]["total_tokens"]
+    if time.monotonic() < seen.end:
+        seen.tokens += answer.json()["usage"]["total_tokens"]
     return time.perf_counter() - started
 
 
@@ -165,8 +176,7 @@ def asker(client: httpx.AsyncClient, model: str, chunks: list[str], seen: Seen, 
 
     async def query() -> None:
         await asyncio.sleep(rng.expovariate(1 / pause) if pause else 0)
-        words = rng.choice(chunks).split()[:12]
-        taken = await ask(client, "/v1/embeddings", {"model": model, "input": " ".join(words) or "why"}, seen, 60)
+        taken = await ask(client, "/v1/embeddings", {"model": model, "input": make_query(chunks, rng)}, seen, 60)
         if taken is not None:
             seen.query_seconds.append(taken)
 
@@ -178,8 +188,17 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
     return float(np.percentile(seconds, 50) * 1000), float(np.percentile(seconds, 99) * 1000)
 
 
-async def measure(given: argparse.Namespace, chunks: list[str], alone: float) -> dict[str, Any]:
-    results: dict[str, Any] = {"encoder_tokens_per_second": round(alone)}
+async def measure(given: argparse.Namespace, chunks: list[str], alone: tuple[float, float]) -> dict[str, Any]:
+    rate, query_seconds = alone
+    # What is left for documents where the encoder alone has the same queries to do.
+    possible = rate * (1 - _QUERIES_A_SECOND * query_seconds)
+    results: dict[str, Any] = {
+        "encoder": {
+            "tokens_per_second": round(rate),
+            "query_ms": round(query_seconds * 1000, 1),
+            "tokens_per_second_beside_queries": round(possible),
+        }
+    }
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with (
         serving(given.model, given.port) as (url, process),
@@ -193,16 +212,15 @@ async def measure(given: argparse.Namespace, chunks: list[str], alone: float) ->
         results["idle"] = {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1)}
         print(f"idle: a query takes {p50:.1f} ms, p99 {p99:.1f}", flush=True)
 
-        loaded = Seen()
+        seconds = 60 * given.minutes
+        loaded = Seen(end=time.monotonic() + seconds)
         n_writers = max(1, given.clients // _WRITERS_SHARE)
         n_askers = given.clients - n_writers
-        started = time.perf_counter()
         workers = [writer(client, given.model, chunks, loaded, i, heeds=True) for i in range(n_writers)]
         workers += [
             asker(client, given.model, chunks, loaded, 1000 + i, n_askers / _QUERIES_A_SECOND) for i in range(n_askers)
         ]
-        await run_for(60 * given.minutes, [*workers, watch(process, loaded)])
-        seconds = time.perf_counter() - started
+        await run_for(seconds, [*workers, watch(process, loaded)])
         p50, p99 = percentiles(loaded.query_seconds)
         tenth = max(1, len(loaded.resident_bytes) // 10)
         first, last = (
@@ -220,11 +238,13 @@ async def measure(given: argparse.Namespace, chunks: list[str], alone: float) ->
         }
         print(f"load: {results['load']}", flush=True)
         ratio = p99 / results["idle"]["p99_ms"]
-        share = loaded.tokens / seconds / alone
+        share = loaded.tokens / seconds / possible
         others = sum(n for status, n in loaded.statuses.items() if status not in ("200", "429"))
         print_aim("errors but 429", str(others), "0", others == 0)
         print_aim("p99 of a query, against idle", f"{ratio:.1f}", "at most 3", ratio <= 3)
-        print_aim("throughput, against the encoder alone", f"{share:.0%}", "at least 90 %", share >= 0.9)
+        print_aim(
+            "throughput, against the encoder alone with the same queries", f"{share:.0%}", "at least 90 %", share >= 0.9
+        )
         print_aim("memory, last tenth against second", f"{last / first:.2f}", "at most 1.05", last / first <= 1.05)
 
         flood = Seen()
@@ -254,7 +274,11 @@ def main() -> None:
     given = parser.parse_args()
     chunks = read_chunks()
     alone = measure_encoder(given.model, chunks, 20)
-    print(f"the encoder alone: {alone:,.0f} tokens a second on {os.cpu_count()} cores", flush=True)
+    cores = os.cpu_count()
+    print(
+        f"the encoder alone: {alone[0]:,.0f} tokens a second, {alone[1] * 1000:.1f} ms a query, {cores} cores",
+        flush=True,
+    )
     write_results("serve_load", asyncio.run(measure(given, chunks, alone)))
 
 
