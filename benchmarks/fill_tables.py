@@ -500,6 +500,52 @@ def bulk_load() -> str:
     return table(["", "loaded after s", "and indexed after s", "server's processor, s"], rows)
 
 
+def serve_load() -> str:
+    """Tabulate what a server does under load."""
+    found = read("serve_load")
+    load, flood = found["load"], found["flood"]
+
+    def count(statuses: Mapping[str, int]) -> str:
+        return ", ".join(f"{n:,} of {status}" for status, n in sorted(statuses.items()))
+
+    encoder, (first, last) = found["encoder"], load["resident_mb"]
+    rows = [
+        [
+            "a query, nobody else there: median, 99th percentile",
+            f"{found['idle']['p50_ms']}, {found['idle']['p99_ms']} ms",
+        ],
+        [f"a query, {load['clients']} clients there", f"{load['p50_ms']}, {load['p99_ms']} ms"],
+        ["documents, by the encoder alone", f"{encoder['tokens_per_second']:,} tokens/s"],
+        [
+            f"the same, with the queries to do ({encoder['query_ms']} ms each)",
+            f"{encoder['tokens_per_second_beside_queries']:,} tokens/s",
+        ],
+        [f"documents, {load['clients']} clients there", f"{load['tokens_per_second']:,} tokens/s"],
+        ["memory, in the second minute and in the last", f"{first:,}, {last:,} MB"],
+        [f"answers in {load['minutes']:.0f} minutes", count(load["statuses"])],
+        [f"answers to {flood['writers']} writers at once", count(flood["statuses"])],
+        ["memory then, at most", f"{flood['largest_resident_mb']:,} MB"],
+    ]
+    return table(["", "all-MiniLM-L6-v2"], rows)
+
+
+def ray_rates() -> str:
+    """Tabulate how fast jobs of Ray Data are."""
+    rows = [
+        [
+            f"{name}, {way}",
+            f"{found['documents_per_second'][way]:.1f}",
+            f"{found['fixed_seconds'][way]:.1f}",
+            f"{found['busy_cores'][way]:.2f}",
+            f"{found['worker_mb'][way]:.0f}" if found["worker_mb"][way] else "",
+        ]
+        for name, found in read("ray_rates").items()
+        if isinstance(found, dict)
+        for way in found["documents_per_second"]
+    ]
+    return table(["", "documents/s", "seconds whatever the size", "busy cores", "MB a worker"], rows)
+
+
 def commands() -> str:
     """Tabulate what commands cost from a cold process."""
     seconds = read("cli")["seconds"]
@@ -550,6 +596,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "server_recall_bits": partial(server_recall, "server_recall_bits"),
     "trickle": trickle,
     "bulk_load": bulk_load,
+    "serve_load": serve_load,
+    "ray_rates": ray_rates,
     "commands": commands,
     "machines": machines,
 }

@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import json
 import logging
+import os
 import socket
 import struct
 import sys
@@ -740,6 +741,20 @@ def test_while_the_model_is_being_loaded(encoder):
     finally:
         go_on.set()
         running.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the threads of a process apart")
+def test_documents_leave_the_cores_to_queries(server):
+    short, bulk = (os.getpriority(os.PRIO_PROCESS, thread.native_id) for thread in server.service._threads)
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert (short, bulk) == (here, min(here + 10, 19))
+
+
+def test_parts_of_an_answer_do_not_wait_for_each_other(server):
+    with connection(server):
+        assert settles(lambda: server.server.server_state.connections)
+        for made in list(server.server.server_state.connections):
+            assert made.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_was_taken_on_is_answered_before_the_end(encoder, model):
