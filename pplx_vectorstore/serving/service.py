@@ -362,7 +362,7 @@ class Held:
 
 
 def _give_way() -> None:
-    """Let other threads have the cores first, from this one and those that it starts; only Linux tells threads apart."""
+    """Let others have the cores before this thread and those that it starts; only Linux tells threads apart."""
     if sys.platform.startswith("linux"):
         here = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, 0, min(here + _NICENESS, 19))
