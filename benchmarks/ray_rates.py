@@ -55,7 +55,8 @@ class Model(NamedTuple):
 
     Attributes:
         n_documents: How many.
-        batch_size: So that a batch takes about a second: while the last is embedded, the other worker may be idle.
+        batch_size: So that a batch takes about a second: much more than asking the store what has changed, and not so
+            much that the other worker is idle for long while the last is embedded.
         make: Makes the encoder.
     """
 
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", help="of a server on this machine; without, a stand-in")
     parser.add_argument("--hashed", type=int, default=3_000, help="documents with hashes for codes; 0 for none")
-    parser.add_argument("--embedded", type=int, default=320, help="documents that are embedded; 0 for none")
+    parser.add_argument("--embedded", type=int, default=640, help="documents that are embedded; 0 for none")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
@@ -90,7 +91,7 @@ def main() -> None:
         results["server"] = server.name
         models = {
             "hashes": Model(arguments.hashed, 64, make_hash_encoder),
-            "all-minilm-l6-v2": Model(arguments.embedded, 8, functools.partial(load_encoder, "all-minilm-l6-v2")),
+            "all-minilm-l6-v2": Model(arguments.embedded, 32, functools.partial(load_encoder, "all-minilm-l6-v2")),
         }
         # Ray's first job starts what it keeps for all others.
         sync(server.url, Path(folder), SMALL, make_hash_encoder, workers=1, batch_size=1)
