@@ -140,7 +140,7 @@ class TestStores:
 
 class TestTheServedModel:
     def test_its_settings_are_taken_over(self, local, load):
-        assert load().fingerprint == replace(local.fingerprint, source=local.spec.name, backend="api", dtype=None)
+        assert load().fingerprint == replace(local.fingerprint, backend="api", dtype=None)
         assert load(window_tokens=64, min_context=8, revision=local.fingerprint.revision).spec.window_tokens == 64
 
     def test_its_address_may_end_as_openais_clients_want_it(self, load, server):
