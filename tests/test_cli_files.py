@@ -192,6 +192,7 @@ def test_an_index_of_an_older_version_relabels_and_embeds_nothing(corpus, tmp_pa
     assert hit["metadata"] == {"source": "docs/cats.md", "root": root, "heading": ["Cats"], "line": 1}
 
 
+@pytest.mark.slow
 def test_every_hit_of_a_mixed_folder_says_where_it_is_also_after_edits(run, tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -197,7 +197,7 @@ def test_recall_from_the_first_add_to_a_reopened_index(indexed, rng):
     indexed.assert_found(sample)
 
 
-@pytest.mark.parametrize("n_new", [1, 3, 50])
+@pytest.mark.parametrize("n_new", [1, pytest.param(3, marks=pytest.mark.slow), 50])
 def test_points_written_after_indexing_are_found(indexed, rng, n_new):
     dimension = indexed.codes.shape[1]
     indexed.add(clustered_codes(rng, 2000, dimension))

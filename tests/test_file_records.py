@@ -351,6 +351,7 @@ def test_a_file_of_a_name_that_only_looks_like_that_is_not_gone_either(run, odd)
     assert "deleted" not in run("index", ".", "--prune", "--exclude", "*.md").stdout
 
 
+@pytest.mark.slow
 def test_programs_can_open_what_is_found_and_name_what_is_to_be_deleted(run, odd, monkeypatch):
     def printed(*arguments):
         command = Path(sys.executable).with_name("pplx-vectorstore")

@@ -209,7 +209,7 @@ def numbers_store(tmp_path_factory, hash_encoder):
         yield store
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=35, suppress_health_check=[HealthCheck.too_slow])
 @given(values=st.lists(stored_numbers, min_size=1, max_size=8), asked=st.lists(bounds, min_size=1, max_size=3))
 def test_numbers_are_compared_as_python_does(numbers_store, values, asked):
     store = numbers_store

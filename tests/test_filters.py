@@ -271,7 +271,7 @@ def notes(tmp_path_factory, hash_encoder):
         yield store
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=35, suppress_health_check=[HealthCheck.too_slow])
 @given(stored=st.lists(METADATA, min_size=1, max_size=6), asked=st.lists(JOINED, min_size=1, max_size=6))
 def test_joined_filters_match_what_the_language_says(notes, stored, asked):
     ids = [str(i) for i in range(6)]

@@ -122,7 +122,7 @@ def queries(rng):
 
 
 @EACH_WAY
-@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.05, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_new_labels_leave_what_is_found_as_good_as_it_was(library, queries, share, way, engine, folder):
     before = library.recall(queries)
     assert before >= 0.97

@@ -102,11 +102,13 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("model", ["all-minilm-l6-v2", pytest.param("pplx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["all-minilm-l6-v2", "pplx"])
 def test_pytorch(run, model, request):
     assert run("torch", request.getfixturevalue("pplx_checkpoint") if model == "pplx" else model) == "[]"
 
 
+@pytest.mark.slow
 def test_onnx_runtime(run, pplx_checkpoint, tmp_path):
     from pplx_vectorstore.encoders.onnx_export import export_onnx
 
