@@ -76,6 +76,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 
 sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
@@ -92,9 +93,10 @@ def tell(owner, name):
     function = getattr(owner, name)
 
     def tell_and_do(*args, **options):
-        os.write(1, f"{name}\\n".encode())  # whole, whichever thread it is
-        if last in (str(next(numbers)), name):
-            os.kill(os.getpid(), signal.SIGKILL)
+        with telling:  # no thread tells anything between another's last line and its end
+            os.write(1, f"{name}\\n".encode())
+            if last in (str(next(numbers)), name):
+                os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **options)
 
     setattr(owner, name, tell_and_do)
@@ -106,6 +108,7 @@ tell(shard.Shard, "_start_indexing")
 with open(sys.argv[2], "rb") as file:
     documents = pickle.load(file)
 numbers = itertools.count(1)
+telling = threading.Lock()
 for line in sys.stdin:
     index, last = line.split()
     pid = os.fork()
