@@ -11,6 +11,7 @@ import pytest
 from agent_client import ask, lazy_index
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp_messages import INITIALIZE
 
 from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.agents.command import ServeOptions, make_tools, serve_index
@@ -20,16 +21,6 @@ from pplx_vectorstore.errors import InvalidInputError, StoreError
 from pplx_vectorstore.guarded_http.access import choose_access
 
 KEY = "a-key-of-ours"
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 

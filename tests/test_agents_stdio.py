@@ -15,21 +15,12 @@ import pytest
 from agent_client import ask, refused
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp_messages import INITIALIZE
 from typer.testing import CliRunner
 
 from pplx_vectorstore.cli import app
 
 COMMAND = str(Path(sys.executable).with_name("pplx-vectorstore"))
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 
 
 @pytest.fixture

@@ -9,24 +9,14 @@ import time
 
 import pytest
 from mcp.server.lowlevel import Server
+from mcp_messages import INITIALIZE
 
 from pplx_vectorstore.agents.http import bind, make_app, make_http_server
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.guarded_http.access import Access, NotAdmittedError, choose_access, host_name, require_form
 from pplx_vectorstore.guarded_http.connections import GuardedProtocol
 
-INITIALIZE = json.dumps(
-    {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "method": "initialize",
-        "params": {
-            "protocolVersion": "2025-06-18",
-            "capabilities": {},
-            "clientInfo": {"name": "test", "version": "1"},
-        },
-    }
-).encode()
+BODY = json.dumps(INITIALIZE).encode()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +48,12 @@ def head(address, *lines):
 
 def whole(address):
     return (
-        head(address, "Accept: application/json, text/event-stream", f"Content-Length: {len(INITIALIZE)}") + INITIALIZE
+        head(
+            address,
+            "Accept: application/json, text/event-stream",
+            f"Content-Length: {len(BODY)}",
+        )
+        + BODY
     )
 
 

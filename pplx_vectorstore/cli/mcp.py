@@ -26,6 +26,7 @@ from pplx_vectorstore.cli.options import (
 from pplx_vectorstore.collection import DEFAULT_COLLECTION
 from pplx_vectorstore.errors import InvalidInputError
 from pplx_vectorstore.file_ids import as_text
+from pplx_vectorstore.guarded_http.access import KEY_VARIABLE
 from pplx_vectorstore.redaction import without_password
 from pplx_vectorstore.terminal import complain, reported_errors
 
@@ -67,7 +68,7 @@ def mcp(
         str | None,
         typer.Option(
             help="With --http: key that requests must have; better in the environment.",
-            envvar="PPLX_VECTORSTORE_API_KEY",
+            envvar=KEY_VARIABLE,
         ),
     ] = None,
     model: Annotated[

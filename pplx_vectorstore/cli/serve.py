@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pplx_vectorstore.cli.options import DeviceOption, DtypeOption, OnnxFileOption
+from pplx_vectorstore.guarded_http.access import KEY_VARIABLE
 from pplx_vectorstore.models import DEFAULT_MODEL
 from pplx_vectorstore.terminal import reported_errors
 
@@ -19,7 +20,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")] = 8090,
     api_key: Annotated[
         str | None,
-        typer.Option(help="Key that requests must have; better in the environment.", envvar="PPLX_VECTORSTORE_API_KEY"),
+        typer.Option(help="Key that requests must have; better in the environment.", envvar=KEY_VARIABLE),
     ] = None,
     allowed_host: Annotated[
         list[str] | None,

@@ -38,6 +38,7 @@ from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.encoders.served import DIGEST_HEADER, ServedModel
 from pplx_vectorstore.encoders.unfinished import Unfinished, key_of
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
+from pplx_vectorstore.guarded_http.access import KEY_VARIABLE as SERVED_KEY_VARIABLE
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
 from pplx_vectorstore.quantization import Codes
 from pplx_vectorstore.redaction import redact, without_password
@@ -47,7 +48,6 @@ from pplx_vectorstore.tokenization import ChunkTokenizer
 T = TypeVar("T")
 
 KEY_VARIABLES = ("PERPLEXITY_API_KEY", "PPLX_API_KEY")
-SERVED_KEY_VARIABLE = "PPLX_VECTORSTORE_API_KEY"
 _BASE_URL_VARIABLE = "PERPLEXITY_BASE_URL"
 # The SDK must have one, and a server without a key does not look at it.
 _NO_KEY = "none"

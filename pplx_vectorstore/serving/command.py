@@ -74,12 +74,7 @@ def serve_model(messages: Messages, options: ServeOptions) -> None:
         raise InvalidInputError(f"--backend of a server must be torch or onnx, not {options.load_options['backend']!r}")
     if options.turn_tokens is not None and options.turn_tokens < 1:
         raise InvalidInputError(f"--turn-tokens must be at least 1, not {options.turn_tokens}")
-    access = choose_access(
-        options.host,
-        options.api_key,
-        options.allowed_hosts,
-        host_option="--allowed-host",
-    )
+    access = choose_access(options.host, options.api_key, options.allowed_hosts, host_option="--allowed-host")
     service = EmbeddingService(
         partial(load_encoder, options.model, **options.load_options),
         names=(options.model, *options.served_names),
