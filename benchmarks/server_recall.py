@@ -64,9 +64,9 @@ def main() -> None:
                 codes = np.concatenate([quantize_to_norm(vectors.points[i : i + BLOCK]) for i in range(0, n, BLOCK)])
                 found, way = measure(server, codes, quantize_to_norm(vectors.queries[:QUERIES]))
                 results.append({"dimension": dimension, "vectors": n, "way": way, **found})
+                keep("server_recall_bits" if arguments.bits else "server_recall", server.name, results)
                 cells = " | ".join(f"{found[state]:.4f}" for state in ("loading", "new", "indexed", "trickle"))
                 print(f"| {dimension:,} | {n:,} | {cells} | {way} |", flush=True)
-    keep("server_recall_bits" if arguments.bits else "server_recall", server.name, results)
     worst = min(one[state] for one in results for state in ("loading", "new", "indexed", "trickle"))
     print_aim("the worst of all", f"{worst:.4f}", f"≥ {AIM}", worst >= AIM)
 

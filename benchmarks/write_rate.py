@@ -5,9 +5,10 @@ settings and payload indexes, 256 at once, and flush; nothing is indexed. The ba
 norms ready made, hashes no document and looks for no stale chunks.
 
 With --grpc, the store writes over gRPC, against the client's own `upload_collection` from a float32 array, with
-ids and payloads ready made, by one process and by four at once. Both wait for the server's answers. Without a URL,
-here or in QDRANT_URL, the server is a process on loopback that answers at once and stores nothing (grpc_sink.py):
-what is compared then is the work of the client's side. ::
+ids and payloads ready made, by one process and by four at once. Both wait for the server's answers, and write no words
+for hybrid search; what those take on top is measured as well. Without a URL, here or in QDRANT_URL, the server is a
+process on loopback that answers at once and stores nothing (grpc_sink.py): what is compared then is the work of the
+client's side. ::
 
     python benchmarks/write_rate.py
     python benchmarks/write_rate.py --grpc
@@ -36,7 +37,7 @@ import qdrant_edge as edge
 from harness import CHUNKS_PER_DOCUMENT, make_documents, middle_half, print_aim, take_turns, write_results
 from qdrant_client import QdrantClient
 
-from pplx_vectorstore import Document, PrecomputedEncoder, VectorStore, load_encoder
+from pplx_vectorstore import CollectionConfig, Document, PrecomputedEncoder, VectorStore, load_encoder
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, VECTOR_NAME
 from pplx_vectorstore.points import SHIFT, chunk_point_id, derive_point_id, equalize_codes, hash_document, iter_points
 from pplx_vectorstore.quantization import Codes, norms
@@ -46,6 +47,7 @@ AIM = 0.8
 # What goes to a server.
 GRPC_DIMENSION = 1024
 PROCESSES = 4
+HYBRID = "store, hybrid"
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,21 @@ def measure_grpc(url: str, server: str, n_points: int, rounds: int) -> dict[str,
     )
     batch: Batch | None = None
     uploads = {"upload": 1, f"upload by {PROCESSES}": PROCESSES}
-    seconds = {way: np.zeros(rounds) for way in ["store", *uploads]}
+    seconds = {way: np.zeros(rounds) for way in ["store", HYBRID, *uploads]}
     with contextlib.closing(client):
         for index, way in take_turns(list(seconds), rounds):
             collection = f"write-rate-{uuid.uuid4().hex}"
             try:
-                with VectorStore.connect(url, collection=collection, encoder=encoder, prefer_grpc=True) as store:
+                config = CollectionConfig(text_index=way == HYBRID)
+                with VectorStore.connect(
+                    url, collection=collection, encoder=encoder, prefer_grpc=True, config=config
+                ) as store:
                     batch = batch or Batch.of(documents, store)
                     start = perf_counter()
-                    if way == "store":
-                        store.add(documents)
-                    else:
+                    if way in uploads:
                         batch.upload(client, collection, uploads[way])
+                    else:
+                        store.add(documents)
                     seconds[way][index] = perf_counter() - start
                     if store.count() != n_points:
                         raise SystemExit(f"{way} wrote {store.count()} of {n_points} points")
@@ -197,9 +202,9 @@ class Batch:
 def print_rates(seconds: dict[str, npt.NDArray[np.float64]], n_points: int) -> dict[str, float]:
     """Print the median rate of each way; return them, in points per second."""
     rates = {way: n_points / float(np.median(values)) for way, values in seconds.items()}
-    print(f"{'':12}{'points/s':>10}{'µs/point':>10}")
+    print(f"{'':15}{'points/s':>10}{'µs/point':>10}")
     for way, rate in rates.items():
-        print(f"{way:12}{rate:10,.0f}{1e6 / rate:10.1f}")
+        print(f"{way:15}{rate:10,.0f}{1e6 / rate:10.1f}")
     return rates
 
 

@@ -249,14 +249,19 @@ class _Updates:
     def threshold_of(self, name):
         return self._update_of(name)["threshold"]
 
+    def segment_size_of(self, name):
+        return self._update_of(name).get("segment_size")
+
     def status_of(self, name):
         return "yellow" if any(thread.is_alive() for thread in self._optimizing.get(name, ())) else "green"
 
-    def change(self, name, threshold, metadata):
+    def change(self, name, threshold, metadata, segment_size=None):
         with self._lock:
             update = self._of.setdefault(name, self._update_of(name))
             for key, value in (metadata or {}).items():
                 update["metadata"][key] = value
+            if segment_size is not None:
+                update["segment_size"] = segment_size
             changed = threshold is not None and threshold != update["threshold"]
             if changed:
                 update["threshold"] = threshold
@@ -404,8 +409,8 @@ def _update_collection(server, name, body):
     if unknown := set(body) - {"optimizers_config", "metadata"}:
         raise ValueError(f"not served: {sorted(unknown)}")
     server.client.get_collection(name)  # which raises where there is none
-    threshold = request.optimizers_config and request.optimizers_config.indexing_threshold
-    server.updates.change(name, threshold, request.metadata)
+    changed = request.optimizers_config or models.OptimizersConfigDiff()
+    server.updates.change(name, changed.indexing_threshold, request.metadata, changed.max_segment_size)
     return True
 
 
@@ -443,6 +448,7 @@ def _get_collection(server, name, body):
                 "default_segment_number": 0,
                 "flush_interval_sec": 5,
                 "indexing_threshold": server.updates.threshold_of(name),
+                "max_segment_size": server.updates.segment_size_of(name),
             },
             "strict_mode_config": server.strict_mode,
             "metadata": server.updates.metadata_of(name, info.config.metadata),

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from pplx_vectorstore import AsyncVectorStore, Chunk, Document, PrecomputedEncoder, VectorStore, quantize_to_norm
+from pplx_vectorstore import (
+    AsyncVectorStore,
+    Chunk,
+    CollectionConfig,
+    Document,
+    PrecomputedEncoder,
+    VectorStore,
+    quantize_to_norm,
+)
 from pplx_vectorstore.errors import InvalidDocumentError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import access, ledger, server_indexing
 from pplx_vectorstore.operations.server_indexing import GENERATION_KEY, HOLD_KEY, INDEXED_KEY, host_name
@@ -24,6 +32,7 @@ DIMENSION = 384
 CHUNKS = 5
 K = 10
 USUAL = 10_000  # kilobytes, the threshold that the server has
+SMALL, LARGE = 4_000, 1_000_000  # kilobytes, sizes of segments
 
 http = pytest.mark.parametrize("engine", ["http"], indirect=True)
 REMOTE = ["http", *(pytest.param(name, marks=pytest.mark.slow) for name in ("async", "grpc", "async-grpc"))]
@@ -246,10 +255,10 @@ def test_a_settler_from_whom_something_is_taken_begins_anew(new_store, encoder, 
     status_of, change = server.updates.status_of, server.updates.change
     thresholds, taken = [], []
 
-    def note(name, threshold, metadata):
+    def note(name, threshold, metadata, segment_size):
         if threshold is not None:
             thresholds.append(threshold)
-        change(name, threshold, metadata)
+        change(name, threshold, metadata, segment_size)
 
     def take_once(name):
         if GENERATION_KEY in server.updates.metadata_of(name, {}) and not taken:
@@ -485,6 +494,85 @@ def test_of_two_loads_the_first_restores(new_store, encoder, impatient, run_asyn
     corpus.check(store)
 
 
+@pytest.mark.parametrize("before", [None, 200_000])
+@remote
+def test_where_words_are_vectors_segments_stay_small_while_loading(
+    new_store, encoder, impatient, rest_server, run_async, before
+):
+    server = rest_server()
+    server.version = "1.18.3"
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    server.updates.change("c", None, None, before)
+    for numbers in (range(20), range(10, 30)):
+        with store.bulk_load():
+            assert server.updates.segment_size_of("c") == SMALL
+            store.add(corpus.make(numbers))
+        assert server.updates.segment_size_of("c") == (before or LARGE)
+        assert threshold_of(store, run_async) == USUAL
+        corpus.check(store)
+    store.add(corpus.make([5]))
+    store.optimize()
+    assert server.updates.segment_size_of("c") == (before or LARGE)
+    corpus.check(store)
+
+
+@pytest.mark.parametrize(("version", "text_index"), [("1.18.3", False), ("1.20.1", True)])
+@http
+def test_where_words_are_no_vectors_the_size_of_segments_stays(
+    new_store, encoder, server, impatient, version, text_index
+):
+    server.version = version
+    config = CollectionConfig(text_index=text_index)
+    with new_store(encoder=encoder, collection="c", config=config).bulk_load():
+        assert (server.updates.threshold_of("c"), server.updates.segment_size_of("c")) == (0, None)
+    assert (server.updates.threshold_of("c"), server.updates.segment_size_of("c")) == (USUAL, None)
+
+
+@http
+def test_segments_grow_before_there_are_too_many(new_store, encoder, server, impatient, monkeypatch):
+    server.version = "1.18.3"
+    monkeypatch.setattr(server_indexing, "_RENEWAL", 0.0)
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    sizes = []
+    with store.bulk_load() as still_loading:
+        store.add(corpus.make(range(3)))
+        sizes.append(server.updates.segment_size_of("c"))
+        monkeypatch.setattr(server_indexing, "_MOST_SEGMENTS", 0)
+        for _ in range(2):
+            still_loading()
+            sizes.append(server.updates.segment_size_of("c"))
+    assert sizes == [SMALL, 2 * SMALL, 4 * SMALL]
+    assert server.updates.segment_size_of("c") == LARGE
+    corpus.check(store)
+
+
+@pytest.mark.parametrize("following", ["open", "optimize", "load"])
+@http
+def test_who_follows_a_killed_load_restores_the_size_of_segments(new_store, encoder, server, impatient, following):
+    server.version = "1.18.3"
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    store.add(corpus.make(range(10)))
+    hold = {
+        "token": "t",
+        "threshold": 77,
+        "host": host_name(),
+        "pid": 2**22 + 1,
+        "until": time.time() + 99,
+        "segment_size": 300_000,
+    }
+    server.updates.change("c", 0, {HOLD_KEY: hold}, 2 * SMALL)
+    if following == "open":
+        new_store(encoder=encoder, collection="c")
+    elif following == "optimize":
+        store.optimize()
+    else:
+        with store.bulk_load():
+            assert server.updates.segment_size_of("c") == SMALL
+            store.add(corpus.make(range(5, 15)))
+    assert (server.updates.threshold_of("c"), server.updates.segment_size_of("c")) == (77, 300_000)
+    corpus.check(store)
+
+
 KILLED = """
 import os, signal, sys
 import numpy as np
@@ -602,14 +690,14 @@ def test_a_server_that_was_started_again_is_told_to_optimize(new_store, encoder,
     change = server.updates.change
     told = []
 
-    def told_to(name, threshold, metadata):
-        told.append((threshold, metadata))
-        change(name, threshold, metadata)
+    def told_to(name, threshold, metadata, segment_size):
+        told.append((threshold, metadata, segment_size))
+        change(name, threshold, metadata, segment_size)
 
     monkeypatch.setattr(server.updates, "status_of", lambda name: "green" if told else "grey")
     monkeypatch.setattr(server.updates, "change", told_to)
     store.optimize()
-    assert told == [(USUAL, None)]
+    assert told == [(USUAL, None, None)]
 
 
 # --- folders -----------------------------------------------------------------------------------------

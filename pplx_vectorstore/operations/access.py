@@ -499,7 +499,7 @@ class PointAccess:
         It is not where another load goes on, at whose end all is indexed.
         """
         if self.capabilities.kind == "server":
-            hold = IndexingHold(self._calls, self._ledger, NEVER)
+            hold = IndexingHold(self._calls, self._ledger, NEVER, small_segments=BM25_VECTOR in self.lexical_fields)
             await hold.take()
             try:
                 yield not hold.joins_load

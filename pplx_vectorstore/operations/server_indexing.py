@@ -6,8 +6,12 @@ was written, and the collection's metadata says below which generation all are i
 (`settle`) begins a new generation first; whoever searches by the bits also looks among the later generations by the
 codes. That leaves nothing to chance, however many processes write.
 
-The same metadata says that somebody holds indexing back, or has it done now, and what its threshold was, so that others
-can restore it after that process was killed.
+The same metadata says that somebody holds indexing back, or has it done now, and what the settings were, so that others
+can restore them after that process was killed.
+
+Where words are kept as sparse vectors, segments that are not indexed must not grow large: for each word of a new point,
+the server goes through all points of the segment that have it. So while indexing is held back, there are many small
+segments.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,13 @@ NEVER = 0
 _AT_ONCE = 1  # indexes segments of more than one or two vectors
 # Kilobytes. Qdrant's own default, for a collection that does not tell its threshold.
 _DEFAULT_THRESHOLD = 10_000
+# Kilobytes, of words or codes: some thousand points.
+_SMALL_SEGMENT = 4_000
+# Kilobytes. A server takes a largest size of segments, but not back that there is none; this is about what one of four
+# processors has without.
+_USUAL_SEGMENT = 1_000_000
+# Each takes about 70 of the 65,530 mappings that Linux gives a process.
+_MOST_SEGMENTS = 200
 # Seconds.
 _LOOK = 0.25
 _PATIENCE = 600.0
@@ -93,6 +104,7 @@ class Hold:
         host: Where the process can be seen by its number.
         pid: Of the process.
         until: Seconds since 1970: later, the process is taken to be gone, unless it has renewed this.
+        segment_size: What the largest size of a segment is to be afterwards, in kilobytes; None where it stays.
     """
 
     token: str
@@ -100,13 +112,15 @@ class Hold:
     host: str
     pid: int
     until: float
+    segment_size: int | None = None
 
     @classmethod
     def of(cls, info: models.CollectionInfo) -> Hold | None:
         """Read it."""
         recorded: Mapping[str, Any] = (info.config.metadata or {}).get(HOLD_KEY) or {}
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: recorded[name] for name in names}) if recorded.keys() >= set(names) else None
+        if any(one.default is MISSING and one.name not in recorded for one in fields(cls)):
+            return None
+        return cls(**{one.name: recorded[one.name] for one in fields(cls) if one.name in recorded})
 
     @property
     def is_abandoned(self) -> bool:
@@ -148,16 +162,18 @@ class IndexingHold:
         calls: The client.
         ledger: Of the collection.
         threshold: In kilobytes.
+        small_segments: Whether segments stay small meanwhile.
 
     Attributes:
         is_ours: Whether it is not somebody else's.
         joins_load: Whether it is that of a bulk load.
     """
 
-    def __init__(self, calls: Calls, ledger: Ledger, threshold: int) -> None:
+    def __init__(self, calls: Calls, ledger: Ledger, threshold: int, *, small_segments: bool = False) -> None:
         self._calls = calls
         self._ledger = ledger
         self._threshold = threshold
+        self._small_segment = _SMALL_SEGMENT if small_segments else None
         self._hold: Hold | None = None
         self.is_ours = self.joins_load = False
 
@@ -170,9 +186,19 @@ class IndexingHold:
             return
         self.is_ours, self.joins_load = True, False
         usual = threshold_of(info) if before is None else before.threshold
+        segment_size = None if before is None else before.segment_size
+        if self._small_segment is not None and segment_size is None:
+            segment_size = getattr(info.config.optimizer_config, "max_segment_size", None) or _USUAL_SEGMENT
         token = uuid.uuid4().hex
         _held_here.add(token)
-        self._hold = Hold(token=token, threshold=usual, host=host_name(), pid=os.getpid(), until=time.time() + _LEASE)
+        self._hold = Hold(
+            token=token,
+            threshold=usual,
+            host=host_name(),
+            pid=os.getpid(),
+            until=time.time() + _LEASE,
+            segment_size=segment_size,
+        )
         try:
             await self.insist()
         except BaseException:
@@ -181,10 +207,10 @@ class IndexingHold:
         self._ledger.renewal = self._renew
 
     async def insist(self) -> None:
-        """Record the hold and set the threshold: the record comes first, and goes last."""
+        """Record the hold and change the settings: the record comes first, and goes last."""
         assert self._hold is not None
         await self._ledger.change(self._calls, metadata={HOLD_KEY: asdict(self._hold)})
-        await set_threshold(self._calls, self._ledger, self._threshold)
+        await set_threshold(self._calls, self._ledger, self._threshold, self._small_segment or self._hold.segment_size)
 
     def holds(self, info: models.CollectionInfo) -> bool:
         """Tell whether nobody has changed it since."""
@@ -215,6 +241,10 @@ class IndexingHold:
         if hold is None or hold.until - time.time() > _LEASE - _RENEWAL:
             return
         self._hold = replace(hold, until=time.time() + _LEASE)
+        if self._small_segment is not None:
+            info = await self._ledger.info(self._calls, fresh=True)
+            if (info.segments_count or 0) > _MOST_SEGMENTS:
+                self._small_segment *= 2
         await self.insist()
 
 
@@ -224,14 +254,14 @@ def threshold_of(info: models.CollectionInfo) -> int:
     return _DEFAULT_THRESHOLD if threshold is None else int(threshold)
 
 
-async def set_threshold(calls: Calls, ledger: Ledger, threshold: int) -> None:
-    """Have segments indexed from that size in kilobytes on."""
-    config = models.OptimizersConfigDiff(indexing_threshold=threshold)
+async def set_threshold(calls: Calls, ledger: Ledger, threshold: int, segment_size: int | None = None) -> None:
+    """Have segments indexed from that size in kilobytes on, and grow to the other, unless that is to stay."""
+    config = models.OptimizersConfigDiff(indexing_threshold=threshold, max_segment_size=segment_size)
     await ledger.change(calls, optimizers_config=config)
 
 
 async def _end_hold(calls: Calls, ledger: Ledger, hold: Hold) -> None:
-    await set_threshold(calls, ledger, hold.threshold)
+    await set_threshold(calls, ledger, hold.threshold, hold.segment_size)
     await ledger.change(calls, metadata={HOLD_KEY: {}})
 
 

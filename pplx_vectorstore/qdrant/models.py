@@ -475,9 +475,10 @@ class SparseVectorParams(Model):
 
 
 class OptimizersConfigDiff(Model):
-    """When what is written is indexed."""
+    """When what is written is indexed, and how large segments grow."""
 
     indexing_threshold: int | None = None
+    max_segment_size: int | None = None
 
 
 class KeywordIndexParams(Model):
