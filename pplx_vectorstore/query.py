@@ -143,6 +143,7 @@ class Ranking:
         acorn: Whether to walk past points that do not match a filter, to those that they are linked to (ACORN): what
             matches may hang together by those alone. By the bits, it was measured to find little more, at several
             times the price; without a filter, it means nothing.
+        widening: By the codes, how many times as wide as the candidates the beam is.
     """
 
     candidates: int
@@ -151,6 +152,7 @@ class Ranking:
     most_hnsw_ef: int | None = None
     unindexed: models.Filter | None = None
     acorn: bool = False
+    widening: int = 1
 
 
 def build_query(
@@ -265,7 +267,7 @@ def _nearest(
         return {**_nearest(query, by_codes, None, n=n), "prefetch": prefetch}
     candidates = max(ranking.candidates, n)
     # By the bits, a beam of twice the candidates costs little and finds what a narrow one misses.
-    beam = 2 * candidates if ranking.by_bits else candidates
+    beam = candidates * (2 if ranking.by_bits else ranking.widening)
     return {
         "query": models.NearestQuery(nearest=query.values),
         "using": VECTOR_NAME,

@@ -12,6 +12,7 @@ them, in bodies of at most 32 MiB. ::
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -259,7 +260,7 @@ class _Updates:
         with self._lock:
             update = self._of.setdefault(name, self._update_of(name))
             for key, value in (metadata or {}).items():
-                update["metadata"][key] = value
+                update["metadata"][key] = _as_kept(value)
             if segment_size is not None:
                 update["segment_size"] = segment_size
             changed = threshold is not None and threshold != update["threshold"]
@@ -288,6 +289,13 @@ class _Updates:
     def _optimize(self, name):
         with contextlib.suppress(StoreError):  # such as of a collection that was deleted
             self._client.optimize(name)
+
+
+def _as_kept(value):
+    """Return a value as a server gives it back: of some fractions, the last digits change."""
+    if isinstance(value, dict):
+        return {name: _as_kept(inner) for name, inner in value.items()}
+    return math.nextafter(value, 0) if isinstance(value, float) else value
 
 
 class _Listener(ThreadingHTTPServer):

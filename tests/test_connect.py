@@ -886,6 +886,15 @@ def test_codes_beyond_memory_are_searched_by_their_bits_once_all_are_indexed(sea
 
 
 @pytest.mark.parametrize("engine", ["http"], indirect=True)
+@pytest.mark.parametrize(("many", "beam"), [(89, 200), (90, 100)])
+def test_of_many_points_the_beam_by_the_codes_is_wider(searched, monkeypatch, many, beam):
+    monkeypatch.setattr(access, "_MANY", many)
+    assert searched(generations={})["params"]["hnsw_ef"] == beam
+    assert searched(generations={}, k=10, candidates=20)["params"]["hnsw_ef"] == beam / 5
+    assert searched()["prefetch"][0]["params"]["hnsw_ef"] == 200  # by the bits
+
+
+@pytest.mark.parametrize("engine", ["http"], indirect=True)
 def test_the_status_does_not_matter(searched):
     for status in ("yellow", "grey", "red"):
         assert is_by_bits(searched(status=status))

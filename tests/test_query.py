@@ -109,6 +109,16 @@ def test_a_request_ranks_by_bits_or_by_codes(by_bits, beam, oversampling):
     assert quantization.oversampling == oversampling
 
 
+@pytest.mark.parametrize(("by_bits", "beam"), [(True, 80), (False, 120)])
+def test_the_beam_by_the_codes_is_wider_where_it_has_to_be(by_bits, beam):
+    request = build_query(NEAREST, Ranking(candidates=40, by_bits=by_bits, widening=3), k=3)
+    assert request.params.hnsw_ef == beam
+    assert request.limit == 3
+    fused = build_query(NEAREST, Ranking(candidates=40, by_bits=by_bits, widening=3), k=3, text="words")
+    assert [stage.limit for stage in fused.prefetch] == [40, 40]
+    assert fused.prefetch[0].params.hnsw_ef == beam
+
+
 @pytest.mark.parametrize("by_bits", [True, False])
 def test_an_exact_request_uses_neither_bits_nor_graph(by_bits):
     request = build_query(NEAREST, Ranking(candidates=5, by_bits=by_bits, exact=True), k=1)

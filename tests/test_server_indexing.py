@@ -51,7 +51,7 @@ def impatient(monkeypatch):
     """Nobody writes into a generation that has ended."""
     monkeypatch.setattr(server_indexing, "GRACE", 0.0)
     monkeypatch.setattr(access, "GRACE", 60.0)
-    monkeypatch.setattr(server_indexing, "_LOOK", 0.02)
+    monkeypatch.setattr(server_indexing, "LOOK", 0.02)
 
 
 @pytest.fixture
@@ -359,6 +359,8 @@ def test_who_lets_others_write_tells_that_it_lives(new_store, encoder, server, i
     store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
     with VectorStore.connect(server.url, collection="c", encoder=encoder) as other, store.bulk_load() as still_loading:
         told = [server.updates.metadata_of("c", {})[HOLD_KEY]["until"]]
+        later = time.time() + 5
+        monkeypatch.setattr(server_indexing.time, "time", lambda: later)
         still_loading()
         told.append(server.updates.metadata_of("c", {})[HOLD_KEY]["until"])
         assert told[0] < told[1]
@@ -379,6 +381,8 @@ def test_a_task_that_lets_others_write_tells_that_it_lives(server, encoder, impa
             store.bulk_load() as still_loading,
         ):
             before = server.updates.metadata_of("documents", {})[HOLD_KEY]["until"]
+            later = time.time() + 5
+            monkeypatch.setattr(server_indexing.time, "time", lambda: later)
             await still_loading()
             assert server.updates.metadata_of("documents", {})[HOLD_KEY]["until"] > before
 
@@ -454,8 +458,7 @@ def test_who_has_opened_before_ends_the_load_of_a_killed_process_too(new_store, 
     monkeypatch.setattr(ledger, "_STATE_AGE", 0.0)
     store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
     for use in (lambda: store.add(corpus.make([1])), lambda: store.search(corpus.codes[1][0]), store.optimize):
-        hold = {"token": "t", "threshold": 77, "host": host_name(), "pid": 2**22 + 1, "until": time.time() + 99}
-        server.updates.change("c", 0, {HOLD_KEY: hold})
+        server.updates.change("c", 0, {HOLD_KEY: dead_hold()})
         use()
         assert server.updates.threshold_of("c") == 77
 
@@ -552,14 +555,7 @@ def test_who_follows_a_killed_load_restores_the_size_of_segments(new_store, enco
     server.version = "1.18.3"
     store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
     store.add(corpus.make(range(10)))
-    hold = {
-        "token": "t",
-        "threshold": 77,
-        "host": host_name(),
-        "pid": 2**22 + 1,
-        "until": time.time() + 99,
-        "segment_size": 300_000,
-    }
+    hold = {**dead_hold(), "segment_size": 300_000}
     server.updates.change("c", 0, {HOLD_KEY: hold}, 2 * SMALL)
     if following == "open":
         new_store(encoder=encoder, collection="c")
@@ -571,6 +567,160 @@ def test_who_follows_a_killed_load_restores_the_size_of_segments(new_store, enco
             store.add(corpus.make(range(5, 15)))
     assert (server.updates.threshold_of("c"), server.updates.segment_size_of("c")) == (77, 300_000)
     corpus.check(store)
+
+
+@http
+def test_a_record_that_another_took_away_does_not_keep_the_settings(new_store, encoder, server, impatient):
+    server.version = "1.18.3"
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    with store.bulk_load():
+        store.add(corpus.make(range(10)))
+        server.updates.change("c", None, {HOLD_KEY: {}})  # by who restored what a killed process had left
+        store.add(corpus.make(range(5, 15)))
+    assert (server.updates.threshold_of("c"), server.updates.segment_size_of("c")) == (USUAL, LARGE)
+    corpus.check(store)
+
+
+@http
+def test_who_ends_what_another_has_ended_leaves_a_new_load_alone(new_store, encoder, server, run_async, monkeypatch):
+    store = new_store(encoder=encoder, collection="c")
+    change, hold = server.updates.change, dead_hold()
+    new = {**hold, "token": "another", "host": "elsewhere", "until": int(time.time()) + 99}
+
+    def begin_one_meanwhile(name, threshold, metadata, segment_size):
+        change(name, threshold, metadata, segment_size)
+        if threshold == 77 and HOLD_KEY not in (metadata or {}):
+            change(name, 0, {HOLD_KEY: new})
+
+    change("c", 0, {HOLD_KEY: hold})
+    monkeypatch.setattr(server.updates, "change", begin_one_meanwhile)
+    store.close()
+    new_store(encoder=encoder, collection="c")  # restores, while another begins
+    assert server.updates.threshold_of("c") == 0
+    assert server.updates.metadata_of("c", {})[HOLD_KEY] == new
+
+
+@http
+def test_threads_that_write_while_loads_end_leave_nothing_behind(new_store, encoder, server, impatient, monkeypatch):
+    monkeypatch.setattr(server_indexing, "_RENEWAL", float("inf"))  # due at each write
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    documents, is_over, errors = corpus.make(range(10)), threading.Event(), []
+
+    def write():
+        try:
+            while not is_over.is_set():
+                store.add(documents)
+        except Exception as error:  # noqa: BLE001 - raised in no thread that anybody waits for
+            errors.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(8):
+            with store.bulk_load():
+                store.add(documents)
+            assert server.updates.threshold_of("c") == USUAL
+            assert not server.updates.metadata_of("c", {})[HOLD_KEY]
+    finally:
+        is_over.set()
+        thread.join()
+    assert not errors
+    assert server.updates.threshold_of("c") == USUAL
+    corpus.check(store)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@http
+def test_a_forked_process_does_not_hold_what_the_other_held(new_store, encoder, server, impatient):
+    store = new_store(encoder=encoder, collection="c")
+    with store.bulk_load():
+        assert store._session.points._ledger.renewal is not None
+        child = os.fork()
+        if not child:
+            os._exit(0 if store._session.points._ledger.renewal is None else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert server.updates.threshold_of("c") == USUAL
+
+
+@http
+def test_a_load_that_another_outlasts_ends_without_a_word(new_store, encoder, server, impatient):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    with store.bulk_load():
+        store.add(corpus.make(range(10)))
+        another = {**dead_hold(), "host": "elsewhere", "threshold": USUAL, "until": int(time.time()) + 99}
+        server.updates.change("c", None, {HOLD_KEY: another})  # both began at once: the later record stays
+    assert server.updates.threshold_of("c") == 0
+    assert server.updates.metadata_of("c", {})[HOLD_KEY] == another
+    corpus.check(store)
+
+
+@http
+def test_a_load_waits_for_who_has_all_indexed(new_store, encoder, server, impatient, monkeypatch):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    settling = {**dead_hold(), "host": "elsewhere", "threshold": USUAL, "until": int(time.time()) + 99}
+    server.updates.change("c", 1, {HOLD_KEY: settling})
+    looks = []
+
+    async def end(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            server.updates.change("c", USUAL, {HOLD_KEY: {}})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._session.calls, "sleep", end)
+        loading = store.bulk_load()
+        loading.__enter__()
+    assert len(looks) == 3
+    assert server.updates.threshold_of("c") == 0
+    store.add(corpus.make(range(10)))
+    loading.__exit__(None, None, None)
+    assert server.updates.threshold_of("c") == USUAL
+    corpus.check(store)
+
+
+@http
+def test_who_joins_a_load_and_ends_after_it_waits_for_the_index(new_store, encoder, server, impatient, run_async):
+    store, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    another = new_store(encoder=encoder, collection="c")
+    first, joined = store.bulk_load(), another.bulk_load()
+    first.__enter__()
+    joined.__enter__()
+    first.__exit__(None, None, None)
+    another.add(corpus.make(range(20)))
+    joined.__exit__(None, None, None)
+    assert threshold_of(store, run_async) == USUAL
+    state = state_of(store, run_async)
+    assert (state.status, state.config.metadata[HOLD_KEY]) == ("green", {})
+    corpus.check(store)
+
+
+@http
+def test_that_one_key_may_only_read_keeps_no_other_from_restoring(new_store, encoder, server, monkeypatch):
+    monkeypatch.setattr(ledger, "_STATE_AGE", 0.0)
+    reader, corpus = new_store(encoder=encoder, collection="c"), Corpus()
+    reader.add(corpus.make(range(10)))
+    writer, answer = new_store(encoder=encoder, collection="c"), server.answer
+
+    def forbid(method, path, body):
+        if method == "PATCH":
+            return 403, b'{"status": {"error": "Forbidden: Global manage access is required"}, "time": 0.0}'
+        return answer(method, path, body)
+
+    server.updates.change("c", 0, {HOLD_KEY: dead_hold()})
+    server.answer = forbid
+    for _ in range(2):
+        assert reader.search(corpus.codes[3][0], k=1)
+    server.answer = answer
+    assert reader.search(corpus.codes[3][0], k=1)
+    assert server.updates.threshold_of("c") == 0  # it does not ask again
+    assert writer.search(corpus.codes[3][0], k=1)
+    assert server.updates.threshold_of("c") == 77
+
+
+def dead_hold():
+    """Return what a process that was killed has left."""
+    until = int(time.time()) + 99
+    return {"token": "t", "threshold": 77, "host": host_name(), "pid": 2**22 + 1, "until": until}
 
 
 KILLED = """

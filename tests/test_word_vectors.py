@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import time
 
 import pytest
 
@@ -186,13 +187,58 @@ def test_the_average_length_is_recorded_once_there_are_enough(new_store, old, mo
     assert old.updates.metadata_of("many", {})[AVERAGE_KEY] == {"average": pytest.approx(average, abs=0.05)}
 
 
+@pytest.mark.parametrize(("engine", "version"), [OLD[1], SLOW[0]], indirect=["engine"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_vectors_are_made_with_one_average(new_store, old, monkeypatch, at_once):
+    monkeypatch.setattr("pplx_vectorstore.operations.replace._UPSERT_POINTS", 20)  # several requests under way
+    documents, answer = make_documents(41), old.answer
+
+    def delay(method, path, body):
+        if method == "PUT" and path.startswith("/collections/c/points"):
+            time.sleep(0.1)
+        return answer(method, path, body)
+
+    old.answer = delay
+    store = new_store(DIMENSION, collection="c")
+    if at_once:
+        store.add(documents)
+    else:
+        for document in documents[:20]:
+            store.add([document])
+        store.add(documents[20:])
+    averages = [average for _, average in old.words["c"]._of.values()]
+    recorded = old.updates.metadata_of("c", {})[AVERAGE_KEY]["average"]
+    usual = 0 if at_once else 60  # before there were 64
+    assert averages.count(pytest.approx(recorded)) == 41 * 4 - usual
+    assert averages.count(160) == usual
+
+
+@over_http
+def test_a_key_for_points_alone_writes_all_the_same(new_store, old):
+    documents, answer = make_documents(30), old.answer
+
+    def forbid(method, path, body):
+        if method == "PATCH":
+            return 403, b'{"status": {"error": "Forbidden: Global access is required"}, "time": 0.0}'
+        return answer(method, path, body)
+
+    store = new_store(DIMENSION, collection="c")
+    old.answer = forbid
+    store.add(documents)
+    store.delete(document_ids=["d3"])
+    store.add(documents[5:8])
+    assert AVERAGE_KEY not in old.updates.metadata_of("c", {})
+    assert {average for _, average in old.words["c"]._of.values()} != {160}
+    check(store, [document for document in documents if document.id != "d3"])
+
+
 @over_http
 def test_a_collection_without_them_says_how_to_have_them(new_store, hash_encoder, server):
     config = CollectionConfig(text_index=False)
     store = new_store(DIMENSION, collection="plain", config=config)
     store.add(make_documents(3))
     assert server.words == {}
-    with pytest.raises(StoreError, match=r"no vectors of its words.*Qdrant 1\.18\.3, cannot add.*copy it into a new"):
+    with pytest.raises(StoreError, match=r"no vectors of its words.*Qdrant 1\.18\.3 ranks.*copy it into a new"):
         store.search("ferry", hybrid=True)
     new_store(DIMENSION, collection="plain", config=CollectionConfig(text_index=True))  # which it cannot have
     copied = new_store(DIMENSION, collection="copied")

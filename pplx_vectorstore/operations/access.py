@@ -28,6 +28,7 @@ from pplx_vectorstore.lexical import normalize_words
 from pplx_vectorstore.operations.ledger import Ledger
 from pplx_vectorstore.operations.server_indexing import (
     GRACE,
+    LOOK,
     NEVER,
     Generations,
     IndexingHold,
@@ -55,6 +56,10 @@ _UPDATE_BYTES = 4 * 2**20
 # codes are in memory (benchmarks/search.py).
 _LEAST_BITS = 384
 MANY_BITS = 768
+# So many points that, by the codes, a beam as wide as the candidates misses some, and how many times as wide it is for
+# them (benchmarks/server_recall.py).
+_MANY = 100_000
+_WIDENING = 2
 # Bytes of codes up to which Qdrant compares all of a segment rather than walk its graph (full_scan_threshold).
 _FULL_SCAN_BYTES = 10_000 * 1024
 # Bytes of codes that the system's page cache is taken to hold.
@@ -199,6 +204,11 @@ class PointAccess:
     def make_batch(self, points: Sequence[Point]) -> Batch:
         """Give points the form that the engine takes, for `upsert`; that takes its time."""
         return make_batch(self._calls.client, points)
+
+    async def heed_lengths(self, texts: Iterable[str]) -> None:
+        """Before a group of texts is written: find out how long they are, where their words are weighed by that."""
+        if BM25_VECTOR in self.lexical_fields:
+            await self._word_vectors.settle(texts)
 
     async def upsert(self, batch: Batch, *, stale: models.Filter | None = None) -> None:
         """Write points, which carry the tenant already: their ids are made of it.
@@ -435,6 +445,7 @@ class PointAccess:
             most_hnsw_ef=self.limits.hnsw_ef,
             unindexed=index.unindexed if by_bits else None,
             acorn=self.capabilities.has(Feature.ACORN),
+            widening=_WIDENING if index.points > _MANY else 1,
         )
 
     def _may_search_by_bits(self, index: Index) -> bool:
@@ -493,27 +504,27 @@ class PointAccess:
                 await wait_for_usual_index(self._calls, self._ledger)
 
     @contextlib.asynccontextmanager
-    async def indexing_held_back(self) -> AsyncIterator[bool]:
-        """Have nothing indexed within the block; tell whether what was written is to be indexed after it.
-
-        It is not where another load goes on, at whose end all is indexed.
-        """
+    async def indexing_held_back(self) -> AsyncIterator[None]:
+        """Have nothing indexed within the block, by a hold of its own or by that of another load that goes on."""
         if self.capabilities.kind == "server":
             hold = IndexingHold(self._calls, self._ledger, NEVER, small_segments=BM25_VECTOR in self.lexical_fields)
             await hold.take()
+            while not (hold.is_ours or hold.joins_load):  # somebody has all of it indexed just now
+                await self._calls.sleep(LOOK)
+                await hold.take()
             try:
-                yield not hold.joins_load
+                yield
             finally:
                 await hold.release()
         elif self.capabilities.kind == "embedded":
             held: list[Any] = []
             try:
                 await self._calls("hold_indexing", self.collection, held=held)
-                yield True
+                yield
             finally:
                 await self._calls("resume_indexing", self.collection, held=held)
         else:
-            yield False
+            yield
 
     async def renew_hold(self) -> None:
         """Tell others that this process lives, if it holds indexing back and it is time to."""

@@ -26,20 +26,22 @@ class Ledger:
 
     Attributes:
         indexes: The type of each payload index, by its path, as far as it is known here.
-        may_change: Whether the server has not yet refused to change the collection's settings.
+        read_only_clients: Those that the server has refused to change the collection's settings.
         renewal: What to await now and then while indexing is held back here.
+        words_lock: Held while it is found out how long texts are.
     """
 
     def __init__(self, collection: str) -> None:
         self.collection = collection
         self._state: tuple[float, models.CollectionInfo] | None = None
         self.indexes: Mapping[str, str] = {}
-        self.may_change = True
-        self.renewal: Callable[[], Awaitable[None]] | None = None
-        self.renew_locks()
+        self.read_only_clients: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.begin_anew()
 
-    def renew_locks(self) -> None:
-        """Begin with locks that nobody has."""
+    def begin_anew(self) -> None:
+        """Begin with locks that nobody has, and with no hold."""
+        self.renewal: Callable[[], Awaitable[None]] | None = None
+        self.words_lock = TurnLock()
         self._locks: dict[str | None, TurnLock] = {}
         self._mutex = threading.Lock()
 
@@ -107,12 +109,12 @@ def ledger_of(client: Any, where: str | None, collection: str) -> Ledger:
 
 
 def _renew_locks() -> None:
-    """In a forked process: a thread of the other may have had one."""
+    """In a forked process: a thread of the other may have had one, and it is the other that holds indexing back."""
     global _registering
     _registering = threading.Lock()
     of_clients = [ledger for ledgers in _of_clients.values() for ledger in ledgers.values()]
     for ledger in [*_of_servers.values(), *of_clients]:
-        ledger.renew_locks()
+        ledger.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,6 +13,7 @@ from pplx_vectorstore.errors import InvalidInputError, PplxVectorStoreError
 from pplx_vectorstore.filters import is_empty
 from pplx_vectorstore.operations.access import field_any, in_batches
 from pplx_vectorstore.operations.documents import document_pages, read_documents
+from pplx_vectorstore.operations.server_indexing import LoadGoesOnError
 from pplx_vectorstore.operations.session import Session
 from pplx_vectorstore.points import possible_point_ids, read_chunk, read_codes
 from pplx_vectorstore.qdrant import models
@@ -130,15 +131,15 @@ async def bulk_load(session: Session) -> AsyncIterator[Callable[[], Coroutine[An
     What is yielded tells others that the load goes on, as each write of this process does.
     """
     failure: BaseException | None = None
-    is_to_be_indexed = False
     try:
-        async with session.points.indexing_held_back() as is_to_be_indexed:
+        async with session.points.indexing_held_back():
             try:
                 yield session.points.renew_hold
             except BaseException as error:  # noqa: BLE001 - raised below, whatever the end of the hold brings
                 failure = error
-        if is_to_be_indexed and (failure is None or isinstance(failure, Exception)):
-            await optimize(session)
+        if failure is None or isinstance(failure, Exception):
+            with contextlib.suppress(LoadGoesOnError):  # which waits for the index of all
+                await optimize(session)
     except PplxVectorStoreError as another:
         if failure is None:
             raise

@@ -184,9 +184,9 @@ def _require_hybrid(session: Session, queries: Sequence[Query], options: SearchO
         )
     if not points.lexical_fields:
         raise StoreError(
-            f"collection {points.collection!r} has no vectors of its words, and its server, Qdrant "
-            f"{points.capabilities.version}, cannot add them; copy it into a new collection, which has them unless its "
-            "config says text_index=False"
+            f"collection {points.collection!r} has no vectors of its words, by which Qdrant "
+            f"{points.capabilities.version} ranks, and which are made from the beginning or never; copy it into a new "
+            "collection, which has them unless its config says text_index=False"
         )
     for query in queries:
         words = _words(query)

@@ -28,6 +28,7 @@ from typing import Any
 
 from pplx_vectorstore.collection import GENERATION_FIELD
 from pplx_vectorstore.engines.calls import Calls
+from pplx_vectorstore.engines.turns import TurnLock
 from pplx_vectorstore.errors import ServerError, StoreError
 from pplx_vectorstore.operations.ledger import Ledger
 from pplx_vectorstore.qdrant import models
@@ -53,10 +54,11 @@ _SMALL_SEGMENT = 4_000
 _USUAL_SEGMENT = 1_000_000
 # Each takes about 70 of the 65,530 mappings that Linux gives a process.
 _MOST_SEGMENTS = 200
+LOOK = 0.25
+"""Seconds between two looks at what a server does."""
 # Seconds.
-_LOOK = 0.25
 _PATIENCE = 600.0
-_LEASE = 600.0
+_LEASE = 600
 _RENEWAL = 60.0
 _TRIES = 10
 
@@ -103,7 +105,8 @@ class Hold:
         threshold: What it was, in kilobytes.
         host: Where the process can be seen by its number.
         pid: Of the process.
-        until: Seconds since 1970: later, the process is taken to be gone, unless it has renewed this.
+        until: Whole seconds since 1970: later, the process is taken to be gone, unless it has renewed this. (A server
+            changes the last digits of fractions.)
         segment_size: What the largest size of a segment is to be afterwards, in kilobytes; None where it stays.
     """
 
@@ -111,7 +114,7 @@ class Hold:
     threshold: int
     host: str
     pid: int
-    until: float
+    until: int
     segment_size: int | None = None
 
     @classmethod
@@ -155,6 +158,10 @@ def later_generations(indexed_below: int) -> models.Filter:
     return models.Filter(must=[models.FieldCondition(key=GENERATION_FIELD, range=models.Range(gte=indexed_below))])
 
 
+class LoadGoesOnError(StoreError):
+    """Another process loads, at whose end all is indexed."""
+
+
 class IndexingHold:
     """Another threshold of indexing, until `release`; or somebody else's, who will restore it.
 
@@ -174,6 +181,7 @@ class IndexingHold:
         self._ledger = ledger
         self._threshold = threshold
         self._small_segment = _SMALL_SEGMENT if small_segments else None
+        self._changing = TurnLock()
         self._hold: Hold | None = None
         self.is_ours = self.joins_load = False
 
@@ -187,8 +195,9 @@ class IndexingHold:
         self.is_ours, self.joins_load = True, False
         usual = threshold_of(info) if before is None else before.threshold
         segment_size = None if before is None else before.segment_size
-        if self._small_segment is not None and segment_size is None:
-            segment_size = getattr(info.config.optimizer_config, "max_segment_size", None) or _USUAL_SEGMENT
+        if self._small_segment is not None:
+            segment_size = segment_size or segment_size_of(info) or _USUAL_SEGMENT
+            self._small_segment = min(self._small_segment, segment_size)
         token = uuid.uuid4().hex
         _held_here.add(token)
         self._hold = Hold(
@@ -196,7 +205,7 @@ class IndexingHold:
             threshold=usual,
             host=host_name(),
             pid=os.getpid(),
-            until=time.time() + _LEASE,
+            until=_end_of_lease(),
             segment_size=segment_size,
         )
         try:
@@ -214,44 +223,68 @@ class IndexingHold:
 
     def holds(self, info: models.CollectionInfo) -> bool:
         """Tell whether nobody has changed it since."""
-        return Hold.of(info) == self._hold and threshold_of(info) == self._threshold
+        return self._is_recorded(Hold.of(info)) and threshold_of(info) == self._threshold
 
     async def release(self) -> None:
         """Restore the threshold, unless somebody has, also where this is cancelled meanwhile."""
         hold = self._hold
         if hold is None:
             return
-        self._hold = self._ledger.renewal = None
+        self._ledger.renewal = None
         try:
-            await self._calls.start(self._restore(hold))
+            await self._calls.start(self._restore())
         except BaseException:
             _held_here.discard(hold.token)  # nobody has to wait for us
             raise
 
-    async def _restore(self, hold: Hold) -> None:
-        try:
-            found = Hold.of(await self._ledger.info(self._calls, fresh=True))
-            if found is not None and found.token == hold.token:
-                await _end_hold(self._calls, self._ledger, hold)
-        finally:
-            _held_here.discard(hold.token)
+    async def _restore(self) -> None:
+        async with self._calls.hold(self._changing):
+            hold, self._hold = self._hold, None
+            if hold is None:
+                return
+            try:
+                info = await self._ledger.info(self._calls, fresh=True)
+                found = Hold.of(info)
+                # Without a record, but with our settings: whoever restored what another had left, took ours for that.
+                is_lost = found is None and threshold_of(info) == self._threshold
+                if is_lost or (found is not None and found.token == hold.token):
+                    await _end_hold(self._calls, self._ledger, hold)
+            finally:
+                _held_here.discard(hold.token)
 
     async def _renew(self) -> None:
-        hold = self._hold
-        if hold is None or hold.until - time.time() > _LEASE - _RENEWAL:
+        if not self._is_due():
             return
-        self._hold = replace(hold, until=time.time() + _LEASE)
-        if self._small_segment is not None:
-            info = await self._ledger.info(self._calls, fresh=True)
-            if (info.segments_count or 0) > _MOST_SEGMENTS:
-                self._small_segment *= 2
-        await self.insist()
+        async with self._calls.hold(self._changing):  # not while it is released
+            if self._hold is None or not self._is_due():
+                return
+            self._hold = replace(self._hold, until=_end_of_lease())
+            if self._small_segment is not None:
+                info = await self._ledger.info(self._calls, fresh=True)
+                if (info.segments_count or 0) > _MOST_SEGMENTS:
+                    self._small_segment *= 2
+            await self.insist()
+
+    def _is_due(self) -> bool:
+        return self._hold is not None and self._hold.until - time.time() <= _LEASE - _RENEWAL
+
+    def _is_recorded(self, found: Hold | None) -> bool:
+        return found is not None and self._hold is not None and found.token == self._hold.token
+
+
+def _end_of_lease() -> int:
+    return int(time.time()) + _LEASE
 
 
 def threshold_of(info: models.CollectionInfo) -> int:
     """Return the size in kilobytes from which on a segment is indexed."""
     threshold = getattr(info.config.optimizer_config, "indexing_threshold", None)
     return _DEFAULT_THRESHOLD if threshold is None else int(threshold)
+
+
+def segment_size_of(info: models.CollectionInfo) -> int | None:
+    """Return the largest size of a segment in kilobytes, None where the server chooses it."""
+    return getattr(info.config.optimizer_config, "max_segment_size", None)
 
 
 async def set_threshold(calls: Calls, ledger: Ledger, threshold: int, segment_size: int | None = None) -> None:
@@ -262,12 +295,14 @@ async def set_threshold(calls: Calls, ledger: Ledger, threshold: int, segment_si
 
 async def _end_hold(calls: Calls, ledger: Ledger, hold: Hold) -> None:
     await set_threshold(calls, ledger, hold.threshold, hold.segment_size)
-    await ledger.change(calls, metadata={HOLD_KEY: {}})
+    found = Hold.of(await ledger.info(calls, fresh=True))
+    if found is not None and found.token == hold.token:  # else another has ended it, too, and somebody has begun one
+        await ledger.change(calls, metadata={HOLD_KEY: {}})
 
 
 async def restore_abandoned(calls: Calls, ledger: Ledger, info: models.CollectionInfo) -> None:
     """Restore the threshold that a process has left changed; a key that may only read leaves that to others."""
-    if not _is_abandoned(info) or not ledger.may_change:
+    if not _is_abandoned(info) or calls.client in ledger.read_only_clients:
         return
     try:
         info = await ledger.info(calls, fresh=True)
@@ -277,7 +312,7 @@ async def restore_abandoned(calls: Calls, ledger: Ledger, info: models.Collectio
     except ServerError as error:
         if error.status != 403:
             raise
-        ledger.may_change = False
+        ledger.read_only_clients.add(calls.client)
 
 
 def _is_abandoned(info: models.CollectionInfo) -> bool:
@@ -289,13 +324,14 @@ async def settle(calls: Calls, ledger: Ledger) -> None:
     """Have a server index all that is written, and record it, so that it can be searched by the bits.
 
     Raises:
-        StoreError: It does not get done, or failed, for the reason that the server gives; or a bulk load goes on.
+        StoreError: It does not get done, or failed, for the reason that the server gives.
+        LoadGoesOnError: A bulk load goes on.
     """
     hold = IndexingHold(calls, ledger, _AT_ONCE)
     await hold.take()
     while not hold.is_ours:  # one at a time, of all processes
         await _refuse_in_bulk_load(calls, ledger)
-        await calls.sleep(_LOOK)
+        await calls.sleep(LOOK)
         await hold.take()
     try:
         for _ in range(_TRIES):
@@ -327,7 +363,7 @@ async def _refuse_in_bulk_load(calls: Calls, ledger: Ledger) -> None:
     info = await ledger.info(calls, fresh=True)
     hold = Hold.of(info)
     if hold is not None and not hold.is_abandoned and threshold_of(info) == NEVER:
-        raise StoreError(
+        raise LoadGoesOnError(
             f"a bulk load into {ledger.collection!r} goes on (process {hold.pid} on {hold.host.split()[0]}), at whose "
             "end all is indexed; call optimize() after it"
         )
@@ -370,14 +406,15 @@ async def wait_until_indexed(calls: Calls, ledger: Ledger, *, not_before: float 
             # After a restart, a server optimizes nothing before something is changed.
             await set_threshold(calls, ledger, threshold_of(info))
         await ledger.renew(calls)
-        await calls.sleep(_LOOK)
+        await calls.sleep(LOOK)
 
 
 async def wait_for_usual_index(calls: Calls, ledger: Ledger) -> None:
     """Wait until a server has indexed all that it indexes by itself.
 
     Raises:
-        StoreError: As for `wait_until_indexed`; or a bulk load goes on.
+        StoreError: As for `wait_until_indexed`.
+        LoadGoesOnError: A bulk load goes on.
     """
     await restore_abandoned(calls, ledger, await ledger.info(calls, fresh=True))
     await _refuse_in_bulk_load(calls, ledger)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_vectorstore.collection import Fingerprint
+from pplx_vectorstore.collection import TEXT_FIELD, Fingerprint
 from pplx_vectorstore.engines.retrying import operation
 from pplx_vectorstore.operations.access import in_batches
 from pplx_vectorstore.operations.documents import read_documents
@@ -130,6 +130,7 @@ class _Moved:
     async def write(self, documents: list[StoredRows], may_take_from: Container[str]) -> None:
         """Put documents in the place of what is stored of them."""
         versions = await self._session.calls.run(_versions, self._session, documents)
+        await self._session.points.heed_lengths(payload[TEXT_FIELD] for one in documents for payload in one.payloads)
         await replace_documents(self._session, versions, may_take_from)
         self.documents += len(documents)
         self.chunks += sum(len(one.payloads) for one in documents)

@@ -381,6 +381,7 @@ async def _write_group(
 ) -> int:
     """Put a group in the place of what is stored of its documents; return how many chunks were bent."""
     all_vectors = await session.calls.run(_equalize, session, group, all_codes)
+    await session.points.heed_lengths(_texts(group))
     tenant = session.points.tenant
     versions = [
         Version(
@@ -400,6 +401,7 @@ async def _write_group(
 async def _extend_group(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> int:
     """Put a group's chunks beside what is stored of its documents; return how many were bent."""
     all_vectors = await session.calls.run(_equalize, session, group, all_codes)
+    await session.points.heed_lengths(_texts(group))
     async with session.points.writing():
         extension = await plan_extension(session, [(one.document, one.chunks) for one in group])
         pieces = [
@@ -422,6 +424,10 @@ async def _extend_group(session: Session, group: list[_Prepared], all_codes: Seq
         ]
         await write_pieces(session, pieces)
     return sum(vectors.n_bent for vectors in all_vectors)
+
+
+def _texts(group: Iterable[_Prepared]) -> Iterator[str]:
+    return (chunk.text for one in group for chunk in one.chunks)
 
 
 def _equalize(session: Session, group: list[_Prepared], all_codes: Sequence[Codes]) -> list[Vectors]:
