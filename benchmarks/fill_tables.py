@@ -373,6 +373,7 @@ def overheads() -> str:
             "`write_rate.py`",
         ],
         *(_grpc_row(name) for name in ("write_rate_server", "write_rate_grpc")),
+        _hybrid_row("write_rate_server"),
         [
             f"time outside the model's forward, indexing {time['characters'] / 1e6:.2f} MB of Markdown",
             f"{time['outside_forward']:.1%}; with imports and loading {time['outside_forward_with_imports']:.1%}",
@@ -404,6 +405,18 @@ def _grpc_row(name: str) -> list[str]:
         f"{found['ratios']['upload']:.0%} of its rate ({rates['store']:,.0f} against {rates['upload']:,.0f} points/s)",
         "≥ 80%",
         f"`write_rate.py --grpc{' URL' if name == 'write_rate_server' else ''}`",
+    ]
+
+
+def _hybrid_row(name: str) -> list[str]:
+    """Return the row of what words for hybrid search take on top."""
+    found = read(name)
+    rates = found["points_per_second"]
+    return [
+        f"the same with hybrid search, whose vectors of words {found['server']} makes",
+        f"{rates['store, hybrid']:,.0f} points/s",
+        "–",
+        "`write_rate.py --grpc URL`",
     ]
 
 
