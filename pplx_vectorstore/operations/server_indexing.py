@@ -49,8 +49,8 @@ _AT_ONCE = 1  # indexes segments of more than one or two vectors
 _DEFAULT_THRESHOLD = 10_000
 # Kilobytes, of words or codes: some thousand points.
 _SMALL_SEGMENT = 4_000
-# Kilobytes. A server takes a largest size of segments, but not back that there is none; this is about what one of four
-# processors has without.
+# Kilobytes. A server takes a largest size of segments, but not back that there is none; this is what a server of
+# four processors has without.
 _USUAL_SEGMENT = 1_000_000
 # Each takes about 70 of the 65,530 mappings that Linux gives a process.
 _MOST_SEGMENTS = 200
