@@ -211,8 +211,8 @@ def test_a_bulk_load_is_held_by_the_driver(run, server, state, plain_state, monk
     thresholds, holds = set(), set()
     change = server.updates.change
 
-    def watch(name, threshold, metadata):
-        change(name, threshold, metadata)
+    def watch(name, threshold, metadata, segment_size):
+        change(name, threshold, metadata, segment_size)
         thresholds.add(server.updates.threshold_of(name))
         holds.update(hold["until"] for hold in (metadata or {}).values() if "until" in hold)
 
