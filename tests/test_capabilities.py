@@ -52,8 +52,8 @@ def test_what_is_lacking_is_refused_in_words():
 def test_engines_in_this_process_have_what_is_not_of_servers_alone(kind):
     engine = Capabilities(kind)
     engine.require(Feature.TEXT_SCORING, "hybrid search")
-    with pytest.raises(UnsupportedServerError, match=r"this needs word of updates that wait .*in this process has not"):
-        engine.require(Feature.UPDATE_QUEUE, "this")
+    with pytest.raises(UnsupportedServerError, match=r"this needs slices of a collection .*in this process has not"):
+        engine.require(Feature.SLICES, "this")
 
 
 # --- indexes -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -1080,6 +1081,19 @@ def test_grpc_may_be_on_any_port(new_store, server, grpc_elsewhere):
     assert store.search("text")[0].text == "text"
     assert {"HealthCheck", "Create", "Upsert", "QueryBatch"} <= set(grpc_elsewhere.calls)
     assert server.requests == [], "nothing goes over HTTP"
+
+
+def test_the_port_of_grpc_in_the_url_is_told_at_once(connect, grpc_elsewhere):
+    with pytest.raises(ServerError, match=r"not HTTP: .* Is it the port of gRPC\? .* given as grpc_port$") as caught:
+        connect(f"http://127.0.0.1:{grpc_elsewhere.port}", retries=8)
+    assert not isinstance(caught.value, ServerUnavailableError), "which is tried again"
+
+
+def test_a_port_without_grpc_is_named(connect, server):
+    named = re.escape(f"{server.url} (gRPC on port 1) gave no answer to info, asked once: UNAVAILABLE")
+    with pytest.raises(ServerUnavailableError, match=named):
+        connect(server.url, grpc_port=1)
+    assert server.requests == []
 
 
 def test_without_grpc_nothing_is_said_of_it():

@@ -147,6 +147,7 @@ LASTING = {
     "other URL": ResponseHandlingException(httpx.UnsupportedProtocol("ftp://")),
     "other header": ResponseHandlingException(httpx.LocalProtocolError("Illegal header value")),
     "redirects": ResponseHandlingException(httpx.TooManyRedirects("30")),
+    "no HTTP": ResponseHandlingException(httpx.RemoteProtocolError("illegal request line")),
     "other answer": misread('{"number": 1}'),
     "of the client": QdrantException("no such thing"),
     "of the caller": ValueError("no such thing"),

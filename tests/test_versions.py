@@ -300,7 +300,6 @@ def test_the_table_is_the_servers(qdrant_server_module, engine):
         (Feature.UNSTEMMED_INDEXES, tables.STEMMERS["DisabledStemmerParams"]),
         (Feature.ACORN, tables.FIELDS["SearchParams"]["acorn"]),
         (Feature.IDF_SCOPE, tables.FIELDS["SearchParams"]["idf"]),
-        (Feature.UPDATE_QUEUE, tables.ANSWERS[None, "update_queue"]),
         (Feature.SEARCH_BATCH_LIMIT, tables.ANSWERS["strict_mode_config", "search_max_batchsize"]),
     ):
         assert feature.since == since, feature

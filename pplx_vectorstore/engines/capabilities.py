@@ -29,7 +29,6 @@ class Feature(Enum):
     ACORN = (1, 16, 0), "ACORN, which walks the graph under a filter (acorn)", True
     UNLINKED_INDEXES = (1, 17, 0), "payload indexes kept out of the vectors' graph (enable_hnsw)", True
     RRF_WEIGHTS = (1, 17, 0), "weights of the rankings that are fused", True
-    UPDATE_QUEUE = (1, 17, 0), "word of updates that wait (update_queue)", False
     SEARCH_BATCH_LIMIT = (1, 17, 1), "a limit of searches in one request (search_max_batchsize)", False
     MEMORY_PLACEMENT = (1, 19, 0), "placement in memory (memory)", True
     PREFIX_MATCH = (1, 19, 0), "beginnings of texts (MatchPrefix, and prefix of a keyword index)", True
@@ -91,7 +90,7 @@ class Capabilities:
         """Tell whether it has a feature.
 
         >>> old = Capabilities("server", "1.18.3")
-        >>> old.has(Feature.UPDATE_QUEUE), old.has(Feature.TEXT_SCORING)
+        >>> old.has(Feature.RRF_WEIGHTS), old.has(Feature.TEXT_SCORING)
         (True, False)
         """
         if self.kind != "server":

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pplx_vectorstore.engines.server import describe, secrets_of
+from pplx_vectorstore.engines.server import describe_with_port, secrets_of
 from pplx_vectorstore.errors import (
     InvalidInputError,
     PplxVectorStoreError,
@@ -108,7 +108,7 @@ class Retries:
     @classmethod
     def of(cls, client: Any, most: int = DEFAULT_RETRIES) -> Retries:
         """Return those of a client's server, or of an engine in this process."""
-        return cls(most, where=describe(client), secrets=secrets_of(client))
+        return cls(most, where=describe_with_port(client), secrets=secrets_of(client))
 
     def call(
         self, verb: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
@@ -234,6 +234,11 @@ class Retries:
                 f"{verb} could not be sent to {self._where}: a header is malformed. Does the api_key begin or end "
                 "with white space, such as the line end of a file?"
             )
+        if _is_no_http(error.source):
+            return ServerError(
+                f"{self._where} gave an answer to {verb} that is not HTTP: {reason}. Is it the port of gRPC? The URL "
+                "has that of HTTP, 6333 by default; gRPC's is given as grpc_port"
+            )
         return ServerError(
             f"{self._where} gave an answer to {verb} that is not understood: {reason}. Is this the address of a Qdrant "
             "server?"
@@ -283,10 +288,20 @@ def is_temporary(error: BaseException) -> bool:
         source = error.source
         if isinstance(source, ValidationError):
             return any(detail["type"] == "json_invalid" for detail in source.errors(include_url=False))
-        return isinstance(source, httpx.TransportError) and not isinstance(
-            source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+        return (
+            isinstance(source, httpx.TransportError)
+            and not isinstance(source, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
+            and not _is_no_http(source)
         )
     return _grpc_code(error) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
+
+
+def _is_no_http(error: BaseException) -> bool:
+    """Tell whether what came began with no status line, as from a port of gRPC."""
+    import httpx
+
+    # The class alone also stands for a connection that was closed too soon.
+    return isinstance(error, httpx.RemoteProtocolError) and str(error).startswith("illegal")
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

@@ -137,6 +137,14 @@ def describe(client: Any) -> str | None:
     return f"{scheme.lower()}://{host.lower()}" + (f"/{below}" if below else "")
 
 
+def describe_with_port(client: Any) -> str | None:
+    """Return the address as `describe` does, and gRPC's port with it where requests go there."""
+    address = describe(client)
+    if address is None or not client.init_options.get("prefer_grpc"):
+        return address
+    return f"{address} (gRPC on port {client.init_options['grpc_port']})"
+
+
 def secrets_of(client: Any) -> tuple[str, ...]:
     """Return what a client sends and nobody may read: its key, and what else it was given as headers.
 
