@@ -67,7 +67,7 @@ def run(grpc_server, tests_folder, tmp_path):
         arguments = ["-c", root / "pyproject.toml", "--rootdir", tmp_path, "-p", "conftest", "-p", "no:cacheprovider"]
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", *arguments, tmp_path],
-            env={**os.environ, "PYTHONPATH": paths, **of_server},
+            env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "250", **of_server},  # no reason is cut short
             capture_output=True,
             text=True,
             check=False,
