@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.collection import BM25_VECTOR, GENERATION_FIELD, VECTOR_NAME
 from pplx_vectorstore.engines.retrying import refuse_nesting
-from pplx_vectorstore.engines.server import describe
+from pplx_vectorstore.engines.server import describe_with_port
 from pplx_vectorstore.points import Point
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def make_message(client: Any, points: Sequence[Point]) -> Any:
             try:
                 grpc.PointStruct.FromString(added.SerializeToString())
             except DecodeError as error:
-                raise refuse_nesting("upsert", describe(client), str(error)) from None
+                raise refuse_nesting("upsert", describe_with_port(client), str(error)) from None
     return message
 
 
