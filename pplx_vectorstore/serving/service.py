@@ -165,14 +165,29 @@ class EmbeddingService:
         """
         return Held(self)
 
+    def take_on(self, request: EmbeddingRequest, held: Held) -> None:
+        """Make room at once for all that a request's work and answer take, or for none of it.
+
+        What is not refused here is not refused for want of room later, and what is refused has to leave its room before
+        anything else runs. Otherwise several that come at once could all be refused, each for what the others hold.
+
+        Args:
+            request: Within the limits, but for its tokens.
+            held: The request's room.
+
+        Raises:
+            RefusalError: 429, so much is held already.
+        """
+        held.grow(request.answer_bytes + self._piece_bytes(request))
+
     async def embed(
         self, request: EmbeddingRequest, held: Held, patience: float | None = None
     ) -> tuple[list[Codes], int]:
         """Embed a request's documents; cancelled, what is left of it is dropped.
 
         Args:
-            request: Within the limits, but for its tokens.
-            held: The request's room; it grows by what the answer takes.
+            request: That was taken on.
+            held: The request's room.
             patience: Seconds that whoever asks will wait; None for as long as it takes.
 
         Returns:
@@ -184,12 +199,11 @@ class EmbeddingService:
         """
         characters = request.characters
         pool = self._quick if characters <= _QUICK_CHARACTERS else self._slow
-        held.grow(request.answer_bytes)
         try:
             # Before anything is done for a request that cannot be done in time.
             self._scheduler.check(characters // _CHARACTERS_PER_TOKEN, patience)
             work, tokens = await self._prepare(request, pool)
-            held.grow(work.pieces.nbytes)
+            held.add(work.pieces.nbytes - self._piece_bytes(request))  # a few, of chunks that windows divide
             if work.plan.rows:
                 await self._run_model(work, patience)
         except QueueFullError as full:
@@ -210,6 +224,10 @@ class EmbeddingService:
         if n_bytes <= SLICE_CHARACTERS:
             return function()
         return await _run(self._slow, function)
+
+    def _piece_bytes(self, request: EmbeddingRequest) -> int:
+        """Return what the vectors of a request take until they are quantized, as long as no window divides a chunk."""
+        return request.n_chunks * self._model.dimension * np.dtype(np.float32).itemsize
 
     @property
     def _n_waiting(self) -> int:
@@ -350,6 +368,10 @@ class Held:
             RefusalError: 429, so much is held already.
         """
         self.require(n_bytes)
+        self.add(n_bytes)
+
+    def add(self, n_bytes: int) -> None:
+        """Hold more, whether there is room or not."""
         self._service._held_bytes += n_bytes
         self._n_bytes += n_bytes
 
