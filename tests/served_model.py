@@ -99,6 +99,7 @@ class RunningServer:
     def start(self, *, wait=True):
         self.thread.start()
         while wait and self.service.state == "loading":
+            assert self.thread.is_alive(), self.error
             time.sleep(0.005)
         return self
 

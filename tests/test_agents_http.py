@@ -41,6 +41,7 @@ async def serving(index, *, key=None, host="127.0.0.1", **options):
         server = make_http_server(make_app(tools.server, host=host, port=port, key=key))
         running = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:
+            assert not running.done()
             await asyncio.sleep(0.01)
         try:
             yield f"http://127.0.0.1:{port}/mcp"

@@ -6,8 +6,10 @@ import json
 import logging
 import pickle
 import random
+import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -400,6 +402,34 @@ class TestErrors:
         with pytest.raises(ApiError, match="answered 500"):
             call(documents)
         assert 0 < len(server.requests) < 10
+
+    def test_what_connects_while_the_encoder_is_closed_is_closed_too(self, server, load, small_requests, monkeypatch):
+        """By the thread that a failed call leaves behind."""
+        made, second, closed, lock = [], threading.Event(), threading.Event(), threading.Lock()
+        connect = socket.create_connection
+
+        def connect_in_turn(*arguments, **options):
+            with lock:
+                made.append(connect(*arguments, **options))
+                place = len(made)
+            if place == 1:
+                assert second.wait(30)
+            else:
+                second.set()
+                assert closed.wait(30)
+            return made[place - 1]
+
+        monkeypatch.setattr(socket, "create_connection", connect_in_turn)
+        server.faults = service.Faults(1, 1.0, ("500",), most=1)
+        encoder = load(concurrency=2, max_retries=0)
+        with pytest.raises(ApiError, match="answered 500"):
+            encoder.encode_documents([[f"{number} some words"] for number in range(200)])
+        encoder.close()
+        closed.set()
+        end = time.monotonic() + 30
+        while any(sock.fileno() >= 0 for sock in made) and time.monotonic() < end:
+            time.sleep(0.005)
+        assert [sock.fileno() for sock in made] == [-1, -1]
 
     @pytest.mark.parametrize("model", ["all-minilm-l6-v2", "somebody/model", ""])
     def test_models_that_are_not_hosted(self, load, model):

@@ -1084,16 +1084,32 @@ def test_grpc_may_be_on_any_port(new_store, server, grpc_elsewhere):
 
 
 def test_the_port_of_grpc_in_the_url_is_told_at_once(connect, grpc_elsewhere):
-    with pytest.raises(ServerError, match=r"not HTTP: .* Is it the port of gRPC\? .* given as grpc_port$") as caught:
+    with pytest.raises(ServerError, match=r"not HTTP: .* that of gRPC is given as grpc_port") as caught:
         connect(f"http://127.0.0.1:{grpc_elsewhere.port}", retries=8)
     assert not isinstance(caught.value, ServerUnavailableError), "which is tried again"
 
 
 def test_a_port_without_grpc_is_named(connect, server):
     named = re.escape(f"{server.url} (gRPC on port 1) gave no answer to info, asked once: UNAVAILABLE")
-    with pytest.raises(ServerUnavailableError, match=named):
+    with pytest.raises(ServerUnavailableError, match=f"{named}.* unless grpc_port names another$"):
         connect(server.url, grpc_port=1)
     assert server.requests == []
+
+
+def test_the_port_of_grpc_in_the_url_and_grpc_wanted(connect, grpc_elsewhere):
+    port = grpc_elsewhere.port
+    named = re.escape(f"http://127.0.0.1:{port} (gRPC on port {port + 1}) gave no answer to info")
+    with pytest.raises(ServerUnavailableError, match=f"{named}.* unless grpc_port names another$"):
+        connect(f"http://127.0.0.1:{port}", prefer_grpc=True)
+
+
+def test_a_server_that_was_there_is_not_looked_for_elsewhere(new_store, grpc_elsewhere):
+    store = new_store(DIMENSION, grpc_port=grpc_elsewhere.port)
+    store.add([Document(id="d", chunks=["text"])])
+    grpc_elsewhere.stop()
+    with pytest.raises(ServerUnavailableError, match=r"gave no answer to .*the server up\?") as caught:
+        store.search("text")
+    assert "grpc_port" not in str(caught.value)
 
 
 def test_without_grpc_nothing_is_said_of_it():

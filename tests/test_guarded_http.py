@@ -28,6 +28,7 @@ def address():
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.01)
         yield host, port
         server.should_exit = True
@@ -77,6 +78,7 @@ def test_whoever_stops_sending_is_let_go(address, connect, rest, monkeypatch):
     sent = {"": b"", "half a head": whole(address)[:40], "half a body": whole(address)[:-5]}[rest]
     sock.sendall(sent)
     assert is_closed(sock)
+    monkeypatch.undo()
     again = connect()
     again.sendall(whole(address))
     assert read_answer(again)[0] == 200

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import numpy as np
@@ -78,7 +77,7 @@ class TestProcess:
             ):
                 stranger.embeddings.create(input="a", model=NAME)
             statuses = asyncio.run(self.ask_until_it_ends(process, url, texts))
-            assert process.wait(60) == 0
+            assert process.wait(300) == 0
             assert statuses.count(200) >= 16
             assert set(statuses) <= {200, 429, 503}
         assert lines[-1] == "all requests are answered; ended\n"
@@ -87,15 +86,20 @@ class TestProcess:
     async def ask_until_it_ends(self, process, url, texts):
         """Have 16 clients ask, and send SIGTERM while they do; return the statuses of all answers."""
         statuses = []
-        body = {"model": NAME, "input": [texts * 40]}
+        body = {"model": NAME, "input": [texts * 10]}
 
         async def ask(client):
+            was_told = False
             while True:
                 try:
-                    answer = await client.post(f"{url}/v1/contextualizedembeddings", json=body, timeout=60)
-                except httpx.ConnectError:
+                    answer = await client.post(f"{url}/v1/contextualizedembeddings", json=body, timeout=300)
+                except httpx.TransportError as error:
+                    # A connection that nobody has taken up yet ends with the socket that listens.
+                    if not was_told:
+                        statuses.append(repr(error))
                     return
                 statuses.append(answer.status_code)
+                was_told = answer.headers.get("connection") == "close"
                 if answer.status_code != 200:
                     await asyncio.sleep(0.05)
 
@@ -128,7 +132,6 @@ class TestProcess:
         )
         with process.stderr:
             assert process.stderr.readline().startswith("listening on")
-            time.sleep(0.3)
             process.send_signal(signal.SIGINT)
             assert process.wait(300) == 0  # what is being loaded is waited for
 

@@ -149,9 +149,9 @@ def _serve_http(server: ToolServer, options: ServeOptions, announce: Callable[[s
     choose_access(options.host, options.key)  # refused before the port is taken
     with bind(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        announce(f"at http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
         # What uvicorn has caught, it raises again at its end; then the index is to be closed.
         signal.signal(signal.SIGTERM, lambda *_: _end())
+        announce(f"at http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
         app = make_app(server.server, host=options.host, port=port, key=options.key)
         asyncio.run(make_http_server(app).serve(sockets=[listening]))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -258,8 +259,8 @@ class ApiEncoder:
         return await self._encode_queries(queries, self._awaiting())
 
     def close(self) -> None:
-        """Close the connections of the blocking calls."""
-        self._blocking.client.close()
+        """Close the connections of the blocking calls; where a failed one has left a request under way, after that."""
+        self._blocking.close()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; to be awaited before it ends."""
@@ -543,11 +544,35 @@ class _Blocking:
         self.client = client
         self._options = options
         self._places = threading.BoundedSemaphore(options.concurrency)
+        self._lock = threading.Lock()
+        self._n_under_way = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Close the connections, or have the last request under way do so: one that it makes later would stay open."""
+        with self._lock:
+            self._is_closed = True
+            is_idle = not self._n_under_way
+        if is_idle:
+            self.client.close()
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._lock:
+            self._n_under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_under_way -= 1
+                is_last = self._is_closed and not self._n_under_way
+            if is_last:
+                self.client.close()
 
     async def post(self, contextual: bool, arguments: dict[str, Any]) -> Any:
         route = self.client.contextualized_embeddings if contextual else self.client.embeddings
         try:
-            with self._places:
+            with self._places, self._under_way():
                 return route.create(**arguments)
         except Exception as error:
             ours = _translate(error, self.client, self._options)

@@ -262,6 +262,10 @@ class LateChunkingEncoder:
         """
         return self._planner.plan(counts, chunk_ids, self._query_prefix if queries else self._document_prefix)
 
+    def least_pieces(self, counts: Sequence[int]) -> int:
+        """Return how many vectors will be pooled for documents of so many chunks, if no window divides a chunk."""
+        return self._planner.least_pieces(counts)
+
     def new_pieces(self, plan: RowPlan) -> Vectors:
         """Return room for what `run_rows` pools of a plan, to be filled by ``plan.place``."""
         return plan.new_pieces(self._model.dimension)

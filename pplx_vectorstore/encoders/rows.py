@@ -134,12 +134,11 @@ class RowPlanner:
             ids = chunk_ids[first : first + count]
             if self._weight > 0:
                 rows.add(lay_out(ids, self._separator_id), first)
-            if self._weight == 1 or (self._weight > 0 and count == 1):
-                # Alone in its document, a chunk's contextual vector is its independent one.
-                alone_slots[first : first + count] = range(first, first + count)
-            else:
+            if self._weight == 0 or self._blends(count):
                 for i, one in enumerate(ids):
                     rows.add(lay_out([one], None), n_chunks + first + i)
+            else:
+                alone_slots[first : first + count] = range(first, first + count)
             first += count
         return RowPlan(
             rows.rows,
@@ -151,6 +150,14 @@ class RowPlanner:
             None if self._weight == 1 else alone_slots,
             list(counts),
         )
+
+    def least_pieces(self, counts: Sequence[int]) -> int:
+        """Return the pieces of documents of so many chunks, as long as no chunk is blank or divided by a window."""
+        return sum(2 * count if self._blends(count) else count for count in counts)
+
+    def _blends(self, count: int) -> bool:
+        # Alone in its document, a chunk's contextual vector is its independent one.
+        return 0 < self._weight < 1 and count > 1
 
 
 class _Rows:

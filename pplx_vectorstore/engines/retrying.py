@@ -32,6 +32,7 @@ _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 20.0
 _WRITES = ("upsert", "delete", "batch_update_points")
 _REPEATABLE = "What was acknowledged is kept; the same call again completes the rest"
+_GRPC_PORT = "The URL has the port of HTTP, and gRPC is on the next one, unless grpc_port names another"
 # Tries after the first where no connection was ever made.
 _FIRST_CONTACT = 2
 _LONGEST_RETRY_AFTER = 300.0
@@ -195,10 +196,12 @@ class Retries:
         status = _status(error)
         if is_temporary(error):
             tries = "once" if attempts == 1 else f"{attempts} times"
+            hints = [_GRPC_PORT] if _grpc_code(error) is not None and not self._has_answered else []
+            hints += [_REPEATABLE] if verb in _WRITES else []
             return _refusal(
                 ServerUnavailableError,
                 f"{self._where} gave no answer to {verb}, asked {tries}: {reason}. Is the address right and the "
-                f"server up?{' ' + _REPEATABLE if verb in _WRITES else ''}",
+                f"server up? {'. '.join(hints)}".rstrip(),
                 status,
             )
         if status is None:
@@ -236,8 +239,8 @@ class Retries:
             )
         if _is_no_http(error.source):
             return ServerError(
-                f"{self._where} gave an answer to {verb} that is not HTTP: {reason}. Is it the port of gRPC? The URL "
-                "has that of HTTP, 6333 by default; gRPC's is given as grpc_port"
+                f"{self._where} gave an answer to {verb} that is not HTTP: {reason}. The URL has Qdrant's port of "
+                "HTTP, 6333 by default; that of gRPC is given as grpc_port, and one with TLS as https://"
             )
         return ServerError(
             f"{self._where} gave an answer to {verb} that is not understood: {reason}. Is this the address of a Qdrant "
@@ -300,8 +303,9 @@ def _is_no_http(error: BaseException) -> bool:
     """Tell whether what came began with no status line, as from a port of gRPC."""
     import httpx
 
-    # The class alone also stands for a connection that was closed too soon.
-    return isinstance(error, httpx.RemoteProtocolError) and str(error).startswith("illegal")
+    # The class alone also stands for connections that were closed too soon, and for answers damaged on their way.
+    beginnings = ("illegal request line", "illegal status line")
+    return isinstance(error, httpx.RemoteProtocolError) and str(error).startswith(beginnings)
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

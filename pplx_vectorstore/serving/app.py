@@ -204,7 +204,7 @@ class _Routes:
             asked = await self._read(request, model, held, nested=nested)
             service.metrics.embed_count.add(amount=asked.n_chunks)
             patience = _patience(request.headers)
-            service.take_on(asked, held)
+            service.take_on(asked, held, patience)
             try:
                 codes, tokens = await _unless_hung_up(request, service.embed(asked, held, patience))
             except ModelFailureError as failure:

@@ -85,9 +85,11 @@ def serve_model(messages: Messages, options: ServeOptions) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     _log_to(messages)
-    complain(messages, f"listening on {url}; loading {options.model}")
     server = Server(
-        service, app, on_ready=lambda: complain(messages, f"serving {service.model.name} on {url}; Ctrl-C ends it")
+        service,
+        app,
+        on_listening=lambda: complain(messages, f"listening on {url}; loading {options.model}"),
+        on_ready=lambda: complain(messages, f"serving {service.model.name} on {url}; Ctrl-C ends it"),
     )
     server.serve_on(listener)
     complain(messages, "all requests are answered; ended")

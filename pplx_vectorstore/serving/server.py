@@ -55,10 +55,18 @@ class Server(uvicorn.Server):
     Args:
         service: Started by `serve_on`, and closed.
         app: In front of it.
+        on_listening: Called when requests and signals are taken.
         on_ready: Called when the model is loaded.
     """
 
-    def __init__(self, service: EmbeddingService, app: Gate, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        service: EmbeddingService,
+        app: Gate,
+        *,
+        on_listening: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -76,6 +84,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         super().__init__(config)
         self._service = service
+        self._on_listening = on_listening
         self._on_ready: Callable[[], None] | None = on_ready
         self._is_stopping = False
         self._quiet_since: float | None = None
@@ -106,6 +115,11 @@ class Server(uvicorn.Server):
         if self._is_stopping:
             self.should_exit = self.force_exit = True
         self.stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self._on_listening()
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second for what has changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -158,26 +159,30 @@ class EmbeddingService:
         self._slow.shutdown()
 
     def hold(self) -> Held:
-        """Make room for a request and its answer, which grows as they do, for as long as the result is open.
+        """Make room for a request, which grows as its body comes, and by `take_on`; for as long as the result is open.
 
         Raises:
             RefusalError: 429, so much is held already.
         """
         return Held(self)
 
-    def take_on(self, request: EmbeddingRequest, held: Held) -> None:
+    def take_on(self, request: EmbeddingRequest, held: Held, patience: float | None = None) -> None:
         """Make room at once for all that a request's work and answer take, or for none of it.
 
         What is not refused here is not refused for want of room later, and what is refused has to leave its room before
-        anything else runs. Otherwise several that come at once could all be refused, each for what the others hold.
+        anything else runs. Otherwise several that come at once could all be refused, each for what the others hold. The
+        queue is asked here by the number of characters, and in `embed`, when tokens have been counted, once more.
 
         Args:
             request: Within the limits, but for its tokens.
             held: The request's room.
+            patience: Seconds that whoever asks will wait; None for as long as it takes.
 
         Raises:
-            RefusalError: 429, so much is held already.
+            RefusalError: 429, for too much work, or because so much is held already.
         """
+        with _refusing():
+            self._scheduler.check(request.characters // _CHARACTERS_PER_TOKEN, patience)
         held.grow(request.answer_bytes + self._piece_bytes(request))
 
     async def embed(
@@ -197,21 +202,12 @@ class EmbeddingService:
             RefusalError: 400 for too many tokens, 429 for too much work.
             ModelFailureError: The model failed.
         """
-        characters = request.characters
-        pool = self._quick if characters <= _QUICK_CHARACTERS else self._slow
-        try:
-            # Before anything is done for a request that cannot be done in time.
-            self._scheduler.check(characters // _CHARACTERS_PER_TOKEN, patience)
-            work, tokens = await self._prepare(request, pool)
-            held.add(work.pieces.nbytes - self._piece_bytes(request))  # a few, of chunks that windows divide
-            if work.plan.rows:
+        pool = self._quick if request.characters <= _QUICK_CHARACTERS else self._slow
+        work, tokens = await self._prepare(request, pool)
+        held.add(work.pieces.nbytes - self._piece_bytes(request))  # a few, of chunks that windows divide
+        if work.plan.rows:
+            with _refusing():
                 await self._run_model(work, patience)
-        except QueueFullError as full:
-            raise RefusalError(
-                429,
-                f"the server has more work than it can do in time; try again in about {full.retry_after} s",
-                headers={"Retry-After": str(full.retry_after)},
-            ) from None
         finish = partial(self._encoder.finish_rows, work.plan, work.pieces, dimensions=request.dimensions)
         try:
             return await _run(pool, finish), tokens
@@ -227,7 +223,8 @@ class EmbeddingService:
 
     def _piece_bytes(self, request: EmbeddingRequest) -> int:
         """Return what the vectors of a request take until they are quantized, as long as no window divides a chunk."""
-        return request.n_chunks * self._model.dimension * np.dtype(np.float32).itemsize
+        n_pieces = self._encoder.least_pieces([len(document) for document in request.documents])
+        return n_pieces * self._model.dimension * np.dtype(np.float32).itemsize
 
     @property
     def _n_waiting(self) -> int:
@@ -381,6 +378,19 @@ class Held:
     def __exit__(self, *_: object) -> None:
         self._service._held_bytes -= self._n_bytes
         self._n_bytes = 0
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse a request that the queue does not take."""
+    try:
+        yield
+    except QueueFullError as full:
+        raise RefusalError(
+            429,
+            f"the server has more work than it can do in time; try again in about {full.retry_after} s",
+            headers={"Retry-After": str(full.retry_after)},
+        ) from None
 
 
 def _give_way() -> None:
