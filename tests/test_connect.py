@@ -1084,7 +1084,7 @@ def test_grpc_may_be_on_any_port(new_store, server, grpc_elsewhere):
 
 
 def test_the_port_of_grpc_in_the_url_is_told_at_once(connect, grpc_elsewhere):
-    with pytest.raises(ServerError, match=r"not HTTP: .* that of gRPC is given as grpc_port") as caught:
+    with pytest.raises(ServerError, match=r"not HTTP: .*; the port of gRPC is given as grpc_port$") as caught:
         connect(f"http://127.0.0.1:{grpc_elsewhere.port}", retries=8)
     assert not isinstance(caught.value, ServerUnavailableError), "which is tried again"
 

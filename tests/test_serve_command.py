@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -85,14 +86,16 @@ class TestProcess:
 
     async def ask_until_it_ends(self, process, url, texts):
         """Have 16 clients ask, and send SIGTERM while they do; return the statuses of all answers."""
-        statuses = []
+        of_clients = [[] for _ in range(16)]  # their answers' statuses, or how they ended
         body = {"model": NAME, "input": [texts * 10]}
 
-        async def ask(client):
+        async def ask(client, statuses):
             was_told = False
             while True:
                 try:
                     answer = await client.post(f"{url}/v1/contextualizedembeddings", json=body, timeout=300)
+                except httpx.ConnectError:
+                    return
                 except httpx.TransportError as error:
                     # A connection that nobody has taken up yet ends with the socket that listens.
                     if not was_told:
@@ -104,12 +107,12 @@ class TestProcess:
                     await asyncio.sleep(0.05)
 
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as client:
-            tasks = [asyncio.create_task(ask(client)) for _ in range(16)]
-            while len(statuses) < 16:
+            tasks = [asyncio.create_task(ask(client, statuses)) for statuses in of_clients]
+            while not all(of_clients):
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             await asyncio.gather(*tasks)
-        return statuses
+        return list(itertools.chain(*of_clients))
 
     def test_a_model_that_cannot_be_loaded_is_one_line_and_1(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")

@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import http.client
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import struct
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,6 +82,17 @@ def server(shared_server):
     assert shared_server.service._scheduler.n_waiting == 0
 
 
+@contextlib.contextmanager
+def held_up(model):
+    """Let the model run nothing until `go_on` is set, or the block ends; `begun` tells that a batch waits."""
+    gate = types.SimpleNamespace(begun=threading.Event(), go_on=threading.Event())
+    model.before = lambda rows: (gate.begun.set(), gate.go_on.wait(60))
+    try:
+        yield gate
+    finally:
+        gate.go_on.set()
+
+
 def count(server, series):
     """Return a counter's value; `series` is its name with its label."""
     lines = httpx.get(server.url + "/metrics").text.splitlines()
@@ -100,7 +113,7 @@ def settles(condition, seconds=30):
 def post(server, body=None, path=EMBEDDINGS, **options):
     headers = {"Content-Type": "application/json"} | options.pop("headers", {})
     content = json.dumps(ASK | (body or {}))
-    return httpx.post(server.url + path, content=content, headers=headers, timeout=30, **options)
+    return httpx.post(server.url + path, content=content, headers=headers, timeout=60, **options)
 
 
 @contextlib.contextmanager
@@ -567,16 +580,14 @@ def test_a_client_killed_in_the_middle_of_its_body(server):
 
 def test_what_waits_of_a_client_that_hung_up_is_dropped(server, model):
     before = count(server, 'te_request_failure{err="disconnected"}')
-    begun, go_on = threading.Event(), threading.Event()
-    model.before = lambda rows: (begun.set(), go_on.wait(60))
     long = {"input": [["a " * 3000] for _ in range(20)]}
-    with connection(server) as sock:
-        sock.sendall(request_bytes(long, path=CONTEXTUALIZED))
-        assert begun.wait(10)
-        assert server.service._scheduler.n_waiting == 1
-    assert settles(lambda: server.service._scheduler.n_waiting == 0)
-    batches = len(model.batches)
-    go_on.set()
+    with held_up(model) as gate:
+        with connection(server) as sock:
+            sock.sendall(request_bytes(long, path=CONTEXTUALIZED))
+            assert gate.begun.wait(30)
+            assert server.service._scheduler.n_waiting == 1
+        assert settles(lambda: server.service._scheduler.n_waiting == 0)
+        batches = len(model.batches)
     assert settles(lambda: server.service.is_idle)
     assert post(server).status_code == 200
     assert len(model.batches) == batches + 1
@@ -588,16 +599,14 @@ def test_what_waits_of_a_client_that_hung_up_is_dropped(server, model):
 
 def test_a_full_queue_is_429_with_a_time(server, model):
     before = count(server, 'te_request_failure{err="overloaded"}')
-    go_on = threading.Event()
-    model.before = lambda rows: go_on.wait(60)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, held_up(model) as gate:
         first = pool.submit(post, server, {"input": [["a " * 600]]}, CONTEXTUALIZED)
-        assert settles(lambda: server.service._scheduler._running)
+        assert gate.begun.wait(30)
         impatient = {"x-stainless-read-timeout": "0.000001"}
         refused = post(server, {"input": [["a " * 600]]}, CONTEXTUALIZED, headers=impatient)
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        go_on.set()
+        gate.go_on.set()
         assert first.result().status_code == 200
     assert settles(lambda: not server.service._scheduler._running)
     again = post(server, {"input": [["a " * 600]]}, CONTEXTUALIZED, headers=impatient)
@@ -611,14 +620,12 @@ def test_what_a_client_says_of_its_patience_may_be_nonsense(server, patience):
 
 
 def test_bytes_that_are_held_are_bounded(encoder, model):
-    go_on = threading.Event()
-    with serve(encoder, most_held_bytes=400_000) as server, ThreadPoolExecutor(8) as pool:
-        model.before = lambda rows: go_on.wait(60)
+    with serve(encoder, most_held_bytes=400_000) as server, ThreadPoolExecutor(8) as pool, held_up(model) as gate:
         asked = {"input": ["a"] * 20, "encoding_format": "float", "dimensions": 1024}
         answers = [pool.submit(post, server, asked) for _ in range(8)]
         assert settles(lambda: sum(answer.done() for answer in answers) == 7)
         assert server.service._held_bytes <= 400_000
-        go_on.set()
+        gate.go_on.set()
         assert sorted(answer.result().status_code for answer in answers) == [200] + [429] * 7
         assert settles(lambda: server.service.is_idle)
         assert post(server, {"input": ["a"] * 500, "encoding_format": "float", "dimensions": 1024}).status_code == 200
@@ -633,20 +640,18 @@ def blending(model):
 
 
 def test_vectors_in_context_and_alone_are_held_both(blending, model):
-    go_on = threading.Event()
-    with serve(blending, most_held_bytes=5_000_000) as server, ThreadPoolExecutor(8) as pool:
-        model.before = lambda rows: go_on.wait(60)
+    with serve(blending, most_held_bytes=5_000_000) as server, ThreadPoolExecutor(8) as pool, held_up(model) as gate:
         asked = {"model": "all-minilm-l6-v2", "input": [["a"] * 1000], "dimensions": 384}
         answers = [pool.submit(post, server, asked, CONTEXTUALIZED) for _ in range(8)]
         assert settles(lambda: sum(answer.done() for answer in answers) == 7)
         assert 2000 * 384 * 4 < server.service._held_bytes <= 5_000_000
-        go_on.set()
+        gate.go_on.set()
         assert sorted(answer.result().status_code for answer in answers) == [200] + [429] * 7
 
 
 def test_what_was_taken_on_is_not_refused_for_those_that_came_after(blending, model, monkeypatch):
     """Though its chunk turns out to be longer than a window, and so to have more vectors than one."""
-    tokenizing, go_on, pooling, go_on_pooling = (threading.Event() for _ in range(4))
+    tokenizing, go_on = threading.Event(), threading.Event()
     encode = blending.tokenizer.encode
     text = "a " * 20_000
     plan = blending.plan_rows([1], encode([text]))
@@ -657,13 +662,8 @@ def test_what_was_taken_on_is_not_refused_for_those_that_came_after(blending, mo
         assert go_on.wait(60)
         return encode(texts)
 
-    def before(rows):
-        pooling.set()
-        go_on_pooling.wait(60)
-
-    with serve(blending, most_held_bytes=400_000) as server, ThreadPoolExecutor(1) as pool:
+    with serve(blending, most_held_bytes=400_000) as server, ThreadPoolExecutor(1) as pool, held_up(model) as gate:
         monkeypatch.setattr(blending.tokenizer, "encode", wait_and_encode)
-        model.before = before
         answer = pool.submit(post, server, {"model": "all-minilm-l6-v2", "input": text, "dimensions": 384})
         assert tokenizing.wait(30)
         with contextlib.ExitStack() as stack:
@@ -673,10 +673,10 @@ def test_what_was_taken_on_is_not_refused_for_those_that_came_after(blending, mo
             assert settles(lambda: server.service._held_bytes > 400_000 - 16_384), "no room for another"
             held = server.service._held_bytes
             go_on.set()
-            assert pooling.wait(30)
+            assert gate.begun.wait(30)
             more = server.service._held_bytes - held - (len(plan.piece_slots) - 1) * 384 * 4
             assert 0 <= more <= 30, "bytes of the others' bodies"
-            go_on_pooling.set()
+            gate.go_on.set()
             assert answer.result().status_code == 200
 
 
@@ -705,15 +705,13 @@ class TestThoseThatComeAtOnce:
         assert set(statuses) <= {200, 429}
 
     def test_nor_for_those_that_the_queue_refuses(self, encoder, model):
-        go_on = threading.Event()
-        with serve(encoder, most_held_bytes=1_000_000) as server, ThreadPoolExecutor(2) as pool:
-            model.before = lambda rows: go_on.wait(60)
+        with serve(encoder, most_held_bytes=1_000_000) as server, ThreadPoolExecutor(2) as pool, held_up(model) as gate:
             first = pool.submit(post, server)
-            assert settles(lambda: server.service._scheduler._running)
+            assert gate.begun.wait(30)
             impatient = "0.000001"
             several = pool.submit(asyncio.run, self.ask(server, [impatient, impatient, "", ""]))
             assert settles(lambda: server.service._held_bytes > 900_000), "the patient ones are both taken on"
-            go_on.set()
+            gate.go_on.set()
             assert first.result().status_code == 200
             answers = several.result()
         assert [answer.status_code for answer in answers[:2]] == [429, 429]
@@ -879,18 +877,18 @@ def test_parts_of_an_answer_do_not_wait_for_each_other(server):
 
 
 def test_what_was_taken_on_is_answered_before_the_end(encoder, model):
-    running = served_model.RunningServer(lambda: encoder).start()
     asked = {"input": [["a " * 500] * 3]}
-    go_on = threading.Event()
-    statuses = []
+    of_clients = [[] for _ in range(8)]  # their answers' statuses, or how they ended
 
-    def work():
+    def work(statuses):
         was_told = False
         with httpx.Client(timeout=60) as client:
             while True:
                 try:
                     headers = {"Content-Type": "application/json"}
                     answer = client.post(running.url + CONTEXTUALIZED, content=json.dumps(ASK | asked), headers=headers)
+                except httpx.ConnectError:
+                    return  # it does not listen any more
                 except httpx.TransportError as error:
                     # A connection that nobody has taken up yet ends with the socket that listens.
                     if not was_told:
@@ -901,22 +899,21 @@ def test_what_was_taken_on_is_answered_before_the_end(encoder, model):
                 if answer.status_code == 503:
                     time.sleep(0.02)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    assert settles(lambda: statuses.count(200) > 8)
-    model.before = lambda rows: go_on.wait(60)
-    assert settles(lambda: not running.service.is_idle)
-    running.server.stop()
-    assert settles(lambda: running.service.state == "draining")
-    refused = post(running, asked, path=CONTEXTUALIZED)
-    assert refused.status_code == 503
-    assert int(refused.headers["retry-after"]) >= 1
-    go_on.set()
+    threads = [threading.Thread(target=work, args=(statuses,)) for statuses in of_clients]
+    with serve(encoder) as running:
+        for thread in threads:
+            thread.start()
+        assert settles(lambda: all(of_clients))
+        with held_up(model) as gate:
+            assert gate.begun.wait(30)
+            running.server.stop()
+            assert settles(lambda: running.service.state == "draining")
+            refused = post(running, asked, path=CONTEXTUALIZED)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
     for thread in threads:
         thread.join(30)
-    running.thread.join(30)
-    assert not running.thread.is_alive()
+    statuses = list(itertools.chain(*of_clients))
     assert set(statuses) <= {200, 503}
     success = f'te_request_success{{method="contextualizedembeddings"}} {statuses.count(200)}'
     assert success in running.service.metrics.text().splitlines()
@@ -946,8 +943,10 @@ def test_an_end_while_the_model_is_being_loaded(encoder):
         return encoder
 
     running = served_model.RunningServer(load).start(wait=False)
-    running.server.stop()
-    assert settles(lambda: running.service.state == "draining")
-    go_on.set()
-    running.stop()
+    try:
+        running.server.stop()
+        assert settles(lambda: running.service.state == "draining")
+    finally:
+        go_on.set()
+        running.stop()
     assert running.error is None

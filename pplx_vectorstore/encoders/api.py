@@ -259,7 +259,11 @@ class ApiEncoder:
         return await self._encode_queries(queries, self._awaiting())
 
     def close(self) -> None:
-        """Close the connections of the blocking calls; where a failed one has left a request under way, after that."""
+        """Close the connections of the blocking calls.
+
+        A request that a failed call has left under way goes on to its end, retries included; then its connection is
+        closed, too.
+        """
         self._blocking.close()
 
     async def aclose(self) -> None:

@@ -196,7 +196,7 @@ class Retries:
         status = _status(error)
         if is_temporary(error):
             tries = "once" if attempts == 1 else f"{attempts} times"
-            hints = [_GRPC_PORT] if _grpc_code(error) is not None and not self._has_answered else []
+            hints = [_GRPC_PORT] if _grpc_code(error) == "UNAVAILABLE" and not self._has_answered else []
             hints += [_REPEATABLE] if verb in _WRITES else []
             return _refusal(
                 ServerUnavailableError,
@@ -239,8 +239,8 @@ class Retries:
             )
         if _is_no_http(error.source):
             return ServerError(
-                f"{self._where} gave an answer to {verb} that is not HTTP: {reason}. The URL has Qdrant's port of "
-                "HTTP, 6333 by default; that of gRPC is given as grpc_port, and one with TLS as https://"
+                f"{self._where} gave an answer to {verb} that is not HTTP: {reason}. The URL must have Qdrant's port "
+                "of HTTP, 6333 by default, and https:// where that is of TLS; the port of gRPC is given as grpc_port"
             )
         return ServerError(
             f"{self._where} gave an answer to {verb} that is not understood: {reason}. Is this the address of a Qdrant "

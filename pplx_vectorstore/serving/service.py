@@ -171,7 +171,8 @@ class EmbeddingService:
 
         What is not refused here is not refused for want of room later, and what is refused has to leave its room before
         anything else runs. Otherwise several that come at once could all be refused, each for what the others hold. The
-        queue is asked here by the number of characters, and in `embed`, when tokens have been counted, once more.
+        queue is asked here by the number of characters, and in `embed` by that of tokens: those that are refused then
+        have held their room until these were counted.
 
         Args:
             request: Within the limits, but for its tokens.
