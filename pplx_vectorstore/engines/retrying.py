@@ -32,7 +32,7 @@ _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 20.0
 _WRITES = ("upsert", "delete", "batch_update_points")
 _REPEATABLE = "What was acknowledged is kept; the same call again completes the rest"
-_GRPC_PORT = "The URL has the port of HTTP, and gRPC is on the next one, unless grpc_port names another"
+_GRPC_PORT = "The URL has the port of HTTP; gRPC is looked for on the next one, unless grpc_port names another"
 # Tries after the first where no connection was ever made.
 _FIRST_CONTACT = 2
 _LONGEST_RETRY_AFTER = 300.0
