@@ -128,9 +128,12 @@ def seconds(pattern, megabytes):
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 @pytest.mark.parametrize("sizes", [(0.06, 0.12, 0.25), pytest.param((0.25, 0.5, 1), marks=pytest.mark.slow)], ids=str)
 def test_time_grows_as_the_page_does_and_text_survives(pattern, sizes):
-    times = [seconds(pattern, size) for size in sizes]
-    for one, twice in itertools.pairwise(times):
-        assert twice < 3 * max(one, 0.02), times
+    measured = []
+    for _ in range(3):  # what other programs do to the caches passes; four times the time for twice the page does not
+        measured.append([seconds(pattern, size) for size in sizes])
+        if all(twice < 3 * max(one, 0.02) for one, twice in itertools.pairwise(measured[-1])):
+            return
+    pytest.fail(f"seconds for {sizes} MB: {measured}")
 
 
 def test_many_attributes_items_and_paragraphs():
