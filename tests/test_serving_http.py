@@ -451,16 +451,16 @@ class TestDeadlines:
             assert is_closed(sock) or sent.endswith(b"{")  # half a body may be answered by a refusal first
             while not is_closed(sock):
                 pass
-            assert time.monotonic() - started < 25, "without being told otherwise, it takes 30"
+            assert time.monotonic() - started < 8
 
     def test_a_byte_now_and_then_does_not_help(self, server):
         with connection(server) as sock, contextlib.suppress(ConnectionError):
             started = time.monotonic()
             sock.sendall(head("Content-Type: application/json", "Content-Length: 1000"))
-            while time.monotonic() - started < 20:
+            while time.monotonic() - started < 8:
                 sock.sendall(b" ")
                 time.sleep(0.05)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 5
 
     def test_the_second_request_of_a_connection_has_its_own(self, server, monkeypatch):
         monkeypatch.setattr(GuardedProtocol, "receive_seconds", 2.0)

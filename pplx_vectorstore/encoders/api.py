@@ -554,11 +554,8 @@ class _Blocking:
 
     def close(self) -> None:
         """Close the connections, or have the last request under way do so: one that it makes later would stay open."""
-        with self._lock:
+        with self._under_way():
             self._is_closed = True
-            is_idle = not self._n_under_way
-        if is_idle:
-            self.client.close()
 
     @contextlib.contextmanager
     def _under_way(self) -> Iterator[None]:
