@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import portalocker
+
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.errors import StoreError
 from pplx_vectorstore.file_ids import ROOT_KEY, as_text, find_file, locate_file
@@ -38,6 +40,8 @@ READ_BY = (
 _VERSION = 1
 # Seconds that a notice may take: where files are far away, it is of those that were looked at.
 _PATIENCE = 0.2
+# Seconds to wait for others to write their records, and to wait before looking again.
+_LOCK_TIMEOUT, _GLANCE = 30.0, 0.005
 
 
 class FileRecord(NamedTuple):
@@ -110,24 +114,24 @@ class FileRecords:
     def save(self, records: Mapping[str, FileRecord], gone: Iterable[str] = (), *, anew: bool = False) -> None:
         """Remember files by their documents' ids, and forget some, or, anew, all others.
 
-        Nothing is written where that changes nothing.
+        Nothing is written where that changes nothing; what others have written since these records were read stays.
+
+        Raises:
+            StoreError: The file cannot be written.
         """
-        self._records = {**({} if anew else self._records), **records}
-        for document_id in gone:
-            self._records.pop(document_id, None)
+        forgotten = set(gone)
+        self._records = _changed({} if anew else self._records, records, forgotten)
         is_known = self._records == self._read and self._recorded_home == self._home
         if is_known and not self._is_copy and not anew:
             return
-        tenants = {**_read(self._path).get("tenants", {}), self._tenant: self._records}
-        # Written aside and put in its place: whoever reads it meanwhile has the old one whole.
-        new = self._path.with_suffix(f".{os.getpid()}.new")
+        lock = self._path.with_suffix(".lock")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                json.dump({"version": _VERSION, "inode": inode, "home": str(self._home), "tenants": tenants}, file)
-            new.replace(self._path)
-        except OSError as error:
-            new.unlink(missing_ok=True)
+            with portalocker.Lock(lock, "ab", timeout=_LOCK_TIMEOUT, check_interval=_GLANCE):
+                written = _read(self._path)
+                if not anew:
+                    self._records = _changed(_records_of(written, self._tenant), records, forgotten)
+                self._write({**written.get("tenants", {}), self._tenant: self._records})
+        except (OSError, portalocker.LockException) as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
         self._read = dict(self._records)
 
@@ -160,6 +164,18 @@ class FileRecords:
             if time.monotonic() > until:
                 break
         return changes
+
+    def _write(self, tenants: Mapping[str, Any]) -> None:
+        """Write the file aside and put it in its place: whoever reads it meanwhile has the old one whole."""
+        new = self._path.with_suffix(".new")
+        try:
+            with new.open("w", encoding="utf-8") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                json.dump({"version": _VERSION, "inode": inode, "home": str(self._home), "tenants": tenants}, file)
+            new.replace(self._path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
     def _status(self, document_id: str, record: FileRecord) -> os.stat_result:
         return self._find(Path(record.root), document_id).stat()
@@ -214,6 +230,15 @@ def _records_of(read: Mapping[str, Any], tenant: str) -> dict[str, FileRecord]:
     if not isinstance(records, dict):
         return {}
     return {document_id: FileRecord(*record) for document_id, record in records.items() if _is_record(record)}
+
+
+def _changed(
+    known: Mapping[str, FileRecord], records: Mapping[str, FileRecord], forgotten: Collection[str]
+) -> dict[str, FileRecord]:
+    changed = {**known, **records}
+    for document_id in forgotten:
+        changed.pop(document_id, None)
+    return changed
 
 
 def _is_record(record: object) -> bool:

@@ -362,8 +362,10 @@ def test_a_killed_sync_loses_nothing_and_another_completes_it(folder, hash_encod
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
-        ("json.dump", 1),
+        ("shard_files.write_safely", 1),
         ("os.fsync", 1),
+        ("pathlib.Path.replace", 1),
+        ("pathlib.Path.replace", 2),
         ("pathlib.Path.rename", 1),
         ("EdgeClient.create_payload_index", 1),
         ("EdgeClient.create_payload_index", 2),
@@ -375,10 +377,11 @@ def test_a_process_killed_while_it_creates_a_collection_leaves_none_or_a_usable_
 ):
     """It kills itself before that call of that function."""
     code = f"""
-import json, os, pathlib, signal, sys
+import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
 from hash_encoder import make_encoder
 from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore.engines import shard_files
 from pplx_vectorstore.engines.edge import EdgeClient
 
 owner, _, name = {name!r}.rpartition(".")

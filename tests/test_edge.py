@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +32,12 @@ from pplx_vectorstore import (
     pack_bits,
 )
 from pplx_vectorstore.collection import SCHEMA_VERSION, VECTOR_NAME, CollectionConfig
-from pplx_vectorstore.engines import shard
+from pplx_vectorstore.engines import shard, shard_files
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.errors import (
     InvalidInputError,
     SchemaMismatchError,
+    StoreClosedError,
     StoreError,
     StoreNotFoundError,
     StoreReadOnlyError,
@@ -879,3 +882,72 @@ def test_metadata_is_added_key_by_key(folder, hash_encoder):
     with EdgeClient(folder, read_only=True) as client, pytest.raises(StoreReadOnlyError):
         client.update_collection("documents", metadata={})
     assert [path.name for path in folder.glob("documents/*.new")] == []
+
+
+def test_metadata_that_clients_add_at_once_all_stays(folder, hash_encoder, monkeypatch):
+    write_safely = shard_files.write_safely
+    monkeypatch.setattr(shard_files, "write_safely", lambda *given: time.sleep(0.002) or write_safely(*given))
+    with VectorStore.open(folder, encoder=hash_encoder(64)) as store:
+        store.add([Document(id="a", chunks=["one"])])
+        # Another process has the collection when the others begin, and adds to it, too.
+        other = subprocess.Popen(
+            [sys.executable, "-c", ADDS_METADATA, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout.readline() == "ready\n"
+
+        def add(n):
+            with EdgeClient(folder) as client:
+                for i in range(5):
+                    client.update_collection("documents", metadata={f"{n}.{i}": {"is": n}})
+
+        other.stdin.write("go on\n")
+        other.stdin.flush()
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(add, range(6)))
+        store.add([Document(id="b", chunks=["two"])])
+        assert other.communicate()[0] == "done\n"
+        assert other.returncode == 0
+        with EdgeClient(folder) as client:
+            metadata = client.get_collection("documents").config.metadata
+        assert {key for key in metadata if "." in key} == {f"{n}.{i}" for n in (*range(6), "other") for i in range(5)}
+        store.sync([Document(id="a", chunks=["one", "more"])])
+        assert store.count() == 3
+
+
+ADDS_METADATA = """
+import sys
+from pplx_vectorstore.engines.edge import EdgeClient
+with EdgeClient(sys.argv[1]) as client:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for i in range(5):
+        client.update_collection("documents", metadata={f"other.{i}": {"is": "other"}})
+print("done", flush=True)
+"""
+
+
+def test_a_collection_that_is_replaced_while_metadata_is_added_keeps_its_own(folder, hash_encoder):
+    with EdgeClient(folder) as client:
+        for n in range(20):
+            for name, size in (("documents", 64), ("new", 32)):
+                params = {"codes": models.VectorParams(size=size, distance=models.Distance.COSINE)}
+                client.create_collection(name, vectors_config=params, metadata={"made": name})
+            begun, replaced = threading.Event(), threading.Event()
+
+            def add(begun=begun, replaced=replaced):
+                with EdgeClient(folder) as other:
+                    while not replaced.is_set():
+                        other.update_collection("documents", metadata={"of": "old"})
+                        begun.set()
+                    other.update_collection("documents", metadata={"of": "old"})
+
+            with ThreadPoolExecutor(1) as threads:
+                adding = threads.submit(add)
+                assert begun.wait(20)
+                client.replace_collection("documents", by="new")
+                replaced.set()
+                with pytest.raises(StoreClosedError, match="another one put in its place"):
+                    adding.result()
+            config = client.get_collection("documents").config
+            assert (config.params.vectors["codes"].size, config.metadata) == (32, {"made": "new"}), n
+            client.delete_collection("documents")

@@ -7,7 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -317,6 +320,41 @@ def test_the_files_of_hits_are_looked_at_first_and_what_cannot_be_looked_at_is_a
     assert FileRecords(tmp_path / "index", "c", None).find_changes(["b"]) == ([], ["b"])
     records.save({}, gone=["a"])
     assert records.get("a") is None
+
+
+def test_what_writers_remember_at_once_all_stays(tmp_path, monkeypatch):
+    (tmp_path / "index" / "c").mkdir(parents=True)
+    known = FileRecords(tmp_path / "index", "c", "a")
+    known.save({"old": record(tmp_path), "gone": record(tmp_path)})
+    dump = json.dump
+    monkeypatch.setattr(json, "dump", lambda *given: time.sleep(0.01) or dump(*given))
+    together = threading.Barrier(6)
+
+    def save(n):
+        records = FileRecords(tmp_path / "index", "c", "ab"[n % 2])
+        together.wait(20)
+        records.save({f"{n}.txt": record(tmp_path)}, gone=["gone"])
+        assert records.get(f"{n}.txt")
+        records.save({f"{n}.md": record(tmp_path)})
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(save, range(6)))
+    for tenant, written in (
+        ("a", {"old", "0.txt", "0.md", "2.txt", "2.md", "4.txt", "4.md"}),
+        ("b", {"1.txt", "5.md"}),
+    ):
+        kept = FileRecords(tmp_path / "index", "c", tenant)
+        assert all(kept.get(name) for name in written)
+        assert len(kept) == 7 - (tenant == "b")
+        assert kept.get("gone") is None
+    # Who read them before has what the others wrote once it writes, too; and, where that is asked for, nothing else.
+    known.save({"new": record(tmp_path)})
+    assert known.get("0.txt")
+    assert known.get("gone") is None
+    known.save({"new": record(tmp_path)}, anew=True)
+    assert len(FileRecords(tmp_path / "index", "c", "a")) == 1
+    assert len(FileRecords(tmp_path / "index", "c", "b")) == 6
+    assert [path.name for path in (tmp_path / "index" / "c").glob("*.new")] == []
 
 
 # --- names that are no UTF-8 -----------------------------------------------------------------------------------

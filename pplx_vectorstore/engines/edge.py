@@ -178,7 +178,7 @@ class EdgeClient:
             edge.EdgeShard.create(str(new / shard_files.FIRST), config).close()
         shard_files.keep_log_short(new / shard_files.FIRST)
         shard_files.remove_log(new / shard_files.FIRST)
-        _write_json(new / _SETTINGS, settings)
+        shard_files.write_safely(new / _SETTINGS, json.dumps(settings, indent=2))
         try:
             new.rename(path)
         except OSError as error:
@@ -205,21 +205,20 @@ class EdgeClient:
         )
 
     def update_collection(self, collection_name: str, *, metadata: Mapping[str, Any]) -> bool:
-        """Add to a collection's metadata, key by key; when killed, wholly or not at all."""
-        self._require_writable(collection_name)
-        with self._creating:
+        """Add to a collection's metadata, key by key; when killed, wholly or not at all.
+
+        What other threads and processes add meanwhile stays.
+        """
+        path = self._path(collection_name) / _SETTINGS
+        with self._shard(collection_name, to_write=True).writing():
             settings = self._settings(collection_name)
-            path = self._path(collection_name) / _SETTINGS
             changed = {
                 "vectors": {name: params.model_dump() for name, params in settings["vectors"].items()},
                 "metadata": {**settings["metadata"], **metadata},
             }
-            new = path.with_suffix(f".{os.getpid()}.new")
             try:
-                _write_json(new, changed)
-                new.replace(path)
+                shard_files.write_safely(path, json.dumps(changed, indent=2))
             except OSError as error:
-                new.unlink(missing_ok=True)
                 raise StoreError(f"{path} cannot be changed: {error}") from error
         return True
 
@@ -254,9 +253,8 @@ class EdgeClient:
             yield
             return
         path, old = self._path(collection_name), self.folder / f"{_DELETED}{secrets.token_hex(8)}"
-        pinned: list[Shard] = []
-        self.pin(collection_name, pinned=pinned)  # no other process is in the midst of anything
-        try:
+        shard = self._shard(collection_name, to_write=True)
+        with shard.alone():  # no other thread or process is in the midst of writing
             try:
                 path.rename(old)
             except OSError as error:
@@ -266,9 +264,8 @@ class EdgeClient:
             except BaseException:
                 old.rename(path)
                 raise
-            self._leave(collection_name)
-        finally:
-            self.unpin(collection_name, pinned=pinned)
+            shard.is_gone()  # of which its other users are told
+        self._leave(collection_name)
         shutil.rmtree(old, ignore_errors=True)  # what is left is left for the next one who creates a collection
 
     def _leave(self, collection_name: str) -> None:
@@ -587,11 +584,3 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)  # another thread of the parent may have had one
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write a file, and have it on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())

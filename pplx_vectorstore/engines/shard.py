@@ -359,6 +359,26 @@ class Shard:
 
     # --- writing ---------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[edge.EdgeShard]:
+        """Have the engine's shard, with no write of any other thread or process within the block."""
+        with self._writing, self._using() as engine:
+            yield engine
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[edge.EdgeShard]:
+        """Have the same, for one who writes to the collection's own files.
+
+        Raises:
+            StoreFullError: The disk has no room for it.
+            StoreReadOnlyError: The store may only be read.
+        """
+        self._require_writable()
+        self._leave_copy()
+        with self.alone() as engine:
+            self._require_in_place()
+            yield engine
+
     def write(self, operation: edge.UpdateOperation, *, new: int = 0, moved: int = 0, payload_bytes: int = 0) -> None:
         """Apply an operation; on return it is in the write-ahead log and survives a killed process.
 
@@ -372,11 +392,8 @@ class Shard:
             StoreFullError: The disk has no room for it.
             StoreReadOnlyError: The store may only be read.
         """
-        self._require_writable()
-        self._leave_copy()
-        # One lock for all of it, so that no point slips in between an exchange of shards and its book-keeping.
-        with self._writing, self._using() as engine, translated(self.path):
-            self._require_in_place()
+        # In one block, so that no point slips in between an exchange of shards and its book-keeping.
+        with self.writing() as engine, translated(self.path):
             n_bytes = (new + moved) * (self._dimension + _POINT_BYTES) + payload_bytes
             self._require_space(_OPERATION_BYTES + _WRITTEN * n_bytes)
             if self._mark is not None:
@@ -407,7 +424,7 @@ class Shard:
 
     def flush(self) -> None:
         """Write everything to disk, so that it survives a loss of power too."""
-        with self._writing, self._using() as engine, translated(self.path):
+        with self.alone() as engine, translated(self.path):
             if self._private_copy is None:
                 shard_files.sync_folder(shard_files.current_folder(self.path))  # lets other threads run, unlike flush
                 engine.flush()

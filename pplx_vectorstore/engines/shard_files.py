@@ -51,13 +51,17 @@ def make_current(collection: Path, folder: Path) -> None:
 
 
 def write_safely(path: Path, text: str) -> None:
-    """Write a small file, wholly or not at all, even if the power fails."""
+    """Write a small file of ASCII, wholly or not at all, even if the power fails; one thread and process at a time."""
     new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 
