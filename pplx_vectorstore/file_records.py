@@ -7,12 +7,13 @@ they are never believed about either. A file's size and time serve a notice alon
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ import portalocker
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.errors import StoreError
 from pplx_vectorstore.file_ids import ROOT_KEY, as_text, find_file, locate_file
+from pplx_vectorstore.locked_files import is_in_place
 
 if TYPE_CHECKING:
     from pplx_vectorstore.file_settings import FileSettings
@@ -91,12 +93,12 @@ class FileRecords:
         self._path = store / collection / FILE
         self._home = store.resolve().parent
         self._tenant = tenant or ""
-        read = _read(self._path)
+        read, inode = _read(self._path)
         self._records = _records_of(read, self._tenant)
         self._read = dict(self._records)
         self._recorded_home = Path(read.get("home", self._home))
         # Of a copy, the times of the files tell when they were copied.
-        self._is_copy = read.get("inode") != _inode(self._path)
+        self._is_copy = read.get("inode") != inode
 
     def __len__(self) -> int:
         return len(self._records)
@@ -124,13 +126,16 @@ class FileRecords:
         is_known = self._records == self._read and self._recorded_home == self._home
         if is_known and not self._is_copy and not anew:
             return
-        lock = self._path.with_suffix(".lock")
         try:
-            with portalocker.Lock(lock, "ab", timeout=_LOCK_TIMEOUT, check_interval=_GLANCE):
-                written = _read(self._path)
+            with self._locked():
+                written, _ = _read(self._path)
                 if not anew:
                     self._records = _changed(_records_of(written, self._tenant), records, forgotten)
                 self._write({**written.get("tenants", {}), self._tenant: self._records})
+        except portalocker.AlreadyLocked as error:
+            raise StoreError(
+                f"{self._path} cannot be written: others have been at it for {_LOCK_TIMEOUT:.0f} s"
+            ) from error
         except (OSError, portalocker.LockException) as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
         self._read = dict(self._records)
@@ -164,6 +169,16 @@ class FileRecords:
             if time.monotonic() > until:
                 break
         return changes
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Have no other thread or process write the file within the block."""
+        path = self._path.with_suffix(".lock")
+        while True:
+            with portalocker.Lock(path, "ab", timeout=_LOCK_TIMEOUT, check_interval=_GLANCE) as lock:
+                if is_in_place(lock, path):
+                    yield
+                    return
 
     def _write(self, tenants: Mapping[str, Any]) -> None:
         """Write the file aside and put it in its place: whoever reads it meanwhile has the old one whole."""
@@ -214,15 +229,17 @@ def _version_of(name: str) -> str | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file of records; what is none has none: files are read again then."""
+def _read(path: Path) -> tuple[dict[str, Any], int | None]:
+    """Read a file of records, and its inode; what is none has none: files are read again then."""
     try:
-        read = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            read = json.load(file)
     except (OSError, ValueError, RecursionError):
-        return {}
+        return {}, None
     is_one = isinstance(read, dict) and read.get("version") == _VERSION
     is_one = is_one and isinstance(read.get("home"), str) and isinstance(read.get("tenants"), dict)
-    return read if is_one else {}
+    return (read if is_one else {}), inode
 
 
 def _records_of(read: Mapping[str, Any], tenant: str) -> dict[str, FileRecord]:
@@ -243,10 +260,3 @@ def _changed(
 
 def _is_record(record: object) -> bool:
     return isinstance(record, list) and [type(value) for value in record] == [str, int, int, str, str, str, int]
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.chunking import DEFAULT_CHUNK_TOKENS, check_chunk_tokens
 from pplx_vectorstore.coroutines import run_now
-from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.errors import InvalidInputError, StoreError
 from pplx_vectorstore.readers.plain import text_encoding
 
 if TYPE_CHECKING:
@@ -115,10 +115,49 @@ def read_settings(calls: BlockingCalls, collection: str) -> FileSettings | None:
     return FileSettings.from_metadata(info.config.metadata)
 
 
-def record_settings(calls: BlockingCalls, collection: str, settings: FileSettings) -> None:
-    """Record settings with a collection that exists."""
-    if read_settings(calls, collection) != settings:
+def record_settings(
+    calls: BlockingCalls, collection: str, settings: FileSettings, *, read: FileSettings | None
+) -> None:
+    """Record settings with a collection that exists.
+
+    Args:
+        calls: Of the client.
+        collection: Where.
+        settings: To be recorded.
+        read: What was recorded there when they were chosen, or None.
+
+    Raises:
+        StoreError: Others have been recorded since.
+    """
+    recorded = read_settings(calls, collection)
+    if recorded not in (read, settings):
+        raise _changed(collection, settings, recorded)
+    if recorded != settings:
         run_now(calls("update_collection", collection, metadata=settings.to_metadata()))
+
+
+def require_recorded(calls: BlockingCalls, collection: str, settings: FileSettings) -> None:
+    """Make sure that what was written with settings is what the collection's settings say.
+
+    Raises:
+        StoreError: Others have been recorded since.
+    """
+    recorded = read_settings(calls, collection)
+    if recorded != settings:
+        raise _changed(collection, settings, recorded)
+
+
+def _changed(collection: str, settings: FileSettings, recorded: FileSettings | None) -> StoreError:
+    now = recorded or FileSettings()
+    different = [
+        f"{_option(name)} {_shown(getattr(now, name))} instead of {_shown(value)}"
+        for name, value in asdict(settings).items()
+        if getattr(now, name) != value
+    ]
+    return StoreError(
+        f"another run has changed the settings of index {collection!r} meanwhile: {'; '.join(different)}. Index these "
+        "files again, so that all are read and cut alike"
+    )
 
 
 def _known_encoding(encoding: str) -> str:

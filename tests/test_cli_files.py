@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from file_samples import BILLION_LAUGHS, PICTURE, docx, epub, ipynb, paragraph, pdf, pptx, shape, shown, styles, xlsx
@@ -10,6 +11,11 @@ from typer.testing import CliRunner
 
 from pplx_vectorstore import VectorStore
 from pplx_vectorstore.cli import app
+from pplx_vectorstore.cli import index as index_command
+from pplx_vectorstore.cli.stores import connect
+from pplx_vectorstore.engines.calls import BlockingCalls
+from pplx_vectorstore.file_settings import read_settings, record_settings
+from pplx_vectorstore.file_updates import FileUpdate
 
 MODEL = ["--model", "all-minilm-l6-v2"]
 
@@ -149,6 +155,42 @@ def test_options_are_remembered_and_others_ask_for_a_rebuild(corpus, tmp_path, s
     assert rebuilt.stdout.startswith("indexed 1 document")
     assert "1 deleted" in rebuilt.stdout
     assert json.loads(corpus("info", "--json", *on).stdout)["text_columns"] == ["id"]
+
+
+@pytest.mark.parametrize("where", ["folder", "server"])
+@pytest.mark.parametrize("when", ["it loads its model", "it writes"])
+def test_a_run_that_one_with_other_settings_overtakes_while(corpus, tmp_path, server, monkeypatch, where, when):
+    on = ["--store", server.url] if where == "server" else []
+    corpus("index", "docs", *MODEL, "--chunk-tokens", "32", *on)
+    (tmp_path / "docs" / "long.md").write_text("\n\n".join(f"The {n}th day is as the day before." for n in range(30)))
+
+    def overtaken(owner, name):
+        function = getattr(owner, name)
+
+        def run_and_record(*given, **options):
+            done = function(*given, **options)
+            with connect(server.url if on else ".pplx-vectorstore") as client:
+                calls = BlockingCalls.of(client)
+                read = read_settings(calls, "documents")
+                record_settings(calls, "documents", replace(read, chunk_tokens=64), read=read)
+            return done
+
+        return owner, name, run_and_record
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr(*overtaken(*((index_command, "load_model") if "loads" in when else (FileUpdate, "write"))))
+        told = " ".join(corpus("index", "docs", *on, code=1).stderr.split())
+    assert (
+        "another run has changed the settings of index 'documents' meanwhile: --chunk-tokens 64 instead of 32. Index "
+        "these files again" in told
+    )
+    # What was cut in the other way is cut again, so that all is as the settings say.
+    corpus("index", "docs", *on)
+    corpus("index", "docs", "--store", "other", *MODEL, "--chunk-tokens", "64")
+    listed, fresh = (json.loads(corpus("documents", "--json", *of).stdout) for of in (on, ["--store", "other"]))
+    assert [one["chunks"] for one in listed] == [one["chunks"] for one in fresh]
+    assert listed[1]["chunks"] > 1
+    assert corpus("index", "docs", *on).stdout.startswith("nothing to embed; 3 unchanged")
 
 
 def test_a_dry_run_tells_and_writes_nothing(corpus, tmp_path):

@@ -889,7 +889,7 @@ def test_metadata_that_clients_add_at_once_all_stays(folder, hash_encoder, monke
     monkeypatch.setattr(shard_files, "write_safely", lambda *given: time.sleep(0.002) or write_safely(*given))
     with VectorStore.open(folder, encoder=hash_encoder(64)) as store:
         store.add([Document(id="a", chunks=["one"])])
-        # Another process has the collection when the others begin, and adds to it, too.
+        # Another process has the collection when the threads begin, and adds to it, too.
         other = subprocess.Popen(
             [sys.executable, "-c", ADDS_METADATA, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -905,7 +905,7 @@ def test_metadata_that_clients_add_at_once_all_stays(folder, hash_encoder, monke
         with ThreadPoolExecutor(6) as threads:
             list(threads.map(add, range(6)))
         store.add([Document(id="b", chunks=["two"])])
-        assert other.communicate()[0] == "done\n"
+        assert other.communicate(timeout=60)[0] == "done\n"
         assert other.returncode == 0
         with EdgeClient(folder) as client:
             metadata = client.get_collection("documents").config.metadata
@@ -915,15 +915,79 @@ def test_metadata_that_clients_add_at_once_all_stays(folder, hash_encoder, monke
 
 
 ADDS_METADATA = """
-import sys
+import sys, time
+from pplx_vectorstore.engines import shard_files
 from pplx_vectorstore.engines.edge import EdgeClient
+write_safely = shard_files.write_safely
+shard_files.write_safely = lambda *given: time.sleep(0.02) or write_safely(*given)
 with EdgeClient(sys.argv[1]) as client:
+    client.update_collection("documents", metadata={"other.0": {"is": "other"}})
     print("ready", flush=True)
     sys.stdin.readline()
-    for i in range(5):
+    for i in range(1, 5):
         client.update_collection("documents", metadata={f"other.{i}": {"is": "other"}})
 print("done", flush=True)
 """
+
+
+def test_a_collection_whose_name_is_taken_while_it_is_replaced_is_kept(folder, hash_encoder, monkeypatch):
+    encoder = hash_encoder(64)
+    with VectorStore.open(folder.parent / "another", encoder=encoder) as another:
+        another.add([Document(id="other", chunks=["one"])])
+    with EdgeClient(folder) as client:
+        for name in ("documents", "new"):
+            VectorStore(client, name, encoder=encoder).add([Document(id=name, chunks=["one"])])
+        rename = Path.rename
+
+        def take_name(path, target):
+            if path.name == "new":
+                shutil.copytree(folder.parent / "another" / "documents", folder / "documents")
+            return rename(path, target)
+
+        with monkeypatch.context() as taken:
+            taken.setattr(Path, "rename", take_name)
+            with pytest.raises(StoreError, match=r"it is kept as collection 'documents\.kept-\w+'"):
+                client.replace_collection("documents", by="new")
+        with pytest.raises(StoreClosedError, match="another one put in its place"):
+            client.count("documents")
+    with EdgeClient(folder) as client:
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+        VectorStore(client, "later", encoder=encoder)  # whoever creates one removes what others have left
+        held = {
+            name: [one.id for one in VectorStore(client, name, encoder=encoder, create=False).documents()]
+            for name in client.collection_names()
+        }
+        (kept,) = set(held) - {"documents", "new", "later"}
+        assert held == {"documents": ["other"], "new": ["new"], "later": [], kept: ["documents"]}
+        client.replace_collection("documents", by=kept)
+        VectorStore(client, "documents", encoder=encoder).add([Document(id="more", chunks=["two"])])
+    with VectorStore.open(folder, encoder=encoder) as store:
+        assert {hit.document_id for hit in store.search("one", k=5)} == {"documents", "more"}
+
+
+def test_an_index_is_opened_while_a_collection_is_replaced(folder, hash_encoder, monkeypatch):
+    (folder / "documents").mkdir(parents=True)
+    with pytest.raises(StoreNotFoundError, match="is not an index: it holds 'documents'"):
+        EdgeClient(folder)
+    (folder / "documents").rmdir()
+    with EdgeClient(folder) as client:
+        for name in ("documents", "new"):
+            VectorStore(client, name, encoder=hash_encoder(64)).add([Document(id=name, chunks=["one"])])
+        iterdir, replaced = Path.iterdir, []
+
+        def replaced_after(path):
+            listed = list(iterdir(path))
+            if path == folder and not replaced:
+                replaced.append(client.replace_collection("documents", by="new"))
+            return iter(listed)
+
+        with monkeypatch.context() as replacing:
+            replacing.setattr(Path, "iterdir", replaced_after)
+            other = VectorStore.open(folder, encoder=hash_encoder(64))
+        with other:
+            assert replaced
+            assert [document.id for document in other.documents()] == ["new"]
 
 
 def test_a_collection_that_is_replaced_while_metadata_is_added_keeps_its_own(folder, hash_encoder):
@@ -943,9 +1007,11 @@ def test_a_collection_that_is_replaced_while_metadata_is_added_keeps_its_own(fol
 
             with ThreadPoolExecutor(1) as threads:
                 adding = threads.submit(add)
-                assert begun.wait(20)
-                client.replace_collection("documents", by="new")
-                replaced.set()
+                try:
+                    assert begun.wait(20)
+                    client.replace_collection("documents", by="new")
+                finally:
+                    replaced.set()
                 with pytest.raises(StoreClosedError, match="another one put in its place"):
                     adding.result()
             config = client.get_collection("documents").config

@@ -337,15 +337,24 @@ def test_what_writers_remember_at_once_all_stays(tmp_path, monkeypatch):
         assert records.get(f"{n}.txt")
         records.save({f"{n}.md": record(tmp_path)})
 
+    others = [
+        subprocess.Popen([sys.executable, "-c", SAVES_RECORDS, str(tmp_path), tenant], stdout=subprocess.PIPE)
+        for tenant in "ab"
+    ]
+    assert [other.stdout.readline() for other in others] == [b"saved\n"] * 2
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(save, range(6)))
+    for other in others:
+        other.communicate(timeout=60)
+        assert other.returncode == 0
     for tenant, written in (
         ("a", {"old", "0.txt", "0.md", "2.txt", "2.md", "4.txt", "4.md"}),
         ("b", {"1.txt", "5.md"}),
     ):
         kept = FileRecords(tmp_path / "index", "c", tenant)
         assert all(kept.get(name) for name in written)
-        assert len(kept) == 7 - (tenant == "b")
+        assert all(kept.get(f"{tenant}.{n}") for n in range(20))
+        assert len(kept) == 27 - (tenant == "b")
         assert kept.get("gone") is None
     # Who read them before has what the others wrote once it writes, too; and, where that is asked for, nothing else.
     known.save({"new": record(tmp_path)})
@@ -353,8 +362,21 @@ def test_what_writers_remember_at_once_all_stays(tmp_path, monkeypatch):
     assert known.get("gone") is None
     known.save({"new": record(tmp_path)}, anew=True)
     assert len(FileRecords(tmp_path / "index", "c", "a")) == 1
-    assert len(FileRecords(tmp_path / "index", "c", "b")) == 6
+    assert len(FileRecords(tmp_path / "index", "c", "b")) == 26
     assert [path.name for path in (tmp_path / "index" / "c").glob("*.new")] == []
+
+
+SAVES_RECORDS = """
+import json, pathlib, sys, time
+from pplx_vectorstore.file_records import FileRecord, FileRecords
+dump = json.dump
+json.dump = lambda *given: time.sleep(0.01) or dump(*given)
+folder, tenant = pathlib.Path(sys.argv[1]), sys.argv[2]
+for n in range(20):
+    record = FileRecord(str(folder), 1, 1, "c", "w", "h", 1)
+    FileRecords(folder / "index", "c", tenant).save({f"{tenant}.{n}": record})
+    print("saved", flush=True)
+"""
 
 
 # --- names that are no UTF-8 -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -611,6 +612,30 @@ def test_private_copies_go_with_their_process(index, hash_encoder, tmp_path, mon
         assert_holds(first, made(range(10)))
         assert len(list(temporary.iterdir())) == 1
     assert list(temporary.iterdir()) == []
+
+
+def test_a_private_copy_that_another_process_takes_for_one_left_behind_is_made_elsewhere(
+    index, hash_encoder, tmp_path, monkeypatch
+):
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION)) as store:
+        store.add(made(range(10)))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    lock, taken = shard_files.portalocker.lock, []
+
+    def taken_before(file, *arguments):
+        if temporary in Path(file.name).parents and len(taken) < 2:
+            taken.append(file)
+            shutil.rmtree(Path(file.name).parent)
+        lock(file, *arguments)
+
+    monkeypatch.setattr(shard_files.portalocker, "lock", taken_before)
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION), read_only=True) as store:
+        assert_holds(store, made(range(10)))
+        assert len(list(temporary.iterdir())) == 1
+    assert (len(taken), list(temporary.iterdir())) == (2, [])
+    assert all(file.closed for file in taken)
 
 
 @pytest.mark.parametrize("buffer", [None, 8192, 2**17])

@@ -1,19 +1,23 @@
 """Several processes on one folder, spawned and forked: each gets its turn, nothing is lost or doubled."""
 
 import contextlib
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pplx_vectorstore import Document, VectorStore
-from pplx_vectorstore.engines.folder_turns import FolderTurn
+from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.engines.folder_turns import FolderGoneError, FolderTurn
 from pplx_vectorstore.errors import StoreLockedError
 
 DIMENSION = 64
@@ -234,6 +238,129 @@ def test_turns_are_taken_by_whoever_waits(tmp_path):
     second.leave()
     third.take(0.05, go_on)
     third.leave()
+
+
+def test_a_turn_is_that_of_the_folder_that_is_there(tmp_path):
+    def go_on():
+        pass
+
+    def replace():
+        folder.rename(tmp_path / f"old-{len(list(tmp_path.iterdir()))}")
+        folder.mkdir()
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    first, second, third, reader = (FolderTurn(folder) for _ in range(4))
+    for turn in (second, first):
+        assert not turn.is_gone()
+        turn.take(1, go_on)
+        assert not turn.is_gone()
+        turn.leave()
+    first.take(1, go_on)
+
+    def replaced():
+        replace()
+        first.leave()
+
+    # Who waits when it is replaced has the turn of the new one, and keeps others from it.
+    waiting = [third, reader]
+    with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as read:
+        taken = threads.submit(third.take, 20, go_on)
+        while not first.is_wanted():
+            time.sleep(0.01)
+        replaced()
+        taken.result()
+        assert not third.is_gone()
+        with pytest.raises(StoreLockedError), reader.to_read(0.05, go_on):
+            pass
+        third.leave()
+        read.enter_context(reader.to_read(0.05, go_on))
+        with pytest.raises(StoreLockedError):
+            third.take(0.05, go_on)
+    # Who had the old one learns it, whether or not it looks before it takes its turn.
+    assert first.is_gone()
+    for turn in (first, second):
+        with pytest.raises(FolderGoneError):
+            turn.take(1, go_on)
+    for turn in waiting:
+        turn.take(1, go_on)
+        turn.leave()
+    replace()
+    (folder / "lock").touch()
+    assert third.is_gone()
+    shutil.rmtree(folder)
+    assert third.is_gone()
+    for turn in (third, FolderTurn(folder)):
+        with pytest.raises(FolderGoneError):
+            turn.take(1, go_on)
+    assert not folder.exists()
+
+
+def test_a_folder_on_a_full_disk_is_not_told_from_others(tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        turn = FolderTurn(tmp_path)
+        turn.take(1, lambda: None)
+        turn.leave()
+    assert not turn.is_gone()
+    other = FolderTurn(tmp_path)
+    other.take(1, lambda: None)
+    other.leave()
+    assert not turn.is_gone()
+    turn.take(1, lambda: None)
+    turn.leave()
+    assert not turn.is_gone()
+
+
+IDLE = (
+    WORKER
+    + """
+from pplx_vectorstore.engines.edge import EdgeClient
+with VectorStore.open(sys.argv[2], encoder=make_encoder(64, name="old")) as store, EdgeClient(sys.argv[2]) as client:
+    store.add([document("idle", 1)])
+    client.update_collection("documents", metadata={"is": "old"})
+    print("idle", flush=True)
+    for step in sys.stdin:
+        calls = {
+            "add": lambda: store.add([document("late", 1)]),
+            "sync": lambda: store.sync([document("idle", 2)]),
+            "delete": lambda: store.delete(document_ids=["idle"]),
+            "search": lambda: store.search("1 of idle in version 1", k=1),
+            "metadata": lambda: client.update_collection("documents", metadata={"is": "older"}),
+            "drop": lambda: client.delete_collection("documents"),
+        }
+        try:
+            calls[step.strip()]()
+            print("done", flush=True)
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+"""
+)
+
+
+@pytest.mark.parametrize("first", ["add", "sync", "delete", "search", "metadata", "drop"])
+def test_an_idle_process_leaves_alone_what_has_taken_the_place_of_its_index(index, hash_encoder, start, first):
+    with EdgeClient(index) as client:
+        old = VectorStore(client, "documents", encoder=hash_encoder(DIMENSION, name="old"))
+        old.add([Document(id="old", chunks=["one"])])
+        idle = start(IDLE, index)
+        assert idle.stdout.readline() == "idle\n"
+        assert old.count() == 3  # so the other has let go of it
+        encoder = hash_encoder(DIMENSION, name="new")
+        VectorStore(client, "new", encoder=encoder).add([Document(id="new", chunks=["one", "two"])])
+        client.replace_collection("documents", by="new")
+        new = VectorStore(client, "documents", encoder=encoder)
+        for call in dict.fromkeys([first, "add", "search", "drop", first]):
+            print(call, file=idle.stdin, flush=True)
+            said = idle.stdout.readline()
+            assert said.startswith("StoreClosedError")
+            assert "another one put in its place" in said
+        assert [document.id for document in new.documents()] == ["new"]
+        (codes,) = encoder.encode_documents([["one", "two"]])
+        assert [new.search(query, k=1)[0].text for query in codes] == ["one", "two"]
+        assert "is" not in client.get_collection("documents").config.metadata
+        new.add([Document(id="newer", chunks=["three"])])
+        assert new.count() == 3
 
 
 KILLED = (

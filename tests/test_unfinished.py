@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,27 @@ class TestKeeping:
         other.begin()
         other.keep(TWO, np.array([2]))
         other.clear()
-        assert rows_of(one, ONE) == [None]  # computed again
+        assert rows_of(one, ONE, TWO) == [[1], None]
         one.keep(THREE, np.array([3]))
-        assert rows_of(Unfinished(tmp_path), THREE) == [[3]]
+        later = Unfinished(tmp_path)
+        assert rows_of(later, ONE, TWO, THREE) == [[1], None, [3]]
+        later.clear()
+        assert not tmp_path.exists()
+        assert rows_of(one, ONE) == [None]  # computed again
+
+    def test_many_that_begin_and_end_at_once_keep_what_they_do(self, tmp_path, caplog):
+        def work(number):
+            for step in range(100):
+                kept, key = Unfinished(tmp_path / "kept"), key_of(f"{number} {step}")
+                kept.begin()
+                kept.keep(key, np.array([step]))
+                assert rows_of(kept, key) in ([[step]], [None])  # of another's, no more than a few files stay
+                kept.clear()
+
+        with caplog.at_level(logging.WARNING), ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(6)))
+        assert caplog.records == []
+        assert not (tmp_path / "kept").exists()
 
     @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), 5])
     def test_a_full_disk_is_told_once_and_stops_nothing(self, tmp_path, monkeypatch, caplog, failure):

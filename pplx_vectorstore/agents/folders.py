@@ -77,8 +77,9 @@ class FolderTool:
             raise InvalidInputError(f"there is no document to index in {target}{_why(found)}")
         place = self.index.place
         with self.index.writing() as index:
-            settings = index.file_settings or FileSettings()
-            index.record_file_settings(settings)
+            recorded = index.file_settings
+            settings = recorded or FileSettings()
+            index.record_file_settings(settings, read=recorded)
             root = records = None
             if place.folder is not None:  # on a server, ids are absolute, and nothing is remembered
                 root = absolute_root(settings.root, place.folder)
@@ -87,6 +88,7 @@ class FolderTool:
             update.leave_out_unchanged(index.store)
             reading = progress.size = update.read(Chunker(index.tokenizer, settings.chunk_tokens))
             report = update.write(index.store)
+            index.require_file_settings(settings)
             gone, emptied = update.find_gone(index.store, [target]), update.find_emptied(index.store)
             forgotten = [*gone, *emptied] if arguments.prune else emptied
             if forgotten:

@@ -209,11 +209,17 @@ class OpenIndex:
 
         return read_settings(self._opened.calls, self._opened.place.collection)
 
-    def record_file_settings(self, settings: FileSettings) -> None:
-        """Record how files become documents."""
+    def record_file_settings(self, settings: FileSettings, *, read: FileSettings | None) -> None:
+        """Record how files become documents, where nobody has since `read` was recorded."""
         from pplx_vectorstore.file_settings import record_settings
 
-        record_settings(self._opened.calls, self._opened.place.collection, settings)
+        record_settings(self._opened.calls, self._opened.place.collection, settings, read=read)
+
+    def require_file_settings(self, settings: FileSettings) -> None:
+        """Make sure that these are still recorded."""
+        from pplx_vectorstore.file_settings import require_recorded
+
+        require_recorded(self._opened.calls, self._opened.place.collection, settings)
 
 
 class _Opened:

@@ -132,6 +132,7 @@ def index(
         read_settings,
         record_settings,
         relative_root,
+        require_recorded,
     )
     from pplx_vectorstore.file_updates import FileUpdate
     from pplx_vectorstore.files import find_changed
@@ -226,14 +227,17 @@ def index(
                 if opened is None:
                     delete_unusable(client, target, encoder.fingerprint)
                     opened = VectorStore(client, target, encoder=encoder, chunker=chunker)
-                record_settings(BlockingCalls.of(client), target, settings)
+                calls = BlockingCalls.of(client)
+                read = recorded if target == collection else read_settings(calls, target)
+                record_settings(calls, target, settings, read=read)
                 encoder.unfinished = Unfinished(_unfinished_folder(store, target))
                 with bulk_load(messages, opened, bulk):
                     report = update.write(opened, progress=not quiet)
                 encoder.unfinished.clear()
+                require_recorded(calls, target, settings)
             else:
                 print_notes(messages, update.choose_names(before))
-                record_settings(BlockingCalls.of(client), collection, settings)
+                record_settings(BlockingCalls.of(client), collection, settings, read=recorded)
                 report = SyncReport(unchanged_documents=len(update.unchanged))
             assert opened is not None
             gone = update.find_gone(before or opened, paths) if prune else []

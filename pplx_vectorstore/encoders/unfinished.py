@@ -6,6 +6,7 @@ done of it is found by the next one, by what went into the model: token ids of a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 # One is being written, one is of what is being stored, and one of what may not have been stored before that.
 _MOST_FILES = 3
+_MOST_TRIES = 10
 _SUFFIX = ".unfinished"
 _KEY_BYTES = 16
 _HEAD = struct.Struct(f"<{_KEY_BYTES}sQI")  # key, bytes that follow, and their checksum
@@ -46,6 +48,7 @@ class Unfinished:
         self.folder = Path(folder)
         self._places: dict[bytes, tuple[Path, int, int, int]] = {}  # file, offset, bytes, checksum
         self._writing: Path | None = None
+        self._known = set(self._files())  # others of another process may come
         self._has_failed = False
         for path in self._files():
             self._read_places(path)
@@ -84,9 +87,9 @@ class Unfinished:
         checksum = zlib.crc32(data)
         record = _HEAD.pack(key, len(data), checksum) + data
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # In one write at the end: another process may do the same.
-            file = os.open(self._writing, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            self._known.add(self._writing)
+            file = self._open(self._writing)
             try:
                 written = os.write(file, record)
                 end = os.lseek(file, 0, os.SEEK_CUR)
@@ -101,11 +104,12 @@ class Unfinished:
         self._places[key] = (self._writing, end - len(data), len(data), checksum)
 
     def clear(self) -> None:
-        """Forget all, since all is stored."""
+        """Forget all but what another process keeps meanwhile, since all is stored."""
         self._places.clear()
-        for path in self._files():
+        for path in self._known:
             self._remove(path)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        self._known = set()
+        with contextlib.suppress(OSError):  # it is not there, or not empty
             self.folder.rmdir()
 
     def around(self, model: TokenModel, identity: str) -> TokenModel:
@@ -118,8 +122,20 @@ class Unfinished:
         self.begin()
         return _RememberingModel(model, identity, self)
 
+    def _open(self, path: Path) -> int:
+        """Open a file to append to it; another process may remove the folder, once it is empty, at any moment."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        for _ in range(_MOST_TRIES):
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return os.open(path, flags, 0o600)
+        return os.open(path, flags, 0o600)
+
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*{_SUFFIX}"))
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX)
+        except FileNotFoundError:
+            return []
 
     def _read_places(self, path: Path) -> None:
         """Learn what a file holds, up to where a killed process left it."""
@@ -133,6 +149,8 @@ class Unfinished:
                         return
                     self._places[key] = (path, offset, n_bytes, checksum)
                     file.seek(n_bytes, os.SEEK_CUR)
+        except FileNotFoundError:
+            return  # another process, for which all is stored
         except OSError as error:
             _log.warning("%s cannot be read (%s); what was computed before is computed again", path, error)
 

@@ -208,6 +208,11 @@ class EdgeClient:
         """Add to a collection's metadata, key by key; when killed, wholly or not at all.
 
         What other threads and processes add meanwhile stays.
+
+        Raises:
+            StoreClosedError: The collection was removed, or another one put in its place, since this client opened it.
+            StoreReadOnlyError: The client, or the folder, may only be read.
+            StoreError: The file cannot be written.
         """
         path = self._path(collection_name) / _SETTINGS
         with self._shard(collection_name, to_write=True).writing():
@@ -262,9 +267,13 @@ class EdgeClient:
             try:
                 yield
             except BaseException:
-                old.rename(path)
+                try:
+                    _put_back(old, path)
+                except StoreError:
+                    shard.mark_gone()
+                    raise
                 raise
-            shard.is_gone()  # of which its other users are told
+            shard.mark_gone()
         self._leave(collection_name)
         shutil.rmtree(old, ignore_errors=True)  # what is left is left for the next one who creates a collection
 
@@ -460,12 +469,16 @@ class EdgeClient:
     def _require_collections(self) -> None:
         if not self.folder.is_dir():
             raise StoreNotFoundError(f"{self.folder} is a file; an index is a folder")
-        others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".") and path.name != _CONFIG]
-        others = [name for name in others if not (self.folder / name / _SETTINGS).is_file()]
+        others = self._others() and self._others() & self._others()
         if others:
             raise StoreNotFoundError(
                 f"{self.folder} is not an index: it holds {min(others)!r}. Give an empty or new folder"
             )
+
+    def _others(self) -> set[str]:
+        """Return what is no collection."""
+        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".") and path.name != _CONFIG}
+        return {name for name in names if not (self.folder / name / _SETTINGS).is_file()}
 
     def _remove_half_created(self) -> None:
         for path in (*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETED}*")):
@@ -514,6 +527,16 @@ class EdgeClient:
                     )
         shard.wait_at_most(self._timeout)
         return shard
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Give a collection its name again, or, where another one has taken it, a name that nobody removes."""
+    try:
+        old.rename(path)
+    except OSError as error:
+        kept = path.with_name(f"{path.name[:100]}.kept-{secrets.token_hex(4)}")
+        old.rename(kept)
+        raise StoreError(f"{path} cannot be put back ({error}); it is kept as collection {kept.name!r}") from error
 
 
 def _some_at_once(ids: Sequence[Any]) -> Iterator[list[Any]]:

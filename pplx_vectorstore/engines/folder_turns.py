@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO
 import portalocker
 
 from pplx_vectorstore.errors import StoreError, StoreLockedError
+from pplx_vectorstore.locked_files import is_in_place
 
 DEFAULT_TURN_TIMEOUT = 30.0
 """Seconds to wait for another process to let go of a collection."""
@@ -23,11 +25,16 @@ _HOLDER = "holder"
 _GLANCE = 0.005
 
 
+class FolderGoneError(FileNotFoundError):
+    """The folder was removed, or another one put in its place."""
+
+
 class FolderTurn:
     """The turn to have a collection's files.
 
     Three files beside them: ``lock`` is locked by the process whose turn it is, ``waiting`` by the one whose turn is
-    next, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked.
+    next, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked. What is
+    in ``lock`` tells this folder from others that have its name later.
 
     The engine has a lock of its own, but takes it after it has repaired the files of what it believes to be a process
     that was killed: on a collection in use, that damages them.
@@ -40,6 +47,7 @@ class FolderTurn:
         self._path = path
         self._lock: IO[bytes] | None = None
         self._waiting: IO[bytes] | None = None
+        self._identity = b""
 
     def take(self, timeout: float, go_on: Callable[[], object]) -> None:
         """Wait for the turn.
@@ -50,38 +58,48 @@ class FolderTurn:
 
         Raises:
             StoreLockedError: It did not let go in time.
+            FolderGoneError: The folder is not there, or not that of the turns before.
             OSError: The folder cannot be written to.
         """
-        with contextlib.ExitStack() as opened:
-            lock = opened.enter_context((self._path / _LOCK).open("ab"))
-            waiting = opened.enter_context((self._path / _WAITING).open("ab"))
-            self._queue(lock, waiting, timeout, go_on)
-            opened.pop_all()
-        self._lock, self._waiting = lock, waiting
+        until = time.monotonic() + timeout
+        while self._lock is None:
+            with contextlib.ExitStack() as opened:
+                try:
+                    lock = opened.enter_context((self._path / _LOCK).open("a+b"))
+                    waiting = opened.enter_context((self._path / _WAITING).open("ab"))
+                except FileNotFoundError as error:
+                    raise FolderGoneError(f"there is no {self._path}") from error
+                self._queue(lock, waiting, until, go_on)
+                if is_in_place(lock, self._path / _LOCK):
+                    self._require_same(lock)
+                    self._lock, self._waiting = lock, waiting
+                    opened.pop_all()
         with contextlib.suppress(OSError):  # a full disk; it is but for messages
             (self._path / _HOLDER).write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), "utf-8")
 
-    @classmethod
     @contextlib.contextmanager
-    def to_read(cls, path: Path, timeout: float, go_on: Callable[[], object]) -> Iterator[None]:
+    def to_read(self, timeout: float, go_on: Callable[[], object]) -> Iterator[None]:
         """Have the turn within a block, in a folder that may be one that cannot be written to.
 
         Raises:
             StoreLockedError: Who has it did not let go in time.
         """
-        with contextlib.ExitStack() as opened:
-            try:
-                lock = opened.enter_context((path / _LOCK).open("rb"))
-                waiting = opened.enter_context((path / _WAITING).open("rb"))
-            except FileNotFoundError:  # a copy, which nobody has opened yet
-                pass
-            else:
-                cls(path)._queue(lock, waiting, timeout, go_on)
-            yield
-
-    def _queue(self, lock: IO[bytes], waiting: IO[bytes], timeout: float, go_on: Callable[[], object]) -> None:
-        """Lock `lock`, after all who wait for it: so whoever has just let go does not get it again at once."""
         until = time.monotonic() + timeout
+        while True:
+            with contextlib.ExitStack() as opened:
+                try:
+                    lock = opened.enter_context((self._path / _LOCK).open("rb"))
+                    waiting = opened.enter_context((self._path / _WAITING).open("rb"))
+                except FileNotFoundError:  # a copy, which nobody has opened yet
+                    yield
+                    return
+                self._queue(lock, waiting, until, go_on)
+                if is_in_place(lock, self._path / _LOCK):
+                    yield
+                    return
+
+    def _queue(self, lock: IO[bytes], waiting: IO[bytes], until: float, go_on: Callable[[], object]) -> None:
+        """Lock `lock`, after all who wait for it: so whoever has just let go does not get it again at once."""
         for file in (waiting, lock):
             while not _try(file):
                 go_on()
@@ -89,6 +107,19 @@ class FolderTurn:
                     raise StoreLockedError(self._describe_holder())
                 time.sleep(_GLANCE)
         portalocker.unlock(waiting)
+
+    def _require_same(self, lock: IO[bytes]) -> None:
+        """Recognize the folder by what is in a file that is locked, or give it something to be recognized by."""
+        lock.seek(0)
+        found = lock.read()
+        if not found:
+            with contextlib.suppress(OSError):  # a full disk: then it is not told from others
+                identity = secrets.token_hex(8).encode()
+                os.write(lock.fileno(), identity)
+                found = identity
+        if self._identity not in (b"", found):
+            raise FolderGoneError(f"another folder is in the place of {self._path}")
+        self._identity = found
 
     def _describe_holder(self) -> str:
         who = "another process"
@@ -109,12 +140,15 @@ class FolderTurn:
         return False
 
     def is_gone(self) -> bool:
-        """Tell whether the folder was removed, or another one put in its place, since the turn was taken."""
-        assert self._lock is not None
+        """Tell whether the folder was removed, or another one put in its place, since the first turn was taken."""
+        if self._lock is not None:
+            return not is_in_place(self._lock, self._path / _LOCK)
         try:
-            return not os.path.samestat(os.fstat(self._lock.fileno()), (self._path / _LOCK).stat())
+            return bool(self._identity) and (self._path / _LOCK).read_bytes() != self._identity
         except FileNotFoundError:
             return True
+        except OSError:  # a system that lets nobody read what is locked: the next turn tells
+            return False
 
     def leave(self) -> None:
         """Let others have the turn; in a forked process, leave it to the other."""

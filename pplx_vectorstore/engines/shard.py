@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import qdrant_edge as edge
 
 from pplx_vectorstore.engines import shard_files
-from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT, FolderTurn
+from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT, FolderGoneError, FolderTurn
 from pplx_vectorstore.engines.indexing import Indexing, Logged
 from pplx_vectorstore.engines.retrying import GivenUpError, require_wanted
 from pplx_vectorstore.errors import (
@@ -204,7 +204,13 @@ class Shard:
                 failure, self._failure = self._failure, None
                 raise failure
             with translated(self.path, _DAMAGED):
-                self._load(self._take_turn())
+                try:
+                    self._load(self._take_turn())
+                except FileNotFoundError as error:
+                    if isinstance(error, FolderGoneError) or not self.path.exists():
+                        self._is_gone = True
+                        self._require_open()
+                    raise
         finally:
             with self._changed:
                 self._is_busy = False
@@ -246,12 +252,12 @@ class Shard:
         if not self.is_read_only:
             try:
                 self._turn.take(timeout, self._go_on)
-            except OSError as error:
+            except OSError as error:  # one of a folder that is gone has no number
                 if error.errno not in _NOT_WRITABLE:
                     raise
                 self.is_read_only = True
         if self.is_read_only:
-            with FolderTurn.to_read(self.path, timeout, self._go_on):
+            with self._turn.to_read(timeout, self._go_on):
                 return self._copy_to_read()
         try:
             shard_files.remove_leftovers(self.path)
@@ -361,22 +367,32 @@ class Shard:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[edge.EdgeShard]:
-        """Have the engine's shard, with no write of any other thread or process within the block."""
+        """Have the engine's shard, with no write of any other thread of this process within the block.
+
+        No other process has it either, unless this one reads a copy.
+
+        Raises:
+            StoreClosedError: The collection was removed, or another one put in its place.
+        """
         with self._writing, self._using() as engine:
+            with translated(self.path):
+                self._require_in_place()
             yield engine
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[edge.EdgeShard]:
-        """Have the same, for one who writes to the collection's own files.
+        """Have the same, for one who writes to the collection's own files; no other process has them.
 
         Raises:
-            StoreFullError: The disk has no room for it.
+            StoreClosedError: The collection was removed, or another one put in its place.
+            StoreFullError: It was opened on a full disk, and the disk still has no room for it.
             StoreReadOnlyError: The store may only be read.
         """
-        self._require_writable()
-        self._leave_copy()
+        with translated(self.path):
+            self._require_writable()
+            self._leave_copy()
         with self.alone() as engine:
-            self._require_in_place()
+            self._require_own_files()
             yield engine
 
     def write(self, operation: edge.UpdateOperation, *, new: int = 0, moved: int = 0, payload_bytes: int = 0) -> None:
@@ -436,19 +452,26 @@ class Shard:
                 "written to. Copy it with copy_to, or export it, to where it can"
             )
 
-    def _require_in_place(self) -> None:
-        """Refuse to write to anything but the collection's own files."""
+    def _require_own_files(self) -> None:
+        """Refuse to write to a copy."""
         self._require_writable()
         if self._private_copy is not None:
-            self._require_room_to_open()
+            with translated(self.path):
+                self._require_room_to_open()
             raise StoreError(f"the index {self.path} was opened on a full disk, where there is room now; try again")
-        if self._turn.is_gone():
+
+    def _require_in_place(self) -> None:
+        """Refuse to go on with what is not the collection any more; a copy that is read stays what it is."""
+        if self._private_copy is None and self._turn.is_gone():
             self._is_gone = True
             self._require_open()
 
     def _leave_copy(self) -> None:
         """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
         if self._private_copy is not None:
+            if not self.path.exists():
+                self.mark_gone()
+            self._require_open()
             self._require_room_to_open()
             with self._changed:
                 self._changed.wait_for(lambda: not self._in_flight and not self._is_busy)
@@ -575,6 +598,7 @@ class Shard:
         with self._writing, self._pinned(), translated(self.path):
             if self._indexing is not None:
                 return self._indexing
+            self._require_own_files()
             self._require_in_place()
             self._require_space(self._indexing_bytes())
             workplace = shard_files.Workplace(self.path)
@@ -622,6 +646,7 @@ class Shard:
                     done = _replay(engine, indexing, done)
                 shard_files.sync_folder(indexing.folder, indexing.require_wanted)
                 with self._writing:
+                    self._require_own_files()
                     self._require_in_place()
                     _replay(engine, indexing, done)
                     shard_files.sync_folder(indexing.folder, indexing.require_wanted)
@@ -701,9 +726,14 @@ class Shard:
     def is_gone(self) -> bool:
         """Tell whether the folder was removed, or another one put in its place, since this was opened."""
         with self._changed:
-            if self._engine is not None and self._private_copy is None and self._turn.is_gone():
+            if not self._is_busy and self._private_copy is None and self._turn.is_gone():
                 self._is_gone = True
         return self._is_gone
+
+    def mark_gone(self) -> None:
+        """Tell all users of this process that the collection was removed, or another one put in its place."""
+        with self._changed:
+            self._is_gone = True
 
     def forget(self) -> None:
         """Leave the open shard to the process that this one was forked from, and take turns with it from now on."""

@@ -13,10 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import portalocker
 
 from pplx_vectorstore.errors import StoreFullError
+from pplx_vectorstore.locked_files import is_in_place
 
 FIRST = "shard"
 """The engine's folder until another one takes its place."""
@@ -51,7 +53,10 @@ def make_current(collection: Path, folder: Path) -> None:
 
 
 def write_safely(path: Path, text: str) -> None:
-    """Write a small file of ASCII, wholly or not at all, even if the power fails; one thread and process at a time."""
+    """Write a small file of ASCII, wholly or not at all, even if the power fails.
+
+    Only one thread of one process may write it at a time.
+    """
     new = path.with_name(f"{path.name}.new")
     try:
         with new.open("w", encoding="ascii") as file:
@@ -112,9 +117,7 @@ class PrivateCopy:
         source = current_folder(collection)
         needed = used_bytes(source) + opening_bytes(source, temporary)
         require_space(temporary, needed, f"reading a copy of the index {collection}")
-        self._root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
-        self._sign = (self._root / _SIGN).open("ab")
-        portalocker.lock(self._sign, portalocker.LockFlags.EXCLUSIVE)
+        self._root, self._sign = _make_private(temporary)
         self.folder = self._root / FIRST
         try:
             self.folder.mkdir()
@@ -139,6 +142,18 @@ class PrivateCopy:
     def forget(self) -> None:
         """Leave it to the process that this one was forked from."""
         self._sign.close()
+
+
+def _make_private(temporary: Path) -> tuple[Path, IO[bytes]]:
+    """Make a folder with a sign that is locked: until it is, others take the folder for one that was left."""
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
+        with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+            sign = opened.enter_context((root / _SIGN).open("ab"))
+            portalocker.lock(sign, portalocker.LockFlags.EXCLUSIVE)
+            if is_in_place(sign, root / _SIGN):
+                opened.pop_all()
+                return root, sign
 
 
 def _remove_unless_locked(private: Path) -> None:
