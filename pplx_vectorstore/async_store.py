@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
-from pplx_vectorstore.engines.calls import AsyncCalls
+from pplx_vectorstore.engines.calls import AsyncCalls, bound
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
@@ -89,7 +89,7 @@ class AsyncVectorStore:
             "index_fields": index_fields,
             "parallel": parallel,
         }
-        self._calls = AsyncCalls(client, Retries.of(client, retries), blocking=blocking)
+        self._calls = AsyncCalls(bound(client), Retries.of(client, retries), blocking=blocking)
 
     @classmethod
     async def open(
@@ -339,6 +339,8 @@ class AsyncVectorStore:
             self._closed = True
             if self._owns_client:
                 await _close(self._client)
+            elif self._calls.client is not self._client:
+                await _close(self._calls.client)
 
     async def __aenter__(self) -> AsyncVectorStore:
         return self

@@ -44,6 +44,7 @@ _VERSION = 1
 _PATIENCE = 0.2
 # Seconds to wait for others to write their records, and to wait before looking again.
 _LOCK_TIMEOUT, _GLANCE = 30.0, 0.005
+_MOST_TRIES = 100
 
 
 class FileRecord(NamedTuple):
@@ -174,11 +175,12 @@ class FileRecords:
     def _locked(self) -> Iterator[None]:
         """Have no other thread or process write the file within the block."""
         path = self._path.with_suffix(".lock")
-        while True:
+        for _ in range(_MOST_TRIES):
             with portalocker.Lock(path, "ab", timeout=_LOCK_TIMEOUT, check_interval=_GLANCE) as lock:
                 if is_in_place(lock, path):
                     yield
                     return
+        raise OSError(f"{path} is another file each time that it is locked")
 
     def _write(self, tenants: Mapping[str, Any]) -> None:
         """Write the file aside and put it in its place: whoever reads it meanwhile has the old one whole."""

@@ -154,8 +154,9 @@ def _changed(collection: str, settings: FileSettings, recorded: FileSettings | N
         for name, value in asdict(settings).items()
         if getattr(now, name) != value
     ]
+    what = "; ".join(different) or "they are not recorded any more"
     return StoreError(
-        f"another run has changed the settings of index {collection!r} meanwhile: {'; '.join(different)}. Index these "
+        f"another run has changed the settings of index {collection!r} meanwhile: {what}. Index these "
         "files again, so that all are read and cut alike"
     )
 

@@ -14,5 +14,5 @@ def is_in_place(file: IO[bytes], path: Path) -> bool:
     """
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -12,7 +12,7 @@ from pplx_vectorstore.chunking import Chunker
 from pplx_vectorstore.collection import DEFAULT_COLLECTION, CollectionConfig, Fingerprint, IndexFields
 from pplx_vectorstore.coroutines import run_now
 from pplx_vectorstore.documents import Document, Hit, StoredChunk
-from pplx_vectorstore.engines.calls import BlockingCalls, enter_now, iterate_now
+from pplx_vectorstore.engines.calls import BlockingCalls, bound, enter_now, iterate_now
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
@@ -84,21 +84,26 @@ class VectorStore:
         self._owns_client = False
         self._closed = False
         where = describe(client)
-        calls = BlockingCalls(client, Retries.of(client, retries), threads=not is_emulation(client))
-        self._session = run_now(
-            open_session(
-                calls,
-                collection,
-                where=where,
-                encoder=encoder,
-                chunker=chunker,
-                tenant=tenant,
-                create=create,
-                config=config,
-                index_fields=index_fields,
-                parallel=parallel,
+        calls = BlockingCalls(bound(client), Retries.of(client, retries), threads=not is_emulation(client))
+        try:
+            self._session = run_now(
+                open_session(
+                    calls,
+                    collection,
+                    where=where,
+                    encoder=encoder,
+                    chunker=chunker,
+                    tenant=tenant,
+                    create=create,
+                    config=config,
+                    index_fields=index_fields,
+                    parallel=parallel,
+                )
             )
-        )
+        except BaseException:
+            if calls.client is not client:
+                calls.client.close()
+            raise
 
     @classmethod
     def open(
@@ -547,6 +552,8 @@ class VectorStore:
             self._closed = True
             if self._owns_client:
                 self._client.close()
+            elif self._session.calls.client is not self._client:
+                self._session.calls.client.close()
 
     def __enter__(self) -> VectorStore:
         return self

@@ -111,6 +111,42 @@ def test_an_error_of_the_engine_leaves_it_usable(folder, encoder, monkeypatch):
     index.close()
 
 
+@pytest.mark.parametrize("tool", ["search", "index_folder"])
+async def test_a_call_in_the_midst_of_which_the_index_is_replaced_is_answered_of_the_new_one(
+    folder, encoder, monkeypatch, tool
+):
+    root = (folder / "project").resolve()
+    root.mkdir()
+    (root / "one.txt").write_text("one")
+    index = lazy_index(root / "index", encoder)
+    async with talking(index, allow_write=True, root=root) as client:
+        await ask(client, "index_folder")
+        (root / "two.txt").write_text("two")
+        verb = {"search": "query_batch_points", "index_folder": "upsert"}[tool]
+        function, replaced = getattr(EdgeClient, verb), []
+
+        def replaced_before(self, *given, **options):
+            if not replaced:
+                replaced.append(None)
+                with EdgeClient(root / "index") as other:
+                    with VectorStore(other, "new", encoder=encoder) as new:
+                        new.add([Document(id="other", chunks=["other text"])])
+                    other.replace_collection("documents", by="new")
+            return function(self, *given, **options)
+
+        monkeypatch.setattr(EdgeClient, verb, replaced_before)
+        arguments = {"query": "text"} if tool == "search" else {}
+        answer = await ask(client, tool, **arguments)
+        assert replaced
+        if tool == "search":
+            assert [hit["document_id"] for hit in answer["hits"]] == ["other"]
+        else:
+            assert (answer["new"], answer["chunks"]) == (2, 3)
+        assert (await ask(client, "index_folder"))["chunks"] == 3
+        (hit, *_) = (await ask(client, "search", query="two"))["hits"]
+        assert hit["document_id"] in {"one.txt", "two.txt", "other"}
+
+
 async def test_writers_take_turns_and_readers_go_on(folder, encoder, monkeypatch):
     root = (folder / "project").resolve()
     root.mkdir()

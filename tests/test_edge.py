@@ -999,7 +999,7 @@ def test_a_collection_that_is_replaced_while_metadata_is_added_keeps_its_own(fol
             begun, replaced = threading.Event(), threading.Event()
 
             def add(begun=begun, replaced=replaced):
-                with EdgeClient(folder) as other:
+                with EdgeClient(folder).bound() as other:
                     while not replaced.is_set():
                         other.update_collection("documents", metadata={"of": "old"})
                         begun.set()

@@ -1,7 +1,7 @@
 """Several processes on one folder, spawned and forked: each gets its turn, nothing is lost or doubled."""
 
+import asyncio
 import contextlib
-import errno
 import json
 import os
 import random
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pplx_vectorstore import Document, VectorStore
+from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.folder_turns import FolderGoneError, FolderTurn
-from pplx_vectorstore.errors import StoreLockedError
+from pplx_vectorstore.errors import StoreClosedError, StoreError, StoreLockedError
 
 DIMENSION = 64
 
@@ -250,25 +250,17 @@ def test_a_turn_is_that_of_the_folder_that_is_there(tmp_path):
 
     folder = tmp_path / "folder"
     folder.mkdir()
-    first, second, third, reader = (FolderTurn(folder) for _ in range(4))
-    for turn in (second, first):
-        assert not turn.is_gone()
-        turn.take(1, go_on)
-        assert not turn.is_gone()
-        turn.leave()
+    first, third, reader = (FolderTurn(folder) for _ in range(3))
     first.take(1, go_on)
-
-    def replaced():
-        replace()
-        first.leave()
-
+    assert not first.is_gone()
     # Who waits when it is replaced has the turn of the new one, and keeps others from it.
-    waiting = [third, reader]
     with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as read:
         taken = threads.submit(third.take, 20, go_on)
         while not first.is_wanted():
             time.sleep(0.01)
-        replaced()
+        replace()
+        assert first.is_gone()
+        first.leave()
         taken.result()
         assert not third.is_gone()
         with pytest.raises(StoreLockedError), reader.to_read(0.05, go_on):
@@ -277,48 +269,33 @@ def test_a_turn_is_that_of_the_folder_that_is_there(tmp_path):
         read.enter_context(reader.to_read(0.05, go_on))
         with pytest.raises(StoreLockedError):
             third.take(0.05, go_on)
-    # Who had the old one learns it, whether or not it looks before it takes its turn.
-    assert first.is_gone()
-    for turn in (first, second):
-        with pytest.raises(FolderGoneError):
-            turn.take(1, go_on)
-    for turn in waiting:
-        turn.take(1, go_on)
-        turn.leave()
-    replace()
-    (folder / "lock").touch()
-    assert third.is_gone()
+    third.take(1, go_on)
     shutil.rmtree(folder)
     assert third.is_gone()
-    for turn in (third, FolderTurn(folder)):
-        with pytest.raises(FolderGoneError):
-            turn.take(1, go_on)
+    third.leave()
+    with pytest.raises(FolderGoneError):
+        third.take(1, go_on)
     assert not folder.exists()
 
 
-def test_a_folder_on_a_full_disk_is_not_told_from_others(tmp_path, monkeypatch):
-    with monkeypatch.context() as full:
-        full.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        turn = FolderTurn(tmp_path)
+def test_where_locks_do_not_hold_nobody_waits_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    turn = FolderTurn(tmp_path)
+    with pytest.raises(StoreError, match="without lasting inodes"):
         turn.take(1, lambda: None)
-        turn.leave()
-    assert not turn.is_gone()
-    other = FolderTurn(tmp_path)
-    other.take(1, lambda: None)
-    other.leave()
-    assert not turn.is_gone()
-    turn.take(1, lambda: None)
-    turn.leave()
-    assert not turn.is_gone()
+    (tmp_path / "waiting").touch()
+    with pytest.raises(StoreError, match="without lasting inodes"), turn.to_read(1, lambda: None):
+        pass
 
 
 IDLE = (
     WORKER
     + """
-from pplx_vectorstore.engines.edge import EdgeClient
-with VectorStore.open(sys.argv[2], encoder=make_encoder(64, name="old")) as store, EdgeClient(sys.argv[2]) as client:
-    store.add([document("idle", 1)])
-    client.update_collection("documents", metadata={"is": "old"})
+with VectorStore.open(sys.argv[2], encoder=make_encoder(64, name="old"), read_only=sys.argv[3] == "read") as store:
+    client = store._session.calls.client
+    if sys.argv[3] != "read":
+        store.add([document("idle", 1)])
+        client.update_collection("documents", metadata={"is": "old"})
     print("idle", flush=True)
     for step in sys.stdin:
         calls = {
@@ -343,13 +320,16 @@ def test_an_idle_process_leaves_alone_what_has_taken_the_place_of_its_index(inde
     with EdgeClient(index) as client:
         old = VectorStore(client, "documents", encoder=hash_encoder(DIMENSION, name="old"))
         old.add([Document(id="old", chunks=["one"])])
-        idle = start(IDLE, index)
+        idle = start(IDLE, index, "write")
         assert idle.stdout.readline() == "idle\n"
         assert old.count() == 3  # so the other has let go of it
         encoder = hash_encoder(DIMENSION, name="new")
         VectorStore(client, "new", encoder=encoder).add([Document(id="new", chunks=["one", "two"])])
         client.replace_collection("documents", by="new")
+        with pytest.raises(StoreClosedError, match="another one put in its place"):
+            old.count()
         new = VectorStore(client, "documents", encoder=encoder)
+        assert new.count() == 2
         for call in dict.fromkeys([first, "add", "search", "drop", first]):
             print(call, file=idle.stdin, flush=True)
             said = idle.stdout.readline()
@@ -361,6 +341,140 @@ def test_an_idle_process_leaves_alone_what_has_taken_the_place_of_its_index(inde
         assert "is" not in client.get_collection("documents").config.metadata
         new.add([Document(id="newer", chunks=["three"])])
         assert new.count() == 3
+
+
+@pytest.mark.parametrize("change", ["lock removed", "moved and back", "restored", "copied into its place"])
+def test_an_idle_process_goes_on_with_an_index_that_is_the_same(index, hash_encoder, start, tmp_path, change):
+    idle = start(IDLE, index, "write")
+    assert idle.stdout.readline() == "idle\n"
+    with VectorStore.open(index, encoder=hash_encoder(DIMENSION, name="old")) as store:
+        store.add([Document(id="other", chunks=["one"])])  # so the other has let go of it
+    if change == "lock removed":
+        (index / "documents" / "lock").unlink()
+    else:
+        index.rename(tmp_path / "away")
+        if change == "moved and back":
+            (tmp_path / "away").rename(index)
+        else:
+            names = ("lock", "waiting", "holder") if change == "restored" else ()
+            shutil.copytree(tmp_path / "away", index, ignore=shutil.ignore_patterns(*names))
+    for call in ("search", "add", "sync", "metadata", "delete", "search"):
+        print(call, file=idle.stdin, flush=True)
+        assert idle.stdout.readline() == "done\n"
+    with EdgeClient(index) as client:
+        assert client.get_collection("documents").config.metadata["is"] == "older"
+        store = VectorStore(client, encoder=hash_encoder(DIMENSION, name="old"))
+        assert {document.id for document in store.documents()} == {"other", "late"}
+
+
+FIRST = (
+    WORKER
+    + """
+from pplx_vectorstore.engines.edge import EdgeClient
+client = EdgeClient(sys.argv[2], read_only=sys.argv[3] == "read")
+print("waits", flush=True)
+try:
+    with VectorStore(client, encoder=make_encoder(64, name="old"), create=False) as store:
+        store.search("one", k=1)
+        store.add([document("late", 1)])
+    print("done", flush=True)
+except Exception as error:
+    print(type(error).__name__, flush=True)
+print(VectorStore(client, encoder=make_encoder(64, name="new")).count(), flush=True)
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["write", "read"])
+def test_who_waits_to_open_an_index_that_is_replaced_meanwhile_opens_the_new_one(index, hash_encoder, start, way):
+    encoder = hash_encoder(DIMENSION, name="new")
+    with EdgeClient(index) as client:
+        VectorStore(client, encoder=hash_encoder(DIMENSION, name="old")).add([Document(id="old", chunks=["one"])])
+        VectorStore(client, "new", encoder=encoder).add([Document(id="new", chunks=["one", "two"])])
+        pinned = []
+        client.pin("documents", pinned=pinned)
+        waiting = start(FIRST, index, way)
+        assert waiting.stdout.readline() == "waits\n"
+        time.sleep(0.5)
+        client.replace_collection("documents", by="new")
+        client.unpin("documents", pinned=pinned)
+        assert waiting.stdout.readline() == "SchemaMismatchError\n"
+        assert waiting.stdout.readline() == "2\n"
+        new = VectorStore(client, encoder=encoder)
+        assert [document.id for document in new.documents()] == ["new"]
+
+
+def test_who_only_reads_goes_on_with_the_copy_beside_those_who_opened_later(index, hash_encoder):
+    old, new = hash_encoder(DIMENSION, name="old"), hash_encoder(DIMENSION, name="new")
+    with EdgeClient(index) as client, EdgeClient(index, read_only=True) as reader:
+        VectorStore(client, encoder=old).add([Document(id="old", chunks=["one"])])
+        first = VectorStore(reader, encoder=old)
+        assert first.count() == 1
+        VectorStore(client, "new", encoder=new).add([Document(id="new", chunks=["one", "two"])])
+        client.replace_collection("documents", by="new")
+        second = VectorStore(reader, encoder=new)
+        VectorStore(client, encoder=new).add([Document(id="newer", chunks=["three"])])
+        for _ in range(2):
+            assert [document.id for document in first.documents()] == ["old"]
+            assert [document.id for document in second.documents()] == ["new"]
+        first.close()
+        assert second.count() == 2
+        pid = os.fork() if hasattr(os, "fork") else None
+        if pid == 0:  # which reads anew
+            os._exit(second.count())
+        if pid is not None:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        assert second.count() == 2
+        assert VectorStore(reader, encoder=new).count() == 2
+
+
+def test_stores_over_one_client_come_and_go_with_what_they_opened(index, hash_encoder):
+    encoder = hash_encoder(DIMENSION)
+    with EdgeClient(index) as client, EdgeClient(index) as other:
+        first = VectorStore(client, encoder=encoder)
+        first.add([Document(id="a", chunks=["one"])])
+        other.delete_collection("documents")
+        with pytest.raises(StoreClosedError):
+            first.count()
+        second = VectorStore(client, encoder=encoder)
+        second.add([Document(id="b", chunks=["one"])])
+        shard = second._session.calls.client._shard("documents")
+        with VectorStore(client, encoder=encoder) as short_lived:
+            assert short_lived._session.calls.client._shard("documents") is shard
+        third = VectorStore(client, encoder=encoder)
+        VectorStore(other, "new", encoder=encoder).add([Document(id="c", chunks=["one"])])
+        other.replace_collection("documents", by="new")
+        for store in (first, second, third):
+            with pytest.raises(StoreClosedError):
+                store.add([Document(id="late", chunks=["one"])])
+        assert client.count("documents").count == 1  # a client means what has the name now
+        with VectorStore(client, encoder=encoder) as fourth:
+            assert [document.id for document in fourth.documents()] == ["c"]
+
+            async def add_and_replace():
+                async with AsyncVectorStore(client, encoder=encoder) as awaited:
+                    await awaited.add([Document(id="d", chunks=["two"])])
+                    assert await awaited.count() == 1
+                    client.delete_collection("documents")
+                    with pytest.raises(StoreClosedError, match="another one put in its place"):
+                        await awaited.count()
+
+            fourth.sync([Document(id="c", chunks=["one", "three"])])
+            fourth.delete(document_ids=["c"])
+            asyncio.run(add_and_replace())
+            with pytest.raises(StoreClosedError):
+                fourth.add([Document(id="late", chunks=["one"])])
+            fifth = VectorStore(client, encoder=encoder)
+            fifth.add([Document(id="e", chunks=["one", "two", "three"])])
+        with pytest.raises(StoreClosedError, match="the store is closed"):
+            fourth.count()
+        fifth.close()
+        open_still = client._shard("documents")
+        assert open_still._engine is not None  # although no store has it
+        assert client.count("documents").count == 3
+        last = VectorStore(client, encoder=encoder)
+    with pytest.raises(StoreClosedError, match="was closed"):
+        last.count()
 
 
 KILLED = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pplx_vectorstore.agents.model import LazyModel
-from pplx_vectorstore.errors import PplxVectorStoreError, StoreNotFoundError
+from pplx_vectorstore.errors import PplxVectorStoreError, StoreClosedError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -150,8 +150,9 @@ class LazyIndex:
                 opened.users += 1
         if opened is not None:
             try:
-                if opened.is_current():
-                    return opened
+                with contextlib.suppress(StoreClosedError):  # replaced just now
+                    if opened.is_current():
+                        return opened
             except BaseException:
                 self._leave(opened)
                 raise
@@ -261,7 +262,8 @@ class _Opened:
     def is_current(self) -> bool:
         """Tell whether this is still the index that is there; one that was made anew may have another model."""
         collection = self.place.collection
-        if hasattr(self._client, "is_gone") and self._client.is_gone(collection):
+        client = self.reader._session.calls.client
+        if hasattr(client, "is_gone") and client.is_gone(collection):
             return False
         return _read_fingerprint(self.calls, collection) == self.fingerprint
 

@@ -18,7 +18,7 @@ from mcp.server.lowlevel import Server
 from pplx_vectorstore._version import __version__
 from pplx_vectorstore.agents.answers import Answer
 from pplx_vectorstore.agents.tools import Arguments, Progress, Tool
-from pplx_vectorstore.errors import InvalidInputError, PplxVectorStoreError
+from pplx_vectorstore.errors import InvalidInputError, PplxVectorStoreError, StoreClosedError
 
 # Calls at once of each kind; more wait. Searching gains little by more threads, and writers take turns anyway, but no
 # reader waits for them.
@@ -109,7 +109,7 @@ class ToolServer:
 
         progress = Progress()
         with operation() as given_up:
-            work = functools.partial(contextvars.copy_context().run, tool.run, arguments, progress)
+            work = functools.partial(contextvars.copy_context().run, _run_again, tool, arguments, progress)
         threads = self._writers if tool.writes else self._readers
         future = asyncio.get_running_loop().run_in_executor(threads, work)
         try:
@@ -127,6 +127,14 @@ class ToolServer:
                 future.exception()  # nobody wants it any more
             raise
         return future.result()
+
+
+def _run_again(tool: Tool, arguments: Arguments, progress: Progress) -> Answer:
+    """Run a tool, once more if the index is replaced in the midst of it: an agent cannot open it again."""
+    try:
+        return tool.run(arguments, progress)
+    except StoreClosedError:
+        return tool.run(arguments, progress)
 
 
 def _failure(message: str) -> types.CallToolResult:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 # One is being written, one is of what is being stored, and one of what may not have been stored before that.
 _MOST_FILES = 3
-_MOST_TRIES = 10
+_MOST_TRIES, _GLANCE = 100, 0.005
 _SUFFIX = ".unfinished"
 _KEY_BYTES = 16
 _HEAD = struct.Struct(f"<{_KEY_BYTES}sQI")  # key, bytes that follow, and their checksum
@@ -88,8 +88,8 @@ class Unfinished:
         record = _HEAD.pack(key, len(data), checksum) + data
         try:
             # In one write at the end: another process may do the same.
-            self._known.add(self._writing)
             file = self._open(self._writing)
+            self._known.add(self._writing)
             try:
                 written = os.write(file, record)
                 end = os.lseek(file, 0, os.SEEK_CUR)
@@ -104,7 +104,7 @@ class Unfinished:
         self._places[key] = (self._writing, end - len(data), len(data), checksum)
 
     def clear(self) -> None:
-        """Forget all but what another process keeps meanwhile, since all is stored."""
+        """Forget all but what others have begun since this was made: it is stored."""
         self._places.clear()
         for path in self._known:
             self._remove(path)
@@ -129,12 +129,13 @@ class Unfinished:
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return os.open(path, flags, 0o600)
+            time.sleep(_GLANCE)
         return os.open(path, flags, 0o600)
 
     def _files(self) -> list[Path]:
         try:
             return sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX)
-        except FileNotFoundError:
+        except OSError:  # where there is something else, `keep` says what
             return []
 
     def _read_places(self, path: Path) -> None:

@@ -60,6 +60,11 @@ class Calls(Protocol):
         ...
 
 
+def bound(client: Any) -> Any:
+    """Return the client that a store calls: its own, where a collection may be told from others of its name."""
+    return client.bound() if hasattr(client, "bound") else client
+
+
 class BlockingCalls:
     """Calls a blocking client in the caller's thread.
 

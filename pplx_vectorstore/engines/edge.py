@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_SETTINGS = "collection.json"
 _CONFIG = "config.toml"  # of the command line
 _TEMPORARY = ".creating-"
 _DELETED = ".deleted-"
@@ -94,6 +93,8 @@ class EdgeClient:
     Threads may share a client, and clients of one process share a collection. Processes take turns: one that has a
     collection lets go of it, between two calls, when another waits. A forked process becomes one more of them.
 
+    A call means the collection that has the name now. A store keeps to the one that it has opened: see `bound`.
+
     Args:
         folder: Where the collections live; created when the first one is. A relative path is meant from the folder
             that is the current one now.
@@ -116,18 +117,33 @@ class EdgeClient:
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._closed = False
+        self._bound_to: EdgeClient | None = None
+        self._bound: weakref.WeakSet[EdgeClient] = weakref.WeakSet()
         _clients.add(self)
         weakref.finalize(self, _leave_later, self._open).atexit = False
         if self.folder.exists():
             self._require_collections()
 
+    def bound(self) -> EdgeClient:
+        """Return a client for one store, to be closed with it; it is closed with this one, too.
+
+        Whatever takes the place of a collection that it has opened, it knows nothing of: its calls raise
+        `StoreClosedError` then. Else vectors of one model would be written beside those of another.
+        """
+        client = EdgeClient(self.folder, timeout=self._timeout, read_only=self.read_only)
+        client._bound_to = self
+        with self._lock:
+            self._bound.add(client)
+            client._closed = self._closed
+        return client
+
     def collection_names(self) -> list[str]:
         """Return the collections of the folder, sorted."""
-        return sorted(path.parent.name for path in self.folder.glob(f"[!.]*/{_SETTINGS}"))
+        return sorted(path.parent.name for path in self.folder.glob(f"[!.]*/{shard_files.SETTINGS}"))
 
     def collection_exists(self, collection_name: str) -> bool:
         """Tell whether the collection was created; a creation cut short does not count."""
-        return (self._path(collection_name) / _SETTINGS).is_file()
+        return (self._path(collection_name) / shard_files.SETTINGS).is_file()
 
     def is_gone(self, collection_name: str) -> bool:
         """Tell whether the collection was removed, or another one put in its place, since this client opened it."""
@@ -167,6 +183,7 @@ class EdgeClient:
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
         )
         settings = {
+            "id": secrets.token_hex(16),
             "vectors": {name: as_ours(params).model_dump() for name, params in vectors_config.items()},
             "metadata": dict(metadata),
         }
@@ -178,7 +195,7 @@ class EdgeClient:
             edge.EdgeShard.create(str(new / shard_files.FIRST), config).close()
         shard_files.keep_log_short(new / shard_files.FIRST)
         shard_files.remove_log(new / shard_files.FIRST)
-        shard_files.write_safely(new / _SETTINGS, json.dumps(settings, indent=2))
+        shard_files.write_safely(new / shard_files.SETTINGS, json.dumps(settings, indent=2))
         try:
             new.rename(path)
         except OSError as error:
@@ -187,9 +204,27 @@ class EdgeClient:
         return True
 
     def get_collection(self, collection_name: str) -> models.CollectionInfo:
-        """Return settings, metadata and the number of points."""
-        settings = self._settings(collection_name)
-        info = self._shard(collection_name).info()
+        """Return settings, metadata and the number of points.
+
+        Raises:
+            StoreClosedError: The collection was removed, or another one put in its place, since this client opened it.
+        """
+        is_new = collection_name not in self._open
+        while True:
+            shard = self._shard(collection_name)
+            try:
+                info = shard.info()
+                settings = _read_settings(shard.settings_file)
+                if settings["id"] == shard.identity:
+                    break
+                shard.mark_gone()
+            except (StoreClosedError, StoreNotFoundError):
+                if not shard.is_gone() or not self.collection_exists(collection_name):
+                    raise
+            if self._bound_to is not None and not is_new:
+                shard.mark_gone()
+                shard.require_open()
+            self._leave(collection_name)  # it was replaced just now; nobody has relied on it yet
         return models.CollectionInfo(
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
@@ -214,10 +249,11 @@ class EdgeClient:
             StoreReadOnlyError: The client, or the folder, may only be read.
             StoreError: The file cannot be written.
         """
-        path = self._path(collection_name) / _SETTINGS
+        path = self._path(collection_name) / shard_files.SETTINGS
         with self._shard(collection_name, to_write=True).writing():
             settings = self._settings(collection_name)
             changed = {
+                **({} if settings["id"] is None else {"id": settings["id"]}),
                 "vectors": {name: params.model_dump() for name, params in settings["vectors"].items()},
                 "metadata": {**settings["metadata"], **metadata},
             }
@@ -244,6 +280,7 @@ class EdgeClient:
         self._require_writable(collection_name)
         if not self.collection_exists(by):
             raise StoreNotFoundError(f"there is no collection {by!r} in {self.folder}")
+        self._shard(by, to_write=True).retire()
         self._leave(by)
         with self._taken_away(collection_name):
             try:
@@ -447,6 +484,8 @@ class EdgeClient:
         with self._lock:
             self._closed = True
             with contextlib.ExitStack() as stack:  # whatever fails, all of them are given back
+                for client in list(self._bound):
+                    stack.callback(client.close)
                 while self._open:
                     stack.callback(leave_shard, self._open.popitem()[1])
 
@@ -478,7 +517,7 @@ class EdgeClient:
     def _others(self) -> set[str]:
         """Return what is no collection."""
         names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".") and path.name != _CONFIG}
-        return {name for name in names if not (self.folder / name / _SETTINGS).is_file()}
+        return {name for name in names if not (self.folder / name / shard_files.SETTINGS).is_file()}
 
     def _remove_half_created(self) -> None:
         for path in (*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETED}*")):
@@ -488,21 +527,7 @@ class EdgeClient:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _settings(self, collection_name: str) -> dict[str, Any]:
-        path = self._path(collection_name) / _SETTINGS
-        try:
-            text = path.read_text("utf-8")
-        except FileNotFoundError as error:
-            raise StoreNotFoundError(f"there is no collection {collection_name!r} in {self.folder}") from error
-        try:
-            settings = json.loads(text)
-            vectors = {name: _read_vector_params(params) for name, params in settings["vectors"].items()}
-            settings = {"vectors": vectors, "metadata": dict(settings["metadata"])}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(f"{path} is damaged ({reason}); index the documents into a new folder") from error
-        if not vectors:
-            raise StoreError(f"{path} is damaged (no vectors); index the documents into a new folder")
-        return settings
+        return _read_settings(self._path(collection_name) / shard_files.SETTINGS)
 
     def _require_writable(self, collection_name: str) -> None:
         if self.read_only:
@@ -514,16 +539,21 @@ class EdgeClient:
         if to_write:
             self._require_writable(collection_name)
         shard = self._open.get(collection_name)
+        if shard is not None and self._bound_to is None and shard.is_gone():
+            self._leave(collection_name)
+            shard = None
         if shard is None:
+            if self._bound_to is not None:
+                self._bound_to._shard(collection_name)  # which keeps it open when stores come and go
             with self._lock:
                 shard = self._open.get(collection_name)
                 if self._closed:
                     raise StoreClosedError(f"the index {self.folder} was closed; open it again")
                 if shard is None:
-                    vectors = self._settings(collection_name)["vectors"]
-                    dimension = max(params.size for params in vectors.values())
+                    settings = self._settings(collection_name)
+                    dimension = max(params.size for params in settings["vectors"].values())
                     shard = self._open[collection_name] = share_shard(
-                        self._path(collection_name), dimension, read_only=self.read_only
+                        self._path(collection_name), settings["id"], dimension, read_only=self.read_only
                     )
         shard.wait_at_most(self._timeout)
         return shard
@@ -535,7 +565,12 @@ def _put_back(old: Path, path: Path) -> None:
         old.rename(path)
     except OSError as error:
         kept = path.with_name(f"{path.name[:100]}.kept-{secrets.token_hex(4)}")
-        old.rename(kept)
+        try:
+            old.rename(kept)
+        except OSError:
+            raise StoreError(
+                f"{path} cannot be put back ({error}); rename {old} yourself, before it is removed"
+            ) from error
         raise StoreError(f"{path} cannot be put back ({error}); it is kept as collection {kept.name!r}") from error
 
 
@@ -560,6 +595,26 @@ def _matching(shard: Shard, condition: edge.Filter) -> Iterator[list[Any]]:
 
 def _record(point: edge.Record) -> models.Record:
     return models.Record(id=str(point.id), payload=point.payload or {}, vector=point.vector)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read what a collection is: its vectors, its metadata, and what tells it from others of its name."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise StoreNotFoundError(f"there is no collection {path.parent.name!r} in {path.parent.parent}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    try:
+        read = json.loads(text)
+        vectors = {name: _read_vector_params(params) for name, params in read["vectors"].items()}
+        settings = {"id": shard_files.identity_in(read), "vectors": vectors, "metadata": dict(read["metadata"])}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"{path} is damaged ({reason}); index the documents into a new folder") from error
+    if not vectors:
+        raise StoreError(f"{path} is damaged (no vectors); index the documents into a new folder")
+    return settings
 
 
 def _read_vector_params(recorded: Mapping[str, Any]) -> models.VectorParams:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,18 +22,19 @@ _LOCK = "lock"
 _WAITING = "waiting"
 _HOLDER = "holder"
 _GLANCE = 0.005
+# Each time, the folder was replaced between two system calls.
+_MOST_TRIES = 100
 
 
 class FolderGoneError(FileNotFoundError):
-    """The folder was removed, or another one put in its place."""
+    """There is no folder to have a turn of."""
 
 
 class FolderTurn:
     """The turn to have a collection's files.
 
     Three files beside them: ``lock`` is locked by the process whose turn it is, ``waiting`` by the one whose turn is
-    next, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked. What is
-    in ``lock`` tells this folder from others that have its name later.
+    next, and ``holder`` says who has the turn since when. The system unlocks what a killed process had locked.
 
     The engine has a lock of its own, but takes it after it has repaired the files of what it believes to be a process
     that was killed: on a collection in use, that damages them.
@@ -47,7 +47,6 @@ class FolderTurn:
         self._path = path
         self._lock: IO[bytes] | None = None
         self._waiting: IO[bytes] | None = None
-        self._identity = b""
 
     def take(self, timeout: float, go_on: Callable[[], object]) -> None:
         """Wait for the turn.
@@ -58,22 +57,25 @@ class FolderTurn:
 
         Raises:
             StoreLockedError: It did not let go in time.
-            FolderGoneError: The folder is not there, or not that of the turns before.
+            FolderGoneError: The folder is not there.
+            StoreError: Locks do not hold here.
             OSError: The folder cannot be written to.
         """
         until = time.monotonic() + timeout
-        while self._lock is None:
+        for _ in range(_MOST_TRIES):
             with contextlib.ExitStack() as opened:
                 try:
-                    lock = opened.enter_context((self._path / _LOCK).open("a+b"))
+                    lock = opened.enter_context((self._path / _LOCK).open("ab"))
                     waiting = opened.enter_context((self._path / _WAITING).open("ab"))
                 except FileNotFoundError as error:
                     raise FolderGoneError(f"there is no {self._path}") from error
                 self._queue(lock, waiting, until, go_on)
                 if is_in_place(lock, self._path / _LOCK):
-                    self._require_same(lock)
                     self._lock, self._waiting = lock, waiting
                     opened.pop_all()
+                    break
+        else:
+            raise self._holds_not()
         with contextlib.suppress(OSError):  # a full disk; it is but for messages
             (self._path / _HOLDER).write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), "utf-8")
 
@@ -85,7 +87,7 @@ class FolderTurn:
             StoreLockedError: Who has it did not let go in time.
         """
         until = time.monotonic() + timeout
-        while True:
+        for _ in range(_MOST_TRIES):
             with contextlib.ExitStack() as opened:
                 try:
                     lock = opened.enter_context((self._path / _LOCK).open("rb"))
@@ -97,6 +99,7 @@ class FolderTurn:
                 if is_in_place(lock, self._path / _LOCK):
                     yield
                     return
+        raise self._holds_not()
 
     def _queue(self, lock: IO[bytes], waiting: IO[bytes], until: float, go_on: Callable[[], object]) -> None:
         """Lock `lock`, after all who wait for it: so whoever has just let go does not get it again at once."""
@@ -108,18 +111,11 @@ class FolderTurn:
                 time.sleep(_GLANCE)
         portalocker.unlock(waiting)
 
-    def _require_same(self, lock: IO[bytes]) -> None:
-        """Recognize the folder by what is in a file that is locked, or give it something to be recognized by."""
-        lock.seek(0)
-        found = lock.read()
-        if not found:
-            with contextlib.suppress(OSError):  # a full disk: then it is not told from others
-                identity = secrets.token_hex(8).encode()
-                os.write(lock.fileno(), identity)
-                found = identity
-        if self._identity not in (b"", found):
-            raise FolderGoneError(f"another folder is in the place of {self._path}")
-        self._identity = found
+    def _holds_not(self) -> StoreError:
+        return StoreError(
+            f"{self._path / _LOCK} is another file each time that it is locked, as a file system without lasting "
+            "inodes has it; put the index on another one"
+        )
 
     def _describe_holder(self) -> str:
         who = "another process"
@@ -140,15 +136,8 @@ class FolderTurn:
         return False
 
     def is_gone(self) -> bool:
-        """Tell whether the folder was removed, or another one put in its place, since the first turn was taken."""
-        if self._lock is not None:
-            return not is_in_place(self._lock, self._path / _LOCK)
-        try:
-            return bool(self._identity) and (self._path / _LOCK).read_bytes() != self._identity
-        except FileNotFoundError:
-            return True
-        except OSError:  # a system that lets nobody read what is locked: the next turn tells
-            return False
+        """Tell whether the folder was removed, or another one put in its place, since the turn was taken."""
+        return self._lock is not None and not is_in_place(self._lock, self._path / _LOCK)
 
     def leave(self) -> None:
         """Let others have the turn; in a forked process, leave it to the other."""

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,12 +97,14 @@ class Shard:
 
     Args:
         path: The collection's folder.
+        identity: What tells the collection from others that have its name later, as its settings have it.
         dimension: Components of its vectors.
         read_only: Whether to read a copy of it; so also where its folder cannot be written to.
     """
 
-    def __init__(self, path: Path, dimension: int, *, read_only: bool) -> None:
+    def __init__(self, path: Path, identity: str | None, dimension: int, *, read_only: bool) -> None:
         self.path = path
+        self.identity = identity
         self.users = 0
         self.is_read_only = read_only
         self._dimension = dimension
@@ -151,7 +154,7 @@ class Shard:
                     # Whoever comes when the turn is over stands back until those before have ended, so that others get
                     # theirs.
                     self._changed.wait_for(lambda: not self._is_busy and not (self._in_flight and self._is_turn_over()))
-                    self._require_open()
+                    self.require_open()
                     engine = self._engine
                     if engine is None:
                         self._is_busy = True
@@ -174,6 +177,9 @@ class Shard:
 
     def pin(self) -> None:
         """Keep the turn, until as many calls of `unpin`: no other process has the collection meanwhile."""
+        if not self.is_read_only:
+            with translated(self.path):
+                self._leave_copy()
         with self._using(), self._changed:
             self._pins += 1
 
@@ -209,7 +215,7 @@ class Shard:
                 except FileNotFoundError as error:
                     if isinstance(error, FolderGoneError) or not self.path.exists():
                         self._is_gone = True
-                        self._require_open()
+                        self.require_open()
                     raise
         finally:
             with self._changed:
@@ -233,7 +239,12 @@ class Shard:
             self._watcher = threading.Thread(target=self._watch, name="pplx-vectorstore turns", daemon=True)
             self._watcher.start()
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Refuse what is closed, or not there any more.
+
+        Raises:
+            StoreClosedError: So it is.
+        """
         if self._is_gone:
             raise StoreClosedError(
                 f"the index {self.path} was removed since it was opened, or another one put in its place; open it again"
@@ -244,7 +255,7 @@ class Shard:
     def _go_on(self) -> None:
         """End what waits, or copies, for somebody who does not want it any more."""
         require_wanted()
-        self._require_open()
+        self.require_open()
 
     def _take_turn(self) -> Path:
         """Return the folder that is to be loaded: the current one, or a copy to read."""
@@ -258,8 +269,10 @@ class Shard:
                 self.is_read_only = True
         if self.is_read_only:
             with self._turn.to_read(timeout, self._go_on):
+                self._require_same()
                 return self._copy_to_read()
         try:
+            self._require_same()
             shard_files.remove_leftovers(self.path)
             folder = shard_files.current_folder(self.path)
             if self._is_room_to_open(folder):
@@ -272,12 +285,17 @@ class Shard:
         self._turn.leave()
         return folder
 
+    def _require_same(self) -> None:
+        """Refuse another collection in the place of this one."""
+        if shard_files.identity_of(self.path / shard_files.SETTINGS) != self.identity:
+            raise FolderGoneError(f"another collection is in the place of {self.path}")
+
     def _is_room_to_open(self, folder: Path) -> bool:
         return shard_files.free_bytes(self.path) >= shard_files.opening_bytes(folder, self.path)
 
     def _copy_to_read(self) -> Path:
         """Copy the files to the temporary folder: the engine writes beside them even to read."""
-        self._private_copy = shard_files.PrivateCopy(self.path, [_UNINDEXED], self._go_on)
+        self._private_copy = shard_files.PrivateCopy(self.path, [shard_files.SETTINGS, _UNINDEXED], self._go_on)
         return self._private_copy.folder
 
     def _leave_turn(self) -> None:
@@ -461,17 +479,17 @@ class Shard:
             raise StoreError(f"the index {self.path} was opened on a full disk, where there is room now; try again")
 
     def _require_in_place(self) -> None:
-        """Refuse to go on with what is not the collection any more; a copy that is read stays what it is."""
-        if self._private_copy is None and self._turn.is_gone():
+        """Refuse to go on with what is not the collection any more."""
+        if self._turn.is_gone() if self._private_copy is None else not self._is_there():
             self._is_gone = True
-            self._require_open()
+            self.require_open()
 
     def _leave_copy(self) -> None:
         """If the shard was opened on a full disk, from a copy, have it opened anew, now that it is to be written to."""
         if self._private_copy is not None:
             if not self.path.exists():
                 self.mark_gone()
-            self._require_open()
+            self.require_open()
             self._require_room_to_open()
             with self._changed:
                 self._changed.wait_for(lambda: not self._in_flight and not self._is_busy)
@@ -546,7 +564,7 @@ class Shard:
         self._failures = 0
         with self._changed:
             if not indexing.is_adopted:
-                self._require_open()
+                self.require_open()
 
     def _lacks_something(self) -> bool:
         """Tell whether there is anything that an index would change."""
@@ -605,7 +623,7 @@ class Shard:
             try:
                 shard_files.copy_folder(shard_files.current_folder(self.path), workplace.folder, self._go_on)
                 with self._changed:
-                    self._require_open()
+                    self.require_open()
                     self._write_mark()  # what tells whether another process writes, should it get its turn
                     indexing = self._indexing = Indexing(workplace)
                 threading.Thread(
@@ -723,12 +741,31 @@ class Shard:
             self._changed.wait_for(lambda: not self._in_flight and not self._is_busy, timeout=_LONGEST_CALL)
             self._let_go()
 
+    def retire(self) -> None:
+        """Close it for all who use it, since it will not be where it is."""
+        self.close()
+        self.mark_gone()
+
     def is_gone(self) -> bool:
         """Tell whether the folder was removed, or another one put in its place, since this was opened."""
         with self._changed:
-            if not self._is_busy and self._private_copy is None and self._turn.is_gone():
+            if not self._is_busy and self._private_copy is None and not self._is_there():
                 self._is_gone = True
         return self._is_gone
+
+    def _is_there(self) -> bool:
+        try:
+            return (
+                not self._turn.is_gone() and shard_files.identity_of(self.path / shard_files.SETTINGS) == self.identity
+            )
+        except OSError:
+            return False
+
+    @property
+    def settings_file(self) -> Path:
+        """Where what the collection is stands: beside what is read of it."""
+        copy = self._private_copy
+        return self.path / shard_files.SETTINGS if copy is None else copy.path_of(shard_files.SETTINGS)
 
     def mark_gone(self) -> None:
         """Tell all users of this process that the collection was removed, or another one put in its place."""
@@ -791,14 +828,16 @@ def translated(path: Path, way_out: str = "") -> Iterator[None]:
 
 
 _shards: dict[tuple[Path, bool], Shard] = {}
+_all: weakref.WeakSet[Shard] = weakref.WeakSet()
 _registering = threading.Lock()
 
 
-def share_shard(path: Path, dimension: int, *, read_only: bool) -> Shard:
+def share_shard(path: Path, identity: str | None, dimension: int, *, read_only: bool) -> Shard:
     """Return the shard of a collection that all of this process share; give it back with `leave_shard`.
 
     Args:
         path: The collection's folder.
+        identity: What tells the collection from others that have its name later.
         dimension: Components of its vectors.
         read_only: Whether to read a copy of it.
     """
@@ -807,8 +846,11 @@ def share_shard(path: Path, dimension: int, *, read_only: bool) -> Shard:
         shard = _shards.get((path, read_only))
         if shard is not None and shard.is_gone():
             gone, shard = shard, None
+        if shard is not None and shard.identity != identity:  # a copy, which others read on
+            shard = None
         if shard is None:
-            shard = _shards[path, read_only] = Shard(path, dimension, read_only=read_only)
+            shard = _shards[path, read_only] = Shard(path, identity, dimension, read_only=read_only)
+            _all.add(shard)
         shard.users += 1
     if gone is not None:
         gone.close()
@@ -829,13 +871,13 @@ def leave_shard(shard: Shard) -> None:
 def _forget_all() -> None:
     global _registering
     _registering = threading.Lock()
-    for shard in _shards.values():
+    for shard in list(_all):
         shard.forget()
 
 
 @atexit.register
 def _close_all() -> None:
-    for shard in list(_shards.values()):
+    for shard in list(_all):
         with contextlib.suppress(StoreError):
             shard.close()
 

@@ -13,19 +13,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import portalocker
 
-from pplx_vectorstore.errors import StoreFullError
+from pplx_vectorstore.errors import StoreError, StoreFullError
 from pplx_vectorstore.locked_files import is_in_place
 
 FIRST = "shard"
 """The engine's folder until another one takes its place."""
 
+SETTINGS = "collection.json"
+"""What a collection is, beside the engine's folders."""
+
 _CURRENT = "current"
 _PREFIX = "shard-"
 _SIGN = "at-work-on-"
+_MOST_TRIES = 20
 _PRIVATE = "pplx-vectorstore-copy-"
 _CONFIG = "edge_config.json"
 _WAL = "wal"
@@ -45,6 +49,25 @@ def current_folder(collection: Path) -> Path:
     with contextlib.suppress(FileNotFoundError):
         return collection / (collection / _CURRENT).read_text("ascii").strip()
     return collection / FIRST
+
+
+def identity_of(settings: Path) -> str | None:
+    """Return what tells a collection from others of its name, by a file of settings; None of early versions.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    try:
+        read = json.loads(settings.read_bytes())
+    except ValueError:  # whoever needs more of it says what is wrong
+        return None
+    return identity_in(read)
+
+
+def identity_in(settings: Any) -> str | None:
+    """Return the same of what a file of settings holds."""
+    identity = settings.get("id") if isinstance(settings, dict) else None
+    return identity if isinstance(identity, str) else None
 
 
 def make_current(collection: Path, folder: Path) -> None:
@@ -146,14 +169,16 @@ class PrivateCopy:
 
 def _make_private(temporary: Path) -> tuple[Path, IO[bytes]]:
     """Make a folder with a sign that is locked: until it is, others take the folder for one that was left."""
-    while True:
-        root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
+    for _ in range(_MOST_TRIES):
         with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+            root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
+            opened.callback(shutil.rmtree, root, ignore_errors=True)
             sign = opened.enter_context((root / _SIGN).open("ab"))
             portalocker.lock(sign, portalocker.LockFlags.EXCLUSIVE)
             if is_in_place(sign, root / _SIGN):
                 opened.pop_all()
                 return root, sign
+    raise StoreError(f"files in {temporary} cannot be locked; have TMPDIR name a folder on another file system")
 
 
 def _remove_unless_locked(private: Path) -> None:
