@@ -339,8 +339,6 @@ class AsyncVectorStore:
             self._closed = True
             if self._owns_client:
                 await _close(self._client)
-            elif self._calls.client is not self._client:
-                await _close(self._calls.client)
 
     async def __aenter__(self) -> AsyncVectorStore:
         return self

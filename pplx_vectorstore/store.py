@@ -85,25 +85,20 @@ class VectorStore:
         self._closed = False
         where = describe(client)
         calls = BlockingCalls(bound(client), Retries.of(client, retries), threads=not is_emulation(client))
-        try:
-            self._session = run_now(
-                open_session(
-                    calls,
-                    collection,
-                    where=where,
-                    encoder=encoder,
-                    chunker=chunker,
-                    tenant=tenant,
-                    create=create,
-                    config=config,
-                    index_fields=index_fields,
-                    parallel=parallel,
-                )
+        self._session = run_now(
+            open_session(
+                calls,
+                collection,
+                where=where,
+                encoder=encoder,
+                chunker=chunker,
+                tenant=tenant,
+                create=create,
+                config=config,
+                index_fields=index_fields,
+                parallel=parallel,
             )
-        except BaseException:
-            if calls.client is not client:
-                calls.client.close()
-            raise
+        )
 
     @classmethod
     def open(
@@ -552,8 +547,6 @@ class VectorStore:
             self._closed = True
             if self._owns_client:
                 self._client.close()
-            elif self._session.calls.client is not self._client:
-                self._session.calls.client.close()
 
     def __enter__(self) -> VectorStore:
         return self

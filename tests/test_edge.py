@@ -937,6 +937,7 @@ def test_a_collection_whose_name_is_taken_while_it_is_replaced_is_kept(folder, h
     with EdgeClient(folder) as client:
         for name in ("documents", "new"):
             VectorStore(client, name, encoder=encoder).add([Document(id=name, chunks=["one"])])
+        old = VectorStore(client, "documents", encoder=encoder)
         rename = Path.rename
 
         def take_name(path, target):
@@ -949,8 +950,9 @@ def test_a_collection_whose_name_is_taken_while_it_is_replaced_is_kept(folder, h
             with pytest.raises(StoreError, match=r"it is kept as collection 'documents\.kept-\w+'"):
                 client.replace_collection("documents", by="new")
         with pytest.raises(StoreClosedError, match="another one put in its place"):
-            client.count("documents")
-    with EdgeClient(folder) as client:
+            old.count()
+        other = VectorStore(client, "documents", encoder=encoder)
+        assert [document.id for document in other.documents()] == ["other"]
         for path in folder.iterdir():
             os.utime(path, (1, 1))
         VectorStore(client, "later", encoder=encoder)  # whoever creates one removes what others have left
@@ -999,7 +1001,8 @@ def test_a_collection_that_is_replaced_while_metadata_is_added_keeps_its_own(fol
             begun, replaced = threading.Event(), threading.Event()
 
             def add(begun=begun, replaced=replaced):
-                with EdgeClient(folder).bound() as other:
+                with EdgeClient(folder) as its_client:
+                    other = its_client.bound()
                     while not replaced.is_set():
                         other.update_collection("documents", metadata={"of": "old"})
                         begun.set()

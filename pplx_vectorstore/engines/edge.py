@@ -14,6 +14,7 @@ On disk::
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,25 +118,26 @@ class EdgeClient:
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._closed = False
-        self._bound_to: EdgeClient | None = None
-        self._bound: weakref.WeakSet[EdgeClient] = weakref.WeakSet()
+        self._superseded: list[Shard] = []  # copies that are read on by those who opened them
+        self._callers = threading.local()
         _clients.add(self)
-        weakref.finalize(self, _leave_later, self._open).atexit = False
+        weakref.finalize(self, _leave_later, self._open, self._superseded).atexit = False
         if self.folder.exists():
             self._require_collections()
 
-    def bound(self) -> EdgeClient:
-        """Return a client for one store, to be closed with it; it is closed with this one, too.
+    def bound(self) -> BoundClient:
+        """Return what calls this client for one store."""
+        return BoundClient(self)
 
-        Whatever takes the place of a collection that it has opened, it knows nothing of: its calls raise
-        `StoreClosedError` then. Else vectors of one model would be written beside those of another.
-        """
-        client = EdgeClient(self.folder, timeout=self._timeout, read_only=self.read_only)
-        client._bound_to = self
-        with self._lock:
-            self._bound.add(client)
-            client._closed = self._closed
-        return client
+    @contextlib.contextmanager
+    def keeping_to(self, opened: dict[str, Shard]) -> Iterator[None]:
+        """Have this thread's calls mean, within the block, the collections that were opened, and note new ones."""
+        before = getattr(self._callers, "opened", None)
+        self._callers.opened = opened
+        try:
+            yield
+        finally:
+            self._callers.opened = before
 
     def collection_names(self) -> list[str]:
         """Return the collections of the folder, sorted."""
@@ -147,7 +149,8 @@ class EdgeClient:
 
     def is_gone(self, collection_name: str) -> bool:
         """Tell whether the collection was removed, or another one put in its place, since this client opened it."""
-        shard = self._open.get(collection_name)
+        opened = getattr(self._callers, "opened", None)
+        shard = (self._open if opened is None else opened).get(collection_name)
         return shard is not None and shard.is_gone()
 
     def create_collection(
@@ -209,7 +212,8 @@ class EdgeClient:
         Raises:
             StoreClosedError: The collection was removed, or another one put in its place, since this client opened it.
         """
-        is_new = collection_name not in self._open
+        opened = getattr(self._callers, "opened", None)
+        is_relied_on = opened is not None and collection_name in opened
         while True:
             shard = self._shard(collection_name)
             try:
@@ -221,10 +225,11 @@ class EdgeClient:
             except (StoreClosedError, StoreNotFoundError):
                 if not shard.is_gone() or not self.collection_exists(collection_name):
                     raise
-            if self._bound_to is not None and not is_new:
+            if is_relied_on:
                 shard.mark_gone()
                 shard.require_open()
-            self._leave(collection_name)  # it was replaced just now; nobody has relied on it yet
+            if opened is not None:
+                opened.pop(collection_name, None)
         return models.CollectionInfo(
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
@@ -280,8 +285,9 @@ class EdgeClient:
         self._require_writable(collection_name)
         if not self.collection_exists(by):
             raise StoreNotFoundError(f"there is no collection {by!r} in {self.folder}")
-        self._shard(by, to_write=True).retire()
-        self._leave(by)
+        shard = self._shard(by, to_write=True)
+        shard.retire()
+        self._leave(by, shard)
         with self._taken_away(collection_name):
             try:
                 self._path(by).rename(self._path(collection_name))
@@ -311,14 +317,16 @@ class EdgeClient:
                     raise
                 raise
             shard.mark_gone()
-        self._leave(collection_name)
+        self._leave(collection_name, shard)
         shutil.rmtree(old, ignore_errors=True)  # what is left is left for the next one who creates a collection
 
-    def _leave(self, collection_name: str) -> None:
-        """Give a collection's shard back, which this client may use."""
+    def _leave(self, collection_name: str, shard: Shard) -> None:
+        """Give a collection's shard back, if this client uses it still."""
         with self._lock:
-            shard = self._open.pop(collection_name, None)
-        if shard is not None:
+            is_used = self._open.get(collection_name) is shard
+            if is_used:
+                del self._open[collection_name]
+        if is_used:
             shard.is_gone()  # so that nothing is written into a folder that has taken its place
             leave_shard(shard)
 
@@ -484,10 +492,10 @@ class EdgeClient:
         with self._lock:
             self._closed = True
             with contextlib.ExitStack() as stack:  # whatever fails, all of them are given back
-                for client in list(self._bound):
-                    stack.callback(client.close)
                 while self._open:
                     stack.callback(leave_shard, self._open.popitem()[1])
+                while self._superseded:
+                    stack.callback(leave_shard, self._superseded.pop())
 
     def __enter__(self) -> EdgeClient:
         return self
@@ -538,25 +546,66 @@ class EdgeClient:
     def _shard(self, collection_name: str, *, to_write: bool = False) -> Shard:
         if to_write:
             self._require_writable(collection_name)
-        shard = self._open.get(collection_name)
-        if shard is not None and self._bound_to is None and shard.is_gone():
-            self._leave(collection_name)
-            shard = None
-        if shard is None:
-            if self._bound_to is not None:
-                self._bound_to._shard(collection_name)  # which keeps it open when stores come and go
-            with self._lock:
-                shard = self._open.get(collection_name)
-                if self._closed:
-                    raise StoreClosedError(f"the index {self.folder} was closed; open it again")
-                if shard is None:
-                    settings = self._settings(collection_name)
-                    dimension = max(params.size for params in settings["vectors"].values())
-                    shard = self._open[collection_name] = share_shard(
-                        self._path(collection_name), settings["id"], dimension, read_only=self.read_only
-                    )
+        opened = getattr(self._callers, "opened", None)
+        if opened is None:
+            shard = self._current(collection_name)
+        else:
+            shard = opened.get(collection_name)
+            if shard is None:
+                shard = opened[collection_name] = self._current(collection_name, anew=True)
+            elif self._closed:
+                self._require_open()
         shard.wait_at_most(self._timeout)
         return shard
+
+    def _current(self, collection_name: str, *, anew: bool = False) -> Shard:
+        """Return the shard of what has the name now; anew, not a copy of what had it before."""
+        shard = self._open.get(collection_name)
+        if shard is not None and shard.is_gone():
+            self._leave(collection_name, shard)
+            shard = None
+        if shard is not None and not anew:
+            return shard
+        with self._lock:
+            self._require_open()
+            shard = self._open.get(collection_name)
+            settings = self._settings(collection_name)
+            if shard is not None and shard.identity != settings["id"]:
+                self._superseded.append(shard)
+                shard = None
+            if shard is None:
+                dimension = max(params.size for params in settings["vectors"].values())
+                shard = self._open[collection_name] = share_shard(
+                    self._path(collection_name), settings["id"], dimension, read_only=self.read_only
+                )
+        return shard
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError(f"the index {self.folder} was closed; open it again")
+
+
+class BoundClient:
+    """Calls a client for one store, which keeps to the collections that it has opened.
+
+    Once another one has taken the place of such a collection, calls raise `StoreClosedError`; else vectors of one model
+    would be written beside those of another.
+
+    Args:
+        client: Whose verbs are called. It keeps open what the store has opened.
+    """
+
+    def __init__(self, client: EdgeClient) -> None:
+        self._client = client
+        self._opened: dict[str, Shard] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        return functools.partial(self._call, value) if callable(value) else value
+
+    def _call(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with self._client.keeping_to(self._opened):
+            return verb(*arguments, **options)
 
 
 def _put_back(old: Path, path: Path) -> None:
@@ -640,15 +689,15 @@ def _read_vector_params(recorded: Mapping[str, Any]) -> models.VectorParams:
     )
 
 
-def _leave_later(shards: dict[str, Shard]) -> None:
+def _leave_later(shards: dict[str, Shard], superseded: list[Shard]) -> None:
     """Give back what a client had that nobody closed; in a thread, since this one may be in the midst of anything."""
 
     def leave() -> None:
-        for shard in shards.values():
+        for shard in (*shards.values(), *superseded):
             with contextlib.suppress(StoreError):  # nobody is there to be told
                 leave_shard(shard)
 
-    if shards:
+    if shards or superseded:
         threading.Thread(target=leave, name="pplx-vectorstore closing", daemon=True).start()
 
 
