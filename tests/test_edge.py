@@ -968,6 +968,22 @@ def test_a_collection_whose_name_is_taken_while_it_is_replaced_is_kept(folder, h
         assert {hit.document_id for hit in store.search("one", k=5)} == {"documents", "more"}
 
 
+def test_a_failure_to_look_at_a_collection_does_not_make_it_gone(folder, hash_encoder, monkeypatch):
+    with EdgeClient(folder) as client:
+        store = VectorStore(client, encoder=hash_encoder(64))
+        store.add([Document(id="a", chunks=["one"])])
+        with monkeypatch.context() as failing:
+            failing.setattr(
+                shard_files, "identity_of", lambda path: (_ for _ in ()).throw(OSError(24, "too many files"))
+            )
+            assert client.count("documents").count == 1
+            assert not client.is_gone("documents")
+        assert store.count() == 1
+        store.add([Document(id="b", chunks=["one"])])
+        (folder / "documents" / "collection.json").rename(folder / "documents" / "kept.json")
+        assert client.is_gone("documents")
+
+
 def test_an_index_is_opened_while_a_collection_is_replaced(folder, hash_encoder, monkeypatch):
     (folder / "documents").mkdir(parents=True)
     with pytest.raises(StoreNotFoundError, match="is not an index: it holds 'documents'"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -414,6 +415,8 @@ def test_who_only_reads_goes_on_with_the_copy_beside_those_who_opened_later(inde
         client.replace_collection("documents", by="new")
         second = VectorStore(reader, encoder=new)
         VectorStore(client, encoder=new).add([Document(id="newer", chunks=["three"])])
+        assert first._session.calls.client.is_gone("documents")
+        assert not second._session.calls.client.is_gone("documents")
         for _ in range(2):
             assert [document.id for document in first.documents()] == ["old"]
             assert [document.id for document in second.documents()] == ["new"]
@@ -426,6 +429,13 @@ def test_who_only_reads_goes_on_with_the_copy_beside_those_who_opened_later(inde
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
         assert second.count() == 2
         assert VectorStore(reader, encoder=new).count() == 2
+        del first, second
+        for _ in range(3):
+            client.delete_collection("documents")
+            VectorStore(client, encoder=new).add([Document(id="again", chunks=["one"])])
+            assert VectorStore(reader, encoder=new).count() == 1
+        gc.collect()
+        assert len(reader._superseded) <= 1  # no copies stay that nobody reads
 
 
 def test_stores_over_one_client_come_and_go_with_what_they_opened(index, hash_encoder):

@@ -67,6 +67,7 @@ _CONFIG = "config.toml"  # of the command line
 _TEMPORARY = ".creating-"
 _DELETED = ".deleted-"
 _ABANDONED_SECONDS = 60
+_MOST_TRIES = 20
 _EMPTY_BYTES = 2**22
 
 # Points that are deleted or changed at once: the engine lets no other thread run meanwhile.
@@ -94,7 +95,8 @@ class EdgeClient:
     Threads may share a client, and clients of one process share a collection. Processes take turns: one that has a
     collection lets go of it, between two calls, when another waits. A forked process becomes one more of them.
 
-    A call means the collection that has the name now. A store keeps to the one that it has opened: see `bound`.
+    A call means the collection that has the name now, or, of what is read from a copy, had it when that was made. A
+    store keeps to the one that it has opened: see `bound`.
 
     Args:
         folder: Where the collections live; created when the first one is. A relative path is meant from the folder
@@ -119,6 +121,7 @@ class EdgeClient:
         self._creating = threading.Lock()
         self._closed = False
         self._superseded: list[Shard] = []  # copies that are read on by those who opened them
+        self._bound: weakref.WeakSet[BoundClient] = weakref.WeakSet()
         self._callers = threading.local()
         _clients.add(self)
         weakref.finalize(self, _leave_later, self._open, self._superseded).atexit = False
@@ -127,7 +130,9 @@ class EdgeClient:
 
     def bound(self) -> BoundClient:
         """Return what calls this client for one store."""
-        return BoundClient(self)
+        client = BoundClient(self)
+        self._bound.add(client)
+        return client
 
     @contextlib.contextmanager
     def keeping_to(self, opened: dict[str, Shard]) -> Iterator[None]:
@@ -151,7 +156,7 @@ class EdgeClient:
         """Tell whether the collection was removed, or another one put in its place, since this client opened it."""
         opened = getattr(self._callers, "opened", None)
         shard = (self._open if opened is None else opened).get(collection_name)
-        return shard is not None and shard.is_gone()
+        return shard is not None and (shard.is_gone() or not shard.is_there())
 
     def create_collection(
         self,
@@ -214,7 +219,7 @@ class EdgeClient:
         """
         opened = getattr(self._callers, "opened", None)
         is_relied_on = opened is not None and collection_name in opened
-        while True:
+        for _ in range(_MOST_TRIES):
             shard = self._shard(collection_name)
             try:
                 info = shard.info()
@@ -230,6 +235,8 @@ class EdgeClient:
                 shard.require_open()
             if opened is not None:
                 opened.pop(collection_name, None)
+        else:
+            raise StoreError(f"{self._path(collection_name)} is another collection each time that it is opened")
         return models.CollectionInfo(
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
@@ -516,6 +523,7 @@ class EdgeClient:
     def _require_collections(self) -> None:
         if not self.folder.is_dir():
             raise StoreNotFoundError(f"{self.folder} is a file; an index is a folder")
+        # What another process renames while it is listed is there the next time.
         others = self._others() and self._others() & self._others()
         if others:
             raise StoreNotFoundError(
@@ -570,14 +578,19 @@ class EdgeClient:
             self._require_open()
             shard = self._open.get(collection_name)
             settings = self._settings(collection_name)
+            unused: list[Shard] = []
             if shard is not None and shard.identity != settings["id"]:
                 self._superseded.append(shard)
+                unused = [one for one in self._superseded if not any(client.uses(one) for client in list(self._bound))]
+                self._superseded[:] = [one for one in self._superseded if one not in unused]
                 shard = None
             if shard is None:
                 dimension = max(params.size for params in settings["vectors"].values())
                 shard = self._open[collection_name] = share_shard(
                     self._path(collection_name), settings["id"], dimension, read_only=self.read_only
                 )
+        for one in unused:
+            leave_shard(one)
         return shard
 
     def _require_open(self) -> None:
@@ -598,6 +611,10 @@ class BoundClient:
     def __init__(self, client: EdgeClient) -> None:
         self._client = client
         self._opened: dict[str, Shard] = {}
+
+    def uses(self, shard: Shard) -> bool:
+        """Tell whether the store has opened this one."""
+        return shard in list(self._opened.values())
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._client, name)

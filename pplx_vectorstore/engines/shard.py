@@ -480,7 +480,7 @@ class Shard:
 
     def _require_in_place(self) -> None:
         """Refuse to go on with what is not the collection any more."""
-        if self._turn.is_gone() if self._private_copy is None else not self._is_there():
+        if self._turn.is_gone() if self._private_copy is None else not self.is_there():
             self._is_gone = True
             self.require_open()
 
@@ -749,17 +749,23 @@ class Shard:
     def is_gone(self) -> bool:
         """Tell whether the folder was removed, or another one put in its place, since this was opened."""
         with self._changed:
-            if not self._is_busy and self._private_copy is None and not self._is_there():
+            if not self._is_busy and self._private_copy is None and not self.is_there():
                 self._is_gone = True
         return self._is_gone
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Tell whether the collection is what has the name now, which a copy may be read for longer.
+
+        What cannot be looked at is taken to be as it was.
+        """
         try:
             return (
                 not self._turn.is_gone() and shard_files.identity_of(self.path / shard_files.SETTINGS) == self.identity
             )
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            return True
 
     @property
     def settings_file(self) -> Path:
