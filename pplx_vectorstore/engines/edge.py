@@ -561,7 +561,7 @@ class EdgeClient:
             shard = opened.get(collection_name)
             if shard is None:
                 shard = opened[collection_name] = self._current(collection_name, anew=True)
-            elif self._closed:
+            else:
                 self._require_open()
         shard.wait_at_most(self._timeout)
         return shard

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import portalocker
 
@@ -61,21 +61,13 @@ class FolderTurn:
             StoreError: Locks do not hold here.
             OSError: The folder cannot be written to.
         """
-        until = time.monotonic() + timeout
-        for _ in range(_MOST_TRIES):
-            with contextlib.ExitStack() as opened:
-                try:
-                    lock = opened.enter_context((self._path / _LOCK).open("ab"))
-                    waiting = opened.enter_context((self._path / _WAITING).open("ab"))
-                except FileNotFoundError as error:
-                    raise FolderGoneError(f"there is no {self._path}") from error
-                self._queue(lock, waiting, until, go_on)
-                if is_in_place(lock, self._path / _LOCK):
-                    self._lock, self._waiting = lock, waiting
-                    opened.pop_all()
-                    break
-        else:
-            raise self._holds_not()
+        with contextlib.ExitStack() as opened:
+            try:
+                lock, waiting = self._lock_files("ab", opened, timeout, go_on)
+            except FileNotFoundError as error:
+                raise FolderGoneError(f"there is no {self._path}") from error
+            opened.pop_all()
+        self._lock, self._waiting = lock, waiting
         with contextlib.suppress(OSError):  # a full disk; it is but for messages
             (self._path / _HOLDER).write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), "utf-8")
 
@@ -86,20 +78,28 @@ class FolderTurn:
         Raises:
             StoreLockedError: Who has it did not let go in time.
         """
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(FileNotFoundError):  # a copy, which nobody has opened yet
+                self._lock_files("rb", opened, timeout, go_on)
+            yield
+
+    def _lock_files(
+        self, mode: Literal["ab", "rb"], opened: contextlib.ExitStack, timeout: float, go_on: Callable[[], object]
+    ) -> tuple[IO[bytes], IO[bytes]]:
+        """Open `lock` and `waiting`, and lock the one that is there once that is done; `opened` closes them."""
         until = time.monotonic() + timeout
         for _ in range(_MOST_TRIES):
-            with contextlib.ExitStack() as opened:
-                try:
-                    lock = opened.enter_context((self._path / _LOCK).open("rb"))
-                    waiting = opened.enter_context((self._path / _WAITING).open("rb"))
-                except FileNotFoundError:  # a copy, which nobody has opened yet
-                    yield
-                    return
+            with contextlib.ExitStack() as tried:
+                lock = tried.enter_context((self._path / _LOCK).open(mode))
+                waiting = tried.enter_context((self._path / _WAITING).open(mode))
                 self._queue(lock, waiting, until, go_on)
                 if is_in_place(lock, self._path / _LOCK):
-                    yield
-                    return
-        raise self._holds_not()
+                    opened.enter_context(tried.pop_all())
+                    return lock, waiting
+        raise StoreError(
+            f"{self._path / _LOCK} is another file each time that it is locked, as a file system without lasting "
+            "inodes has it; put the index on another one"
+        )
 
     def _queue(self, lock: IO[bytes], waiting: IO[bytes], until: float, go_on: Callable[[], object]) -> None:
         """Lock `lock`, after all who wait for it: so whoever has just let go does not get it again at once."""
@@ -110,12 +110,6 @@ class FolderTurn:
                     raise StoreLockedError(self._describe_holder())
                 time.sleep(_GLANCE)
         portalocker.unlock(waiting)
-
-    def _holds_not(self) -> StoreError:
-        return StoreError(
-            f"{self._path / _LOCK} is another file each time that it is locked, as a file system without lasting "
-            "inodes has it; put the index on another one"
-        )
 
     def _describe_holder(self) -> str:
         who = "another process"
