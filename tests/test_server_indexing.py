@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from forking import run_forked
 from qdrant_client import QdrantClient
 
 from pplx_vectorstore import (
@@ -635,10 +636,7 @@ def test_a_forked_process_does_not_hold_what_the_other_held(new_store, encoder, 
     store = new_store(encoder=encoder, collection="c")
     with store.bulk_load():
         assert store._session.points._ledger.renewal is not None
-        child = os.fork()
-        if not child:
-            os._exit(0 if store._session.points._ledger.renewal is None else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        assert run_forked(lambda: store._session.points._ledger.renewal is None) == 1
     assert server.updates.threshold_of("c") == USUAL
 
 

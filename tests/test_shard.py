@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import run_forked
 
 from pplx_vectorstore import AsyncVectorStore, Document, VectorStore, cosine_similarity
 from pplx_vectorstore.engines import indexing, shard, shard_files
@@ -257,12 +258,12 @@ def test_a_process_that_is_forked_while_an_index_is_built(index, hash_encoder, m
     while running._process is None:
         time.sleep(0.01)
     time.sleep(0.2)  # until its thread reads what the program says
-    pid = os.fork()
-    if not pid:
-        signal.alarm(60)
+
+    def add_and_count():
         store.add(made([50]))
-        os._exit(0 if store.count() == 102 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        return store.count()
+
+    assert run_forked(add_and_count) == 102
     assert running._process.poll() is None
     assert_holds(store, made(range(51)))
     store.close()
@@ -601,12 +602,13 @@ def test_private_copies_go_with_their_process(index, hash_encoder, tmp_path, mon
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with VectorStore.open(index, encoder=hash_encoder(DIMENSION)) as store:
         store.add(made(range(10)))
-    pid = os.fork()
-    if not pid:  # is killed while it has one
+
+    def be_killed_with_one():
         reader = VectorStore.open(index, encoder=hash_encoder(DIMENSION), read_only=True)
         reader.count()
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+
+    assert run_forked(be_killed_with_one) == -signal.SIGKILL
     assert len(list(temporary.iterdir())) == 1
     with VectorStore.open(index, encoder=hash_encoder(DIMENSION), read_only=True) as first:
         assert_holds(first, made(range(10)))

@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forking import run_forked
 
 from pplx_vectorstore import AsyncVectorStore, Document, VectorStore
+from pplx_vectorstore.engines import shard
 from pplx_vectorstore.engines.edge import EdgeClient
 from pplx_vectorstore.engines.folder_turns import FolderGoneError, FolderTurn
 from pplx_vectorstore.errors import StoreClosedError, StoreError, StoreLockedError
@@ -422,11 +424,8 @@ def test_who_only_reads_goes_on_with_the_copy_beside_those_who_opened_later(inde
             assert [document.id for document in second.documents()] == ["new"]
         first.close()
         assert second.count() == 2
-        pid = os.fork() if hasattr(os, "fork") else None
-        if pid == 0:  # which reads anew
-            os._exit(second.count())
-        if pid is not None:
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        if hasattr(os, "fork"):
+            assert run_forked(second.count) == 3  # it reads anew
         assert second.count() == 2
         assert VectorStore(reader, encoder=new).count() == 2
         del first, second
@@ -436,6 +435,50 @@ def test_who_only_reads_goes_on_with_the_copy_beside_those_who_opened_later(inde
             assert VectorStore(reader, encoder=new).count() == 1
         gc.collect()
         assert len(reader._superseded) <= 1  # no copies stay that nobody reads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("is_first", ["the writer", "the reader", "the one that is replaced"])
+def test_a_forked_process_leaves_all_stores_of_a_folder_to_the_other(index, hash_encoder, monkeypatch, is_first):
+    encoder = hash_encoder(DIMENSION)
+    with EdgeClient(index) as client, EdgeClient(index, read_only=True) as reader:
+        VectorStore(client, encoder=encoder).add([Document(id="old", chunks=["one"])])
+        replaced = VectorStore(reader, encoder=encoder)
+        assert replaced.count() == 1
+        client.delete_collection("documents")
+        store = VectorStore(client, encoder=encoder)
+        store.add([Document(id="first", chunks=["two"])])
+        copy = VectorStore(reader, encoder=encoder)
+        assert copy.count() == 1
+        store.add([Document(id="second", chunks=["three"])])
+        shards = {
+            "the writer": client._shard("documents"),
+            "the reader": reader._shard("documents"),
+            "the one that is replaced": replaced._session.calls.client._shard("documents"),
+        }
+        assert all(one._engine is not None for one in shards.values())
+        assert len(set(shards.values())) == 3
+        in_order = sorted(shards.values(), key=lambda one: one is not shards[is_first])
+        monkeypatch.setattr(shard, "_all", in_order)
+
+        def use_all():
+            assert all(one._engine is None for one in shards.values())
+            assert (copy.count(), store.count()) == (2, 2)
+            store.add([Document(id="of the other", chunks=["four"])])
+            store.optimize()
+            with VectorStore.open(index, encoder=encoder) as another:
+                assert {document.id for document in another.documents()} == {"first", "second", "of the other"}
+            with pytest.raises(StoreClosedError, match="another one put in its place"):
+                replaced.count()
+            store.close()
+            copy.close()
+            return True
+
+        assert run_forked(use_all) == 1
+        assert (replaced.count(), copy.count(), store.count()) == (1, 1, 3)
+        store.add([Document(id="last", chunks=["five"])])
+        assert store.search("four", k=1)[0].document_id == "of the other"
+        assert {document.id for document in store.documents()} == {"first", "second", "of the other", "last"}
 
 
 def test_stores_over_one_client_come_and_go_with_what_they_opened(index, hash_encoder):
@@ -448,9 +491,9 @@ def test_stores_over_one_client_come_and_go_with_what_they_opened(index, hash_en
             first.count()
         second = VectorStore(client, encoder=encoder)
         second.add([Document(id="b", chunks=["one"])])
-        shard = second._session.calls.client._shard("documents")
+        opened = second._session.calls.client._shard("documents")
         with VectorStore(client, encoder=encoder) as short_lived:
-            assert short_lived._session.calls.client._shard("documents") is shard
+            assert short_lived._session.calls.client._shard("documents") is opened
         third = VectorStore(client, encoder=encoder)
         VectorStore(other, "new", encoder=encoder).add([Document(id="c", chunks=["one"])])
         other.replace_collection("documents", by="new")

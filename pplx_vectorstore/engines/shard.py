@@ -779,7 +779,10 @@ class Shard:
             self._is_gone = True
 
     def forget(self) -> None:
-        """Leave the open shard to the process that this one was forked from, and take turns with it from now on."""
+        """Leave the open shard to the process that this one was forked from, and take turns with it from now on.
+
+        What threads of that process had open besides is to be closed after this, since it has locks.
+        """
         if self._engine is not None:
             # It has threads, which are not here, and files, which are the other's: it must never be closed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
@@ -790,7 +793,6 @@ class Shard:
         if copy is not None:
             copy.forget()
         self._turn.leave()
-        shard_files.close_inherited(self.path)
 
 
 def _load(folder: Path) -> edge.EdgeShard:
@@ -877,8 +879,12 @@ def leave_shard(shard: Shard) -> None:
 def _forget_all() -> None:
     global _registering
     _registering = threading.Lock()
-    for shard in list(_all):
+    shards = list(_all)
+    for shard in shards:
         shard.forget()
+    # Not before all have closed what they know of: those of one folder would find their files closed by another.
+    for path in {shard.path for shard in shards}:
+        shard_files.close_inherited(path)
 
 
 @atexit.register
