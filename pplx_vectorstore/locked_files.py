@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -16,3 +17,16 @@ def is_in_place(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def path_of(file: int) -> Path:
+    """Return where a file is now that was opened under this number, without links.
+
+    Raises:
+        OSError: It has no name, or the system does not tell.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        return Path(os.fsdecode(fcntl.fcntl(file, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+    return Path(os.readlink(f"/dev/fd/{file}"))

@@ -5,7 +5,7 @@ An interrupted run leaves the old index as it was, and the new one as far as it 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from pplx_vectorstore.coroutines import run_now
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
     from pplx_vectorstore.collection import Fingerprint
-    from pplx_vectorstore.engines.shard import Shard
 
 
 _NEW = ".rebuilding"
@@ -112,7 +111,7 @@ def replace_collection(
     stale = _ids(client, new) - set(made_of)
     if stale:
         _open(client, new).delete(document_ids=sorted(stale))
-    pinned: list[Shard] = []
+    pinned: list[Callable[[], None]] = []
     client.pin(collection, pinned=pinned)  # nobody adds anything from here on
     try:
         lost = sorted(_ids(client, collection) - _ids(client, new) - set(may_go))

@@ -18,6 +18,7 @@ from pplx_vectorstore.coroutines import run_to_its_end
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, operation
 from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError
+from pplx_vectorstore.forked import renew_when_forked
 from pplx_vectorstore.operations.session import DEFAULT_PARALLEL
 from pplx_vectorstore.store import VectorStore
 
@@ -100,8 +101,7 @@ class SharedStore:
                 self.store = VectorStore(client, **options, retries=retries, parallel=parallel)
             self._reading = _InThreads(self.store)
         # They end with this object, not when it is closed: a closed store is to say so itself.
-        writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="pplx-vectorstore-writes")
-        self.writing = cast("AsyncVectorStore", _InThreads(self.store, writers))
+        self.writing = cast("AsyncVectorStore", _InThreads(self.store, threads=_WRITERS))
 
     @property
     def filters_by_index_only(self) -> bool:
@@ -157,8 +157,12 @@ class _PerLoop:
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, AsyncVectorStore]]) -> None:
         self._connect = connect
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncVectorStore]] = {}
-        self._lock = threading.Lock()
+        self._renew_lock()
         self._closed = False
+        renew_when_forked(self, _PerLoop._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     async def here(self) -> AsyncVectorStore:
         """Return the store of the running event loop, connecting at its first use."""
@@ -193,12 +197,19 @@ class _InThreads:
 
     Args:
         store: Threads may share it.
-        executor: Whose threads; None for those of the event loop.
+        threads: Of its own; None for those of the event loop.
     """
 
-    def __init__(self, store: VectorStore, executor: Executor | None = None) -> None:
+    def __init__(self, store: VectorStore, *, threads: int | None = None) -> None:
         self._store = store
-        self._executor = executor
+        self._executor: Executor | None = None
+        if threads is not None:
+            begin = functools.partial(_InThreads._begin_threads, n_threads=threads)
+            begin(self)
+            renew_when_forked(self, begin)
+
+    def _begin_threads(self, n_threads: int) -> None:
+        self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="pplx-vectorstore-writes")
 
     async def here(self) -> AsyncVectorStore:
         """Return this, which has the methods of an ``AsyncVectorStore``."""

@@ -1,20 +1,28 @@
 """Work in a forked process, of which a test hears the end whatever becomes of it."""
 
+import contextlib
 import faulthandler
 import os
 import signal
+import threading
+import time
 import traceback
+import warnings
 
 STDERR = 2
 FAILED = 70
+GRACE = 10
 
 
-def run_forked(work, *, seconds=60):
+def run_forked(work, *, seconds=120):
     """Return the exit code of a process forked from this one: what `work()` returns, a number or a bool.
 
-    An error is printed and gives `FAILED`. What takes longer ends with a traceback, and code -14.
+    An error is printed and gives `FAILED`. What takes longer ends with a traceback and code -14, or -6 where it has not
+    come so far.
     """
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which are what is tried
+        pid = os.fork()
     if not pid:
         code = FAILED
         try:
@@ -26,4 +34,29 @@ def run_forked(work, *, seconds=60):
             os.write(STDERR, traceback.format_exc().encode())
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    until, ended = time.monotonic() + seconds + GRACE, False
+    try:
+        while time.monotonic() < until:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGABRT)
+            _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@contextlib.contextmanager
+def beside_a_forked_process():
+    """Have a process within the block that was forked from this one and does nothing."""
+    reading, writing = os.pipe()
+    sleeping = threading.Thread(target=run_forked, args=(lambda: os.close(writing) or os.read(reading, 1) == b"",))
+    sleeping.start()
+    try:
+        yield
+    finally:
+        os.close(writing)
+        sleeping.join()
+        os.close(reading)

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import logging
+import os
 import pickle
 import random
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import run_forked
 from typer.testing import CliRunner
 
 from pplx_vectorstore import ApiOptions, AsyncVectorStore, Document, Usage, VectorStore, load_encoder
@@ -460,6 +462,70 @@ class TestErrors:
     def test_api_options(self, options):
         with pytest.raises(InvalidInputError, match=next(iter(options))):
             ApiOptions(**options)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+class TestForked:
+    def test_its_connections_and_its_places_are_its_own(self, server, load):
+        """All places of the other are taken; the answers to its requests are none of this one's."""
+        embed, held, goes_on = server.embed, threading.Semaphore(0), threading.Event()
+
+        def hold(model, document, dimension):
+            if "held" in document[0]:
+                held.release()
+                assert goes_on.wait(60)
+            return embed(model, document, dimension)
+
+        def codes_are_right(texts):
+            codes = encoder.encode_queries(texts)
+            return (codes == expected_codes(SINGLE, texts, 1024)).all()
+
+        server.embed = hold
+        encoder, right = load(SINGLE, concurrency=2), []
+        assert codes_are_right(["before"])
+        threads = [
+            threading.Thread(target=lambda n=n: right.append(codes_are_right([f"held {n}"])), daemon=True)
+            for n in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                assert held.acquire(timeout=60)
+            assert run_forked(lambda: all(codes_are_right([f"its own {n}"]) for n in range(20))) == 1
+        finally:
+            goes_on.set()
+            for thread in threads:
+                thread.join()
+        assert right == [True, True]
+        assert codes_are_right(["after"])
+
+    def test_what_is_closed_stays_closed(self, load):
+        encoder = load(SINGLE, max_retries=0)
+        encoder.close()
+
+        def ask():
+            with pytest.raises(ApiError, match="has been closed"):
+                encoder.encode_queries(["a"])
+            return True
+
+        assert ask()
+        assert run_forked(ask) == 1
+
+    def test_a_loop_of_its_own_beside_that_of_the_other(self, server, load, run_async):
+        encoder = load(SINGLE)
+
+        async def is_right(text):
+            return (await encoder.aencode_queries([text]) == expected_codes(SINGLE, [text], 1024)).all()
+
+        async def of_its_own():
+            right = [await is_right(text) for text in ("its own", "and more")]
+            await encoder.aclose()
+            return all(right)
+
+        assert run_async(is_right("before"))
+        assert run_forked(lambda: asyncio.run(of_its_own())) == 1
+        assert run_async(is_right("after"))
 
 
 class TestKeyStaysSecret:

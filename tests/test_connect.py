@@ -728,7 +728,7 @@ def test_another_may_make_the_collection_meanwhile(connect, server, sent, hash_e
 
 def test_many_may_open_a_new_collection_at_once(server, hash_encoder):
     n = 6
-    start = threading.Barrier(n)
+    start = threading.Barrier(n, timeout=60)
     errors = []
 
     def open_and_add(i):

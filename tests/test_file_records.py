@@ -328,7 +328,7 @@ def test_what_writers_remember_at_once_all_stays(tmp_path, monkeypatch):
     known.save({"old": record(tmp_path), "gone": record(tmp_path)})
     dump = json.dump
     monkeypatch.setattr(json, "dump", lambda *given: time.sleep(0.01) or dump(*given))
-    together = threading.Barrier(6)
+    together = threading.Barrier(6, timeout=60)
 
     def save(n):
         records = FileRecords(tmp_path / "index", "c", "ab"[n % 2])

@@ -48,7 +48,7 @@ PUBLIC_NAMES = {
 
 # Imports point from later to earlier; errors stand first.
 ORDER = [
-    ["_version", "errors", "coroutines", "redaction", "lexical", "qdrant", "locked_files"],
+    ["_version", "errors", "coroutines", "redaction", "lexical", "qdrant", "locked_files", "forked"],
     ["terminal", "guarded_http"],
     ["quantization", "documents", "pooling", "file_ids", "ignore_patterns"],
     ["equal_norms"],

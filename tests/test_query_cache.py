@@ -102,7 +102,7 @@ class TestQueryCache:
     def test_threads(self, size):
         """Every thread gets the codes of its own queries, and the cache never outgrows its size."""
         cache = QueryCache(size, DIMENSION)
-        together = threading.Barrier(4)
+        together = threading.Barrier(4, timeout=60)
 
         def work(seed):
             rng = np.random.default_rng(seed)

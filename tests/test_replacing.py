@@ -234,7 +234,7 @@ def test_stores_of_one_client_write_one_after_the_other(new_store, hash_encoder,
     stores = [first, VectorStore(others, first._session.points.collection, encoder=hash_encoder(64))]
     made = versions(8)
     for round_ in range(4):
-        start = threading.Barrier(2)
+        start = threading.Barrier(2, timeout=60)
 
         def work(number, start=start, round_=round_):
             start.wait()

@@ -755,11 +755,11 @@ def test_who_opens_next_ends_the_load_of_a_killed_process(server, encoder, run_a
 @pytest.mark.parametrize(
     ("host", "pid", "age", "is_abandoned"),
     [
-        ("elsewhere", 1, -1, False),
+        ("elsewhere", 1, -60, False),
         ("elsewhere", 1, 1, True),
-        ("here", "ours", -1, True),  # of which this process knows nothing
-        ("here", 1, -1, False),  # somebody's
-        ("here", 2**22 + 1, -1, True),  # nobody's
+        ("here", "ours", -60, True),  # of which this process knows nothing
+        ("here", 1, -60, False),  # somebody's
+        ("here", 2**22 + 1, -60, True),  # nobody's
     ],
 )
 @http

@@ -969,7 +969,7 @@ def rng():
 
 def test_threads_that_replace_the_same_documents_leave_one_whole_version(new_store):
     store = new_store()
-    start = threading.Barrier(2)
+    start = threading.Barrier(2, timeout=60)
 
     def replace(version):
         for _ in range(30):

@@ -82,6 +82,7 @@ FORKING = (
     WORKER
     + """
 index, n_children, n = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+import signal
 store = VectorStore.open(index, encoder=ENCODER, timeout=120)
 store.add([document("before", 3)])
 assert len(store.search("before", k=4)) == 4
@@ -90,6 +91,7 @@ for number in range(n_children):
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
+        signal.alarm(280)
         # The store of before the fork is one more, of this process now.
         assert store.count() >= 4
         assert sum(hit.document_id == "before" for hit in store.search("before", k=1000)) == 4

@@ -39,6 +39,7 @@ from pplx_vectorstore.encoders.query_cache import QueryCache
 from pplx_vectorstore.encoders.served import DIGEST_HEADER, ServedModel
 from pplx_vectorstore.encoders.unfinished import Unfinished, key_of
 from pplx_vectorstore.errors import ApiError, EncodingError, InvalidInputError, MissingExtraError
+from pplx_vectorstore.forked import leave_to_the_other, renew_when_forked
 from pplx_vectorstore.guarded_http.access import KEY_VARIABLE as SERVED_KEY_VARIABLE
 from pplx_vectorstore.models import KNOWN_MODELS, ModelSpec, find_spec
 from pplx_vectorstore.quantization import Codes
@@ -288,6 +289,13 @@ class ApiEncoder:
         key = _find_key(api_key) if self._served is None else _find_served_key(api_key)
         self._blocking = _Blocking(_make_client(key, self._options, asynchronous=False), self._options)
         self._of_loops: dict[asyncio.AbstractEventLoop, _Awaiting] = {}
+        renew_when_forked(self, ApiEncoder._connect_anew)
+
+    def _connect_anew(self) -> None:
+        """In a forked process: over connections that two use, each would get answers of the other."""
+        leave_to_the_other(self._blocking, self._of_loops)
+        self._lock = threading.Lock()
+        self._blocking, self._of_loops = self._blocking.anew(self._options), {}
 
     def _awaiting(self) -> _Awaiting:
         """Return the transport of the running event loop: connections cannot pass from one to another."""
@@ -551,6 +559,13 @@ class _Blocking:
         self._lock = threading.Lock()
         self._n_under_way = 0
         self._is_closed = False
+
+    def anew(self, options: ApiOptions) -> _Blocking:
+        """Return one with connections of its own, closed if this one is."""
+        new = _Blocking(_make_client(self.client.api_key, options, asynchronous=False), options)
+        if self._is_closed:
+            new.close()
+        return new
 
     def close(self) -> None:
         """Close the connections, or have the last request under way do so: one that it makes later would stay open."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.forked import renew_when_forked
 from pplx_vectorstore.quantization import Codes
 
 
@@ -26,6 +27,10 @@ class QueryCache:
         self._size = size
         self._dimension = dimension
         self._known: OrderedDict[str, Codes] = OrderedDict()
+        self._renew_lock()
+        renew_when_forked(self, QueryCache._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[QueryCache], tuple[int, int]]:

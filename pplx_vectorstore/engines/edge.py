@@ -56,6 +56,7 @@ from pplx_vectorstore.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
+from pplx_vectorstore.forked import renew_when_forked
 from pplx_vectorstore.qdrant import models
 from pplx_vectorstore.qdrant.conversion import as_ours
 
@@ -117,16 +118,19 @@ class EdgeClient:
         self.read_only = read_only
         self._timeout = float(timeout)
         self._open: dict[str, Shard] = {}
-        self._lock = threading.Lock()
-        self._creating = threading.Lock()
+        self._renew_locks()
         self._closed = False
         self._superseded: list[Shard] = []  # copies that are read on by those who opened them
         self._bound: weakref.WeakSet[BoundClient] = weakref.WeakSet()
         self._callers = threading.local()
-        _clients.add(self)
+        renew_when_forked(self, EdgeClient._renew_locks)
         weakref.finalize(self, _leave_later, self._open, self._superseded).atexit = False
         if self.folder.exists():
             self._require_collections()
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._creating = threading.Lock()
 
     def bound(self) -> BoundClient:
         """Return what calls this client for one store."""
@@ -465,30 +469,26 @@ class EdgeClient:
         """Build the index over everything written so far."""
         self._shard(collection_name, to_write=True).optimize()
 
-    def hold_indexing(self, collection_name: str, *, held: list[Shard]) -> None:
+    def hold_indexing(self, collection_name: str, *, held: list[Callable[[], None]]) -> None:
         """Index nothing unasked, until `resume_indexing` is called with the same list."""
-        shard = self._shard(collection_name, to_write=True)
-        shard.hold_indexing()
-        held.append(shard)
+        held.append(self._shard(collection_name, to_write=True).hold_indexing())
 
-    def resume_indexing(self, collection_name: str, *, held: list[Shard]) -> None:
+    def resume_indexing(self, collection_name: str, *, held: list[Callable[[], None]]) -> None:
         """End what `hold_indexing` began, whether or not this client was closed meanwhile."""
         while held:
-            held.pop().resume_indexing()
+            held.pop()()
 
-    def pin(self, collection_name: str, *, pinned: list[Shard]) -> None:
+    def pin(self, collection_name: str, *, pinned: list[Callable[[], None]]) -> None:
         """Keep other processes from the collection, until `unpin` is called with the same list, which tells of it.
 
         What a call returns is lost where its awaiter is cancelled.
         """
-        shard = self._shard(collection_name, to_write=True)
-        shard.pin()
-        pinned.append(shard)
+        pinned.append(self._shard(collection_name, to_write=True).pin())
 
-    def unpin(self, collection_name: str, *, pinned: list[Shard]) -> None:
+    def unpin(self, collection_name: str, *, pinned: list[Callable[[], None]]) -> None:
         """Let other processes have the collection again, whether or not this client was closed meanwhile."""
         while pinned:
-            pinned.pop().unpin()
+            pinned.pop()()
 
     def flush(self, collection_name: str) -> None:
         """Write everything to disk, so that it survives a loss of power too."""
@@ -716,15 +716,3 @@ def _leave_later(shards: dict[str, Shard], superseded: list[Shard]) -> None:
 
     if shards or superseded:
         threading.Thread(target=leave, name="pplx-vectorstore closing", daemon=True).start()
-
-
-_clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for client in _clients:
-        client._lock, client._creating = threading.Lock(), threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)  # another thread of the parent may have had one

@@ -13,7 +13,7 @@ from typing import IO, Literal
 import portalocker
 
 from pplx_vectorstore.errors import StoreError, StoreLockedError
-from pplx_vectorstore.locked_files import is_in_place
+from pplx_vectorstore.locked_files import is_in_place, path_of
 
 DEFAULT_TURN_TIMEOUT = 30.0
 """Seconds to wait for another process to let go of a collection."""
@@ -90,8 +90,10 @@ class FolderTurn:
         until = time.monotonic() + timeout
         for _ in range(_MOST_TRIES):
             with contextlib.ExitStack() as tried:
-                lock = tried.enter_context((self._path / _LOCK).open(mode))
-                waiting = tried.enter_context((self._path / _WAITING).open(mode))
+                # Without buffers, which have locks: a process that is forked while another thread closes them must not
+                # wait for that.
+                lock = tried.enter_context((self._path / _LOCK).open(mode, buffering=0))
+                waiting = tried.enter_context((self._path / _WAITING).open(mode, buffering=0))
                 self._queue(lock, waiting, until, go_on)
                 if is_in_place(lock, self._path / _LOCK):
                     opened.enter_context(tried.pop_all())
@@ -132,6 +134,16 @@ class FolderTurn:
     def is_gone(self) -> bool:
         """Tell whether the folder was removed, or another one put in its place, since the turn was taken."""
         return self._lock is not None and not is_in_place(self._lock, self._path / _LOCK)
+
+    def folder(self) -> Path | None:
+        """Return where the folder is now of which the turn is had, without links; None where that is not known."""
+        lock = self._lock
+        if lock is None:
+            return None
+        try:
+            return path_of(lock.fileno()).parent
+        except (OSError, ValueError):  # it was just closed
+            return None
 
     def leave(self) -> None:
         """Let others have the turn; in a forked process, leave it to the other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,12 @@ from pplx_vectorstore.engines import indexing_program
 from pplx_vectorstore.engines.retrying import GLANCE, require_wanted
 from pplx_vectorstore.engines.shard_files import Workplace
 from pplx_vectorstore.errors import StoreClosedError, StoreError
+
+# Held while a program is started, and while this process is forked: the other one would keep ends of its pipes open, so
+# that the program, and who reads what it says, would wait for that process to end.
+_starting = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
 
 
 class Logged(NamedTuple):
@@ -66,7 +73,7 @@ class Indexing:
         Raises:
             StoreError: The program failed.
         """
-        with self._lock:
+        with self._lock, _starting:
             if self.is_given_up:
                 return False
             program = [str(indexing_program.__file__), str(self.folder), str(Path(edge.__file__).parent.parent)]

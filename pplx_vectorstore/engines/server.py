@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pplx_vectorstore.errors import InvalidInputError
+from pplx_vectorstore.forked import leave_to_the_other, renew_when_forked
 from pplx_vectorstore.redaction import without_password
 
 # Seconds. A batch of points may wait for its turn behind others.
@@ -82,8 +84,21 @@ def make_client(
         # On a private network that is a choice; the documentation says what it means.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
         with contextlib.suppress(ValueError):  # it quotes the URL, password and all
-            return AsyncQdrantClient(**options) if asynchronous else QdrantClient(**options)
+            if asynchronous:
+                return AsyncQdrantClient(**options)
+            client = QdrantClient(**options)
+            if not over_grpc:  # which a forked process cannot use at all once the other has
+                renew_when_forked(client, functools.partial(_connect_anew, options=options))
+            return client
     raise _unusable(url)
+
+
+def _connect_anew(client: Any, options: dict[str, Any]) -> None:
+    """In a forked process: over connections that two use, each would get answers of the other."""
+    leave_to_the_other(dict(vars(client)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they were told of before
+        client.__init__(**options)
 
 
 def _port_and_path(url: str) -> tuple[int | None, str]:

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ class Shard:
         self._writing = threading.Lock()  # one write at a time; before `_changed`
         self._changed = threading.Condition(threading.Lock())  # what follows
         self._in_flight = 0
-        self._pins = 0
+        self._pins: set[object] = set()
         self._unflushed = 0
         self._is_busy = False  # one thread opens the shard, or puts another one in its place; all others wait
         self._indexing: Indexing | None = None
@@ -134,7 +134,7 @@ class Shard:
         self._build_seconds = 0.0
         self._failures = 0  # to index unasked, one after the other
         self._failed = self._taken
-        self._holds = 0  # bulk loads under way, for which indexing waits
+        self._holds: set[object] = set()  # bulk loads under way, for which indexing waits
         self._mark: str | None = None
         self._points = self._unindexed = self._indexed = 0
 
@@ -175,27 +175,32 @@ class Shard:
                             self._let_go()
                         self._changed.notify_all()
 
-    def pin(self) -> None:
-        """Keep the turn, until as many calls of `unpin`: no other process has the collection meanwhile."""
+    def pin(self) -> Callable[[], None]:
+        """Keep the turn until what this returns is called: no other process has the collection meanwhile.
+
+        In a process that is forked meanwhile, nothing is pinned, and the call does nothing.
+        """
         if not self.is_read_only:
             with translated(self.path):
                 self._leave_copy()
-        with self._using(), self._changed:
-            self._pins += 1
+        pin = object()
 
-    def unpin(self) -> None:
-        """Let other processes have their turn again."""
-        with self._changed:
-            self._pins -= 1
-            self._changed.notify_all()
+        def unpin() -> None:
+            with self._changed:
+                self._pins.discard(pin)
+                self._changed.notify_all()
+
+        with self._using(), self._changed:
+            self._pins.add(pin)
+        return unpin
 
     @contextlib.contextmanager
     def _pinned(self) -> Iterator[None]:
-        self.pin()
+        unpin = self.pin()
         try:
             yield
         finally:
-            self.unpin()
+            unpin()
 
     def _is_turn_over(self) -> bool:
         if not self._is_wanted or self._engine is None or self._pins or self._is_busy:
@@ -702,15 +707,20 @@ class Shard:
                 self._changed.notify_all()
         return old
 
-    def hold_indexing(self) -> None:
-        """Index nothing unasked until `resume_indexing` was called as often."""
-        with self._changed:
-            self._holds += 1
+    def hold_indexing(self) -> Callable[[], None]:
+        """Index nothing unasked until what this returns is called.
 
-    def resume_indexing(self) -> None:
-        """End what `hold_indexing` began."""
+        In a process that is forked meanwhile, nothing is held back, and the call does nothing.
+        """
+        hold = object()
+
+        def resume() -> None:
+            with self._changed:
+                self._holds.discard(hold)
+
         with self._changed:
-            self._holds -= 1
+            self._holds.add(hold)
+        return resume
 
     def _is_due(self, share: float) -> bool:
         if self._holds:
@@ -777,6 +787,13 @@ class Shard:
         """Tell all users of this process that the collection was removed, or another one put in its place."""
         with self._changed:
             self._is_gone = True
+
+    def folders(self) -> Iterator[Path]:
+        """Yield where its files may be: the folder may be a link, or have moved since its files were opened."""
+        yield Path(os.path.realpath(self.path))
+        moved_to = self._turn.folder()
+        if moved_to is not None:
+            yield moved_to
 
     def forget(self) -> None:
         """Leave the open shard to the process that this one was forked from, and take turns with it from now on.
@@ -857,8 +874,9 @@ def share_shard(path: Path, identity: str | None, dimension: int, *, read_only: 
         if shard is not None and shard.identity != identity:  # a copy, which others read on
             shard = None
         if shard is None:
-            shard = _shards[path, read_only] = Shard(path, identity, dimension, read_only=read_only)
-            _all.add(shard)
+            shard = Shard(path, identity, dimension, read_only=read_only)
+            _all.add(shard)  # first, so that a process forked meanwhile does not believe it to be its own
+            _shards[path, read_only] = shard
         shard.users += 1
     if gone is not None:
         gone.close()
@@ -880,18 +898,18 @@ def _forget_all() -> None:
     global _registering
     _registering = threading.Lock()
     shards = list(_all)
-    for shard in shards:
-        shard.forget()
-    # Not before all have closed what they know of: those of one folder would find their files closed by another.
-    for path in {shard.path for shard in shards}:
-        shard_files.close_inherited(path)
+    with contextlib.ExitStack() as stack:  # whatever fails, all are forgotten, and all files closed
+        # Not before all have closed what they know of: those of one folder would find their files closed by another.
+        stack.callback(shard_files.close_inherited, {folder for shard in shards for folder in shard.folders()})
+        for shard in shards:
+            stack.callback(shard.forget)
 
 
 @atexit.register
 def _close_all() -> None:
-    for shard in list(_all):
-        with contextlib.suppress(StoreError):
-            shard.close()
+    with contextlib.suppress(StoreError), contextlib.ExitStack() as stack:  # whatever fails, all are closed
+        for shard in list(_all):
+            stack.callback(shard.close)
 
 
 if hasattr(os, "register_at_fork"):

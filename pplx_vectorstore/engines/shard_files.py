@@ -9,16 +9,15 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import portalocker
 
 from pplx_vectorstore.errors import StoreError, StoreFullError
-from pplx_vectorstore.locked_files import is_in_place
+from pplx_vectorstore.locked_files import is_in_place, path_of
 
 FIRST = "shard"
 """The engine's folder until another one takes its place."""
@@ -106,7 +105,7 @@ class Workplace:
     def __init__(self, collection: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=collection))
         self.folder.chmod(stat.S_IMODE(collection.stat().st_mode))
-        self._sign = _sign_of(self.folder).open("ab")
+        self._sign = _sign_of(self.folder).open("ab", buffering=0)
         portalocker.lock(self._sign, portalocker.LockFlags.EXCLUSIVE)
 
     def leave(self, *, keep: bool) -> None:
@@ -173,7 +172,7 @@ def _make_private(temporary: Path) -> tuple[Path, IO[bytes]]:
         with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError):
             root = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=temporary))
             opened.callback(shutil.rmtree, root, ignore_errors=True)
-            sign = opened.enter_context((root / _SIGN).open("ab"))
+            sign = opened.enter_context((root / _SIGN).open("ab", buffering=0))
             portalocker.lock(sign, portalocker.LockFlags.EXCLUSIVE)
             if is_in_place(sign, root / _SIGN):
                 opened.pop_all()
@@ -390,19 +389,17 @@ def _megabytes(n: int) -> str:
     return f"{n / 2**20:.1f} MiB"
 
 
-def close_inherited(folder: Path) -> None:
-    """In a forked process, close the files within a folder that the other has open: with them, it has their locks."""
+def close_inherited(folders: Collection[Path]) -> None:
+    """In a forked process, close the files that the other has open: with them, this one has their locks.
+
+    Args:
+        folders: Within which, without links. Private copies are closed wherever they are.
+    """
     if not os.path.isdir("/dev/fd"):
         return
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # the listing's own, closed by now
-            if Path(_path_of(int(name))).is_relative_to(folder):
+            path = path_of(int(name))
+            is_private = any(part.startswith(_PRIVATE) for part in path.parts)
+            if is_private or any(path.is_relative_to(folder) for folder in folders):
                 os.close(int(name))
-
-
-def _path_of(file: int) -> str:
-    if sys.platform == "darwin":
-        import fcntl
-
-        return fcntl.fcntl(file, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0").decode()
-    return os.readlink(f"/dev/fd/{file}")

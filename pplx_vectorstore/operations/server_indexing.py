@@ -228,7 +228,7 @@ class IndexingHold:
     async def release(self) -> None:
         """Restore the threshold, unless somebody has, also where this is cancelled meanwhile."""
         hold = self._hold
-        if hold is None:
+        if hold is None or hold.pid != os.getpid():  # it is that of the process that this one was forked from
             return
         self._ledger.renewal = None
         try:

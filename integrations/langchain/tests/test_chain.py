@@ -44,7 +44,7 @@ def answers(texts):
 
 
 def test_a_chain_from_several_threads(chain):
-    errors, start = [], threading.Barrier(4)
+    errors, start = [], threading.Barrier(4, timeout=60)
 
     def check(work):
         try:

@@ -105,7 +105,7 @@ def test_options_reach_the_model(pplx_checkpoint):
 
 def test_threads_load_a_model_once(pplx_checkpoint):
     embeddings = PplxEmbeddings(model=str(pplx_checkpoint), dtype="float32")
-    start, encoders = threading.Barrier(4), []
+    start, encoders = threading.Barrier(4, timeout=60), []
 
     def load():
         start.wait()
