@@ -15,7 +15,13 @@ from pplx_vectorstore.documents import Document, Hit, StoredChunk
 from pplx_vectorstore.engines.calls import BlockingCalls, bound, enter_now, iterate_now
 from pplx_vectorstore.engines.folder_turns import DEFAULT_TURN_TIMEOUT
 from pplx_vectorstore.engines.retrying import DEFAULT_RETRIES, Retries
-from pplx_vectorstore.engines.server import DEFAULT_TIMEOUT, describe, is_emulation, make_client
+from pplx_vectorstore.engines.server import (
+    DEFAULT_TIMEOUT,
+    describe,
+    is_emulation,
+    is_of_another_process,
+    make_client,
+)
 from pplx_vectorstore.errors import InvalidInputError, StoreClosedError, StoreError
 from pplx_vectorstore.operations import manage, search, transfer, write
 from pplx_vectorstore.operations.finding import SearchOptions
@@ -545,7 +551,7 @@ class VectorStore:
         """Let go of the index; a client that was handed over stays open."""
         if not self._closed:
             self._closed = True
-            if self._owns_client:
+            if self._owns_client and not is_of_another_process(self._client):
                 self._client.close()
 
     def __enter__(self) -> VectorStore:

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import select
 import signal
 import threading
 import time
@@ -50,13 +51,24 @@ def run_forked(work, *, seconds=120):
 
 @contextlib.contextmanager
 def beside_a_forked_process():
-    """Have a process within the block that was forked from this one and does nothing."""
-    reading, writing = os.pipe()
-    sleeping = threading.Thread(target=run_forked, args=(lambda: os.close(writing) or os.read(reading, 1) == b"",))
-    sleeping.start()
+    """Have a process within the block that was forked from this one before, and does nothing."""
+    end, ending = os.pipe()
+    beginning, begun = os.pipe()
+    codes = []
+
+    def wait_for_the_end():
+        os.close(ending)
+        os.write(begun, b"1")
+        return os.read(end, 1) == b""
+
+    waiting = threading.Thread(target=lambda: codes.append(run_forked(wait_for_the_end)))
+    waiting.start()
     try:
+        assert select.select([beginning], [], [], 60)[0]
         yield
     finally:
-        os.close(writing)
-        sleeping.join()
-        os.close(reading)
+        os.close(ending)
+        waiting.join()
+        for file in (end, beginning, begun):
+            os.close(file)
+    assert codes == [True]

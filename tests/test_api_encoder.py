@@ -501,10 +501,11 @@ class TestForked:
         assert codes_are_right(["after"])
 
     def test_what_is_closed_stays_closed(self, load):
-        encoder = load(SINGLE, max_retries=0)
+        encoder, here = load(SINGLE, max_retries=0), os.getpid()
         encoder.close()
 
         def ask():
+            assert encoder._is_of_the_other == (os.getpid() != here)
             with pytest.raises(ApiError, match="has been closed"):
                 encoder.encode_queries(["a"])
             return True
@@ -519,6 +520,7 @@ class TestForked:
             return (await encoder.aencode_queries([text]) == expected_codes(SINGLE, [text], 1024)).all()
 
         async def of_its_own():
+            assert encoder._of_loops == {}
             right = [await is_right(text) for text in ("its own", "and more")]
             await encoder.aclose()
             return all(right)

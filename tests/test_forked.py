@@ -15,11 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forking import beside_a_forked_process, run_forked
+from qdrant_client import QdrantClient
 
 from pplx_vectorstore import Document, VectorStore
 from pplx_vectorstore.encoders.query_cache import QueryCache
-from pplx_vectorstore.engines import indexing
+from pplx_vectorstore.engines import calls, indexing
 from pplx_vectorstore.engines.edge import EdgeClient
+from pplx_vectorstore.engines.server import is_of_another_process
 from pplx_vectorstore.errors import StoreClosedError
 from pplx_vectorstore.forked import renew_when_forked
 from pplx_vectorstore.shared_store import SharedStore
@@ -126,6 +128,8 @@ def test_it_does_not_wait_for_threads_that_it_does_not_have(index, encoder):
             store.add([made(f"of a thread {next(numbers) % 5}")])
 
     kept = VectorStore.open(index, encoder=encoder)
+    with kept._client._lock, kept._client._creating:
+        assert run_forked(lambda: kept._client.delete_collection("none") or kept.count() >= 2) == 1
 
     def use():
         kept.add([made("of the other")])
@@ -165,19 +169,25 @@ def test_a_bulk_load_of_the_other_is_none_of_it(index, encoder):
     with VectorStore.open(index, encoder=encoder) as store, contextlib.ExitStack() as loading:
         loading.enter_context(store.bulk_load())
         of_process = store._client._shard("documents")
-        store.add([made("one")])
+        store.add([made("one", 100)])
 
         def end_and_load():
             loading.close()
             assert not of_process._holds
+            assert store._client.coverage("documents").unindexed == 100
             with store.bulk_load():
                 assert len(of_process._holds) == 1
-                store.add([made("two")])
+                store.add([made("two", 100)])
+            assert store._client.coverage("documents").unindexed < 100
             return not of_process._holds
 
         assert run_forked(end_and_load) == 1
         assert len(of_process._holds) == 1
-        assert store.count() == 4
+        store.add([made("three", 100)])
+        assert store._client.coverage("documents").unindexed >= 100
+        loading.close()
+        assert store._client.coverage("documents").unindexed < 100
+        assert store.count() == 300
 
 
 def test_it_does_not_end_what_the_other_pins(index, encoder):
@@ -244,10 +254,23 @@ def test_it_has_connections_of_its_own_to_a_server(server, encoder):
                 assert {chunk.text for chunk in store.chunks({"number": n})} == {f"0 of {n}", f"1 of {n}"}
             return True
 
+        client = store._client
+        of_the_other = client._client
+
+        def connect_and_read():
+            assert is_of_another_process(client)  # until it is used: it may have been forked for something else
+            assert client._client is of_the_other
+            assert read(range(50, 100))
+            assert not is_of_another_process(client)
+            assert client._client is not of_the_other
+            return run_forked(lambda: is_of_another_process(client) and read([3, 4]))
+
         numbers = itertools.cycle(range(50))
         with busy(lambda: read([next(numbers)])):
             for _ in range(2):
-                assert run_forked(lambda: read(range(50, 100))) == 1
+                assert run_forked(connect_and_read) == 1
+        assert client._client is of_the_other
+        assert run_forked(lambda: store.close() is None) == 1
         assert run_forked(lambda: store.add([made("of the other")]).chunks == 2) == 1
         assert store.count() == 202
         store.close()
@@ -258,6 +281,51 @@ def test_it_has_connections_of_its_own_to_a_server(server, encoder):
             return True
 
         assert run_forked(use_what_is_closed) == 1
+
+
+def test_coroutines_that_read_from_a_server(server, encoder):
+    shared = SharedStore(folder=None, url=server.url, client=None, encoder=encoder)
+    shared.store.add([made("one")])
+
+    async def count():
+        try:
+            return await (await shared.reading()).count()
+        finally:
+            await shared.adisconnect()
+
+    assert asyncio.run(count()) == 2
+    with shared._reading._lock:
+        assert run_forked(lambda: asyncio.run(count()) == 2) == 1
+    assert asyncio.run(count()) == 2
+    shared.close()
+
+
+def test_connecting_is_tried_again(server, encoder, monkeypatch):
+    with VectorStore.connect(server.url, encoder=encoder) as store:
+        store.add([made("one")])
+
+        def fail_and_count():
+            with monkeypatch.context() as failing:
+                failing.setattr(QdrantClient, "__init__", lambda *_, **__: (_ for _ in ()).throw(OSError("too many")))
+                for _ in range(2):
+                    with pytest.raises(OSError, match="too many"):
+                        store.count()
+            return store.count() == 2
+
+        assert run_forked(fail_and_count) == 1
+
+
+def test_a_client_in_memory_is_copied(encoder):
+    with VectorStore(QdrantClient(":memory:"), encoder=encoder) as store:
+        store.add([made("one")])
+
+        def add():
+            store.add([made("two")])
+            return store.count() == 4
+
+        with calls._turns.of(store._client):
+            assert run_forked(add) == 1
+        assert store.count() == 2
 
 
 def test_a_bulk_load_into_a_server_goes_on_when_it_ends_it(server, encoder):

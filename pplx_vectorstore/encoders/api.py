@@ -276,7 +276,7 @@ class ApiEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the key, connections and locks."""
-        left_out = ("_blocking", "_of_loops", "_lock", "_usage")
+        left_out = ("_transport", "_is_of_the_other", "_of_loops", "_lock", "_usage")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -287,25 +287,39 @@ class ApiEncoder:
 
     def _connect(self, api_key: str | None) -> None:
         key = _find_key(api_key) if self._served is None else _find_served_key(api_key)
-        self._blocking = _Blocking(_make_client(key, self._options, asynchronous=False), self._options)
+        self._transport = _Blocking(_make_client(key, self._options, asynchronous=False), self._options)
+        self._is_of_the_other = False
         self._of_loops: dict[asyncio.AbstractEventLoop, _Awaiting] = {}
-        renew_when_forked(self, ApiEncoder._connect_anew)
+        renew_when_forked(self, ApiEncoder._disconnect)
 
-    def _connect_anew(self) -> None:
-        """In a forked process: over connections that two use, each would get answers of the other."""
-        leave_to_the_other(self._blocking, self._of_loops)
+    def _disconnect(self) -> None:
+        """In a forked process, connect anew before the next call.
+
+        Over connections that two processes use, each would get answers of the other.
+        """
+        leave_to_the_other((self._transport, self._of_loops))
         self._lock = threading.Lock()
-        self._blocking, self._of_loops = self._blocking.anew(self._options), {}
+        self._of_loops = {}
+        self._is_of_the_other = True
+
+    @property
+    def _blocking(self) -> _Blocking:
+        """The transport of the blocking calls."""
+        with self._lock:
+            if self._is_of_the_other:
+                self._transport = self._transport.anew()
+                self._is_of_the_other = False
+            return self._transport
 
     def _awaiting(self) -> _Awaiting:
         """Return the transport of the running event loop: connections cannot pass from one to another."""
-        loop = asyncio.get_running_loop()
+        loop, key = asyncio.get_running_loop(), self._blocking.client.api_key
         with self._lock:
             # A loop's connections refer to the loop, so that weak references alone would never let go of them.
             for other in [other for other in self._of_loops if other.is_closed()]:
                 del self._of_loops[other]
             if loop not in self._of_loops:
-                client = _make_client(self._blocking.client.api_key, self._options, asynchronous=True)
+                client = _make_client(key, self._options, asynchronous=True)
                 self._of_loops[loop] = _Awaiting(client, self._options)
             return self._of_loops[loop]
 
@@ -560,9 +574,9 @@ class _Blocking:
         self._n_under_way = 0
         self._is_closed = False
 
-    def anew(self, options: ApiOptions) -> _Blocking:
+    def anew(self) -> _Blocking:
         """Return one with connections of its own, closed if this one is."""
-        new = _Blocking(_make_client(self.client.api_key, options, asynchronous=False), options)
+        new = _Blocking(_make_client(self.client.api_key, self._options, asynchronous=False), self._options)
         if self._is_closed:
             new.close()
         return new

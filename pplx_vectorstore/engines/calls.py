@@ -20,10 +20,11 @@ from typing import Any, Protocol, Self, TypeVar, cast
 
 from pplx_vectorstore.coroutines import run_now, run_to_its_end
 from pplx_vectorstore.engines.retrying import GLANCE, Retries, operation, require_wanted
-from pplx_vectorstore.engines.server import is_qdrants
+from pplx_vectorstore.engines.server import connect_if_forked, is_qdrants
 from pplx_vectorstore.engines.turns import Turn, TurnLock
 from pplx_vectorstore.engines.upserts import upsert
 from pplx_vectorstore.errors import StoreError
+from pplx_vectorstore.forked import renew_when_forked
 from pplx_vectorstore.qdrant.conversion import as_clients
 
 T = TypeVar("T")
@@ -80,7 +81,6 @@ class BlockingCalls:
         self.client = client
         self._retries = retries
         self._threads = threads
-        self._turn = contextlib.nullcontext() if threads else _turn_of(client)
 
     @classmethod
     def of(cls, client: Any) -> Self:
@@ -89,7 +89,8 @@ class BlockingCalls:
 
     async def __call__(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call a verb, here and now."""
-        with self._turn:
+        connect_if_forked(self.client)
+        with contextlib.nullcontext() if self._threads else _turns.of(self.client):
             return self._retries.call(verb, _function_of(self.client, verb), arguments, options)
 
     async def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -140,14 +141,25 @@ class BlockingCalls:
             lock.leave(turn)
 
 
-_turns: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-_registering = threading.Lock()
+class _Turns:
+    """The locks that all stores of a client share which stands one thread at a time."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin with locks that nobody has."""
+        self._locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+        self._registering = threading.Lock()
+
+    def of(self, client: Any) -> threading.Lock:
+        """Return that of a client."""
+        with self._registering:
+            return self._locks.setdefault(client, threading.Lock())
 
 
-def _turn_of(client: Any) -> threading.Lock:
-    """Return the lock that all stores of a client share which stands one thread at a time."""
-    with _registering:
-        return _turns.setdefault(client, threading.Lock())
+_turns = _Turns()
+renew_when_forked(_turns, _Turns.begin_anew)
 
 
 class AsyncCalls:

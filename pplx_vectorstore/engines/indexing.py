@@ -20,8 +20,28 @@ from pplx_vectorstore.errors import StoreClosedError, StoreError
 # Held while a program is started, and while this process is forked: the other one would keep ends of its pipes open, so
 # that the program, and who reads what it says, would wait for that process to end.
 _starting = threading.Lock()
+_forking = threading.local()
+# Seconds. It takes milliseconds; where it hangs, as on a file system that is gone, the process is forked all the same.
+_LONGEST_START = 5.0
+
+
+def _before_fork() -> None:
+    _forking.is_alone = False
+    _forking.is_alone = _starting.acquire(timeout=_LONGEST_START)
+
+
+def _after_fork() -> None:
+    if _forking.is_alone:
+        _starting.release()
+
+
+def _after_fork_in_child() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class Logged(NamedTuple):

@@ -8,7 +8,9 @@ import math
 import os
 import re
 import sys
+import threading
 import warnings
+import weakref
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -88,17 +90,43 @@ def make_client(
                 return AsyncQdrantClient(**options)
             client = QdrantClient(**options)
             if not over_grpc:  # which a forked process cannot use at all once the other has
-                renew_when_forked(client, functools.partial(_connect_anew, options=options))
+                renew_when_forked(client, functools.partial(_disconnect, options=options))
             return client
     raise _unusable(url)
 
 
-def _connect_anew(client: Any, options: dict[str, Any]) -> None:
-    """In a forked process: over connections that two use, each would get answers of the other."""
-    leave_to_the_other(dict(vars(client)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were told of before
-        client.__init__(**options)
+_of_the_other: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_connecting = threading.Lock()
+
+
+def _disconnect(client: Any, options: dict[str, Any]) -> None:
+    """In a forked process, note that a client is to connect anew before it is used."""
+    global _connecting
+    _connecting = threading.Lock()
+    _of_the_other[client] = options
+
+
+def connect_if_forked(client: Any) -> None:
+    """Have a client connect anew that was made by `make_client` before this process was forked.
+
+    Over connections that two processes use, each would get answers of the other.
+    """
+    if not is_of_another_process(client):
+        return
+    with _connecting:
+        options = _of_the_other.get(client)
+        if options is None:
+            return
+        leave_to_the_other(dict(vars(client)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were told of before
+            client.__init__(**options)
+        del _of_the_other[client]
+
+
+def is_of_another_process(client: Any) -> bool:
+    """Tell whether a client has the connections of the process that this one was forked from, still."""
+    return bool(_of_the_other) and client in _of_the_other
 
 
 def _port_and_path(url: str) -> tuple[int | None, str]:

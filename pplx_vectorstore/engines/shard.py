@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -30,6 +29,7 @@ from pplx_vectorstore.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
+from pplx_vectorstore.forked import leave_to_the_other
 
 INDEXING_THRESHOLD_KB = 1
 """The engine leaves a segment without an index below this size (its smallest setting; 0 means never)."""
@@ -801,8 +801,7 @@ class Shard:
         What threads of that process had open besides is to be closed after this, since it has locks.
         """
         if self._engine is not None:
-            # It has threads, which are not here, and files, which are the other's: it must never be closed.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
+            leave_to_the_other(self._engine)  # it has threads, which are not here, and files of the other
         indexing, copy = self._indexing, self._private_copy
         self._become_unopened()
         if indexing is not None:
@@ -900,9 +899,12 @@ def _forget_all() -> None:
     shards = list(_all)
     with contextlib.ExitStack() as stack:  # whatever fails, all are forgotten, and all files closed
         # Not before all have closed what they know of: those of one folder would find their files closed by another.
-        stack.callback(shard_files.close_inherited, {folder for shard in shards for folder in shard.folders()})
+        folders: set[Path] = set()
+        stack.callback(shard_files.close_inherited, folders)
         for shard in shards:
             stack.callback(shard.forget)
+        for shard in shards:
+            folders.update(shard.folders())
 
 
 @atexit.register

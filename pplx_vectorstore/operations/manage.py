@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -131,13 +132,15 @@ async def bulk_load(session: Session) -> AsyncIterator[Callable[[], Coroutine[An
     What is yielded tells others that the load goes on, as each write of this process does.
     """
     failure: BaseException | None = None
+    begun_by = os.getpid()
     try:
         async with session.points.indexing_held_back():
             try:
                 yield session.points.renew_hold
             except BaseException as error:  # noqa: BLE001 - raised below, whatever the end of the hold brings
                 failure = error
-        if failure is None or isinstance(failure, Exception):
+        is_ours = begun_by == os.getpid()  # else a forked process leaves the block, while the other loads on
+        if is_ours and (failure is None or isinstance(failure, Exception)):
             with contextlib.suppress(LoadGoesOnError):  # which waits for the index of all
                 await optimize(session)
     except PplxVectorStoreError as another:
